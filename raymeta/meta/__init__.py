@@ -1,0 +1,1 @@
+"""Meta-learning algorithms as pure functions of parameters and episodes."""

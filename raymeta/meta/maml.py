@@ -1,0 +1,243 @@
+"""Model-agnostic meta-learning (Finn et al. 2017) for task-batched networks.
+
+    φ_0 = θ,   φ_{s+1} = φ_s - α_s ∘ clip(∇_φ L_support(φ_s)),   meta-loss = L_query(φ_S)
+
+First order drops the derivative of the inner gradient (FOMAML); ANIL (Raghu et al. 2020) adapts
+the head alone; learned rates α are meta-parameters beside θ (Li et al. 2017; Antoniou et al. 2019).
+
+Shape legend: E episodes, N examples, O outputs, S adaptation steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymeta.models import NetworkSpec, Params, dropout_masks, expand_params, forward, is_head
+from raymeta.tasks.episodes import Episodes, Examples
+
+RATE_PREFIX = "log_inner_lr."
+
+Kind = Literal["classification", "regression"]
+# (params with episode axis, examples) -> outputs [E, N, O]
+Network = Callable[[Mapping[str, Tensor], Examples], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maml:
+    """The settings of the inner loop.
+
+    `inner_lr` is the fixed rate, or the start of the learned ones (`learn_inner_lr`: one rate per
+    parameter tensor and step, kept positive as a logarithm).  `inner_clip` bounds the norm of each
+    episode's inner gradient over all adapted parameters; None leaves it.
+    """
+
+    adaptation_steps: int = 5
+    inner_lr: float = 0.1
+    learn_inner_lr: bool = False
+    first_order: bool = False
+    adapt: Literal["all", "head"] = "all"
+    inner_clip: float | None = None
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop changes parameter `name`."""
+        return self.adapt == "all" or is_head(name)
+
+
+def init_meta_params(maml: Maml, params: Mapping[str, Tensor]) -> Params:
+    """θ and, where they are learned, the logarithms `[S]` of the inner rates."""
+    meta_params = dict(params)
+    if maml.learn_inner_lr:
+        for name, value in params.items():
+            if maml.adapts(name):
+                start = torch.full((maml.adaptation_steps,), maml.inner_lr)
+                meta_params[RATE_PREFIX + name] = start.log().to(value)
+    return meta_params
+
+
+def network_params(meta_params: Mapping[str, Tensor]) -> Params:
+    """θ alone, without learned rates."""
+    return {k: v for k, v in meta_params.items() if not k.startswith(RATE_PREFIX)}
+
+
+def inner_rate(
+    maml: Maml, meta_params: Mapping[str, Tensor], name: str, step: int
+) -> Tensor | float:
+    """α of parameter `name` at `step`, `[E]` where learned; steps never trained repeat the last."""
+    if not maml.learn_inner_lr:
+        return maml.inner_lr
+    log_rates = meta_params[RATE_PREFIX + name]
+    return log_rates[:, min(step, log_rates.shape[1] - 1)].exp()
+
+
+def episode_losses(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:
+    """The mean loss of each episode, `[E]`: cross-entropy, or squared error over all dimensions."""
+    if kind == "classification":
+        loss = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+        return loss.view(targets.shape).mean(dim=1)
+    return (outputs - targets).square().mean(dim=(1, 2))
+
+
+def bind_network(
+    spec: NetworkSpec, meta_params: Mapping[str, Tensor], seeds: Tensor | None
+) -> Network:
+    """The network as a function; `seeds` `[E]` switch dropout on, one mask set an episode."""
+    masks = None
+    if seeds is not None and spec.dropout > 0:
+        masks = dropout_masks(spec, seeds, meta_params)
+
+    def network(params: Mapping[str, Tensor], examples: Examples) -> Tensor:
+        return forward(spec, params, examples.x, examples.lengths, masks)
+
+    return network
+
+
+def adaptation_path(
+    maml: Maml,
+    network: Network,
+    kind: Kind,
+    meta_params: Mapping[str, Tensor],
+    support: Examples,
+    *,
+    num_steps: int,
+    differentiable: bool,
+) -> list[Params]:
+    """The adapted parameters φ_0 … φ_S (with episode axis) of every episode.
+
+    Args:
+        maml: settings of the inner loop.
+        network: parameters and examples to outputs.
+        kind: of the loss.
+        meta_params: θ and learned rates, each with an episode axis (`expand_params`).
+        support: what the episodes adapt to.
+        num_steps: S.
+        differentiable: whether φ is to be differentiated with respect to `meta_params`; without,
+            each step's graph is freed at once.
+    """
+    second_order = differentiable and not maml.first_order
+    params = network_params(meta_params)
+    path = [params]
+    for step in range(num_steps):
+        adapted = {k: v for k, v in params.items() if maml.adapts(k)}
+        if not differentiable:
+            adapted = {k: v.detach().requires_grad_() for k, v in adapted.items()}
+        with torch.enable_grad():
+            losses = episode_losses(network({**params, **adapted}, support), support.y, kind)
+            # Episodes share no parameter copy, so the sum's gradient is every episode's own.
+            grads = torch.autograd.grad(
+                losses.sum(), list(adapted.values()), create_graph=second_order
+            )
+        if maml.inner_clip is not None:
+            grads = clip_per_episode(grads, maml.inner_clip)
+        updated = {}
+        for (name, value), grad in zip(adapted.items(), grads, strict=True):
+            rate = inner_rate(maml, meta_params, name, step)
+            if isinstance(rate, Tensor):
+                rate = rate.view(-1, *[1] * (grad.dim() - 1))
+            updated[name] = value - rate * grad
+        if not differentiable:
+            updated = {k: v.detach() for k, v in updated.items()}
+        params = {**params, **updated}
+        path.append(params)
+    return path
+
+
+def clip_per_episode(grads: tuple[Tensor, ...], max_norm: float) -> tuple[Tensor, ...]:
+    """Scales each episode's gradient, all tensors `[E, ...]` together, to `max_norm` at most."""
+    squared = torch.stack([g.flatten(1).square().sum(dim=1) for g in grads]).sum(dim=0)
+    # The floor keeps the derivative of the root finite where a gradient vanishes.
+    norm = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+    scale = (max_norm / norm).clamp_max(1.0)
+    return tuple(g * scale.view(-1, *[1] * (g.dim() - 1)) for g in grads)
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """Sums over the episodes of a shard, so that shards of any size add up to the whole.
+
+    `grads` has the names of the meta-parameters, without episode axis; all are float64.
+    """
+
+    grads: Params
+    loss: Tensor
+    score: Tensor
+    num_episodes: int
+
+
+def meta_gradient(
+    maml: Maml,
+    spec: NetworkSpec,
+    kind: Kind,
+    meta_params: Mapping[str, Tensor],
+    episodes: Episodes,
+) -> MetaGradient:
+    """The gradient of Σ_episodes L_query(φ_S) with respect to the meta-parameters, dropout on.
+
+    It is taken for each episode by itself and added up in float64: the sum of float32 shards then
+    hardly depends on how the episodes were dealt out.
+    """
+    leaves = {
+        name: value.clone().requires_grad_()
+        for name, value in expand_params(meta_params, len(episodes)).items()
+    }
+    network = bind_network(spec, leaves, episodes.seeds)
+    path = adaptation_path(
+        maml,
+        network,
+        kind,
+        leaves,
+        episodes.support,
+        num_steps=maml.adaptation_steps,
+        differentiable=True,
+    )
+    outputs = network(path[-1], episodes.query)
+    losses = episode_losses(outputs, episodes.query.y, kind)
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    with torch.no_grad():
+        scores = episode_scores(outputs, episodes.query.y, kind)
+    return MetaGradient(
+        grads={k: g.sum(dim=0, dtype=torch.float64) for k, g in zip(leaves, grads, strict=True)},
+        loss=losses.detach().sum(dtype=torch.float64),
+        score=scores.sum(dtype=torch.float64),
+        num_episodes=len(episodes),
+    )
+
+
+def episode_scores(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:
+    """What an episode is judged by, `[E]`: the share of right answers, or the squared error."""
+    if kind == "regression":
+        return episode_losses(outputs, targets, kind)
+    return (outputs.argmax(dim=-1) == targets).to(outputs.dtype).mean(dim=1)
+
+
+def adaptation_scores(
+    maml: Maml,
+    spec: NetworkSpec,
+    kind: Kind,
+    meta_params: Mapping[str, Tensor],
+    episodes: Episodes,
+    num_steps: int,
+) -> Tensor:
+    """Query scores of every episode after 0 … S adaptation steps, `[E, S + 1]`, dropout off."""
+    expanded = expand_params({k: v.detach() for k, v in meta_params.items()}, len(episodes))
+    network = bind_network(spec, expanded, None)
+    path = adaptation_path(
+        maml,
+        network,
+        kind,
+        expanded,
+        episodes.support,
+        num_steps=num_steps,
+        differentiable=False,
+    )
+    with torch.no_grad():
+        scores = [
+            episode_scores(network(params, episodes.query), episodes.query.y, kind)
+            for params in path
+        ]
+    return torch.stack(scores, dim=1)

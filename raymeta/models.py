@@ -1,0 +1,307 @@
+"""Recurrent networks whose every parameter carries a leading episode axis, differentiable twice.
+
+cuDNN's fused RNNs have no second derivative and `torch.func.vmap` has no rule for them, so the cells
+are written out in differentiable primitives.  One batched product serves all episodes; the only
+Python loop is over time.
+
+Shape legend: E episodes, N examples, T time steps, D features, H hidden units, G gates, O outputs.
+Parameters are a flat `dict[str, Tensor]`; the recurrent ones keep the names and layout of
+`torch.nn.RNN/GRU/LSTM` behind the prefix `rnn.`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Cell = Literal["rnn", "gru", "lstm"]
+Pooling = Literal["last", "mean", "attention"]
+
+NUM_GATES: dict[Cell, int] = {"rnn": 1, "gru": 3, "lstm": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """The architecture of a recurrent network: input → layers → pooling over time → linear head.
+
+    Exactly one of `num_features` (real-valued input `[E, N, T, D]`) and `vocabulary_size` (token
+    ids `[E, N, T]` through a learned embedding of `embedding_size`) is set.  `dropout` is the
+    probability with which a unit of a layer's output (and of the embedding) is dropped for a whole
+    sequence (Gal and Ghahramani 2016).
+    """
+
+    num_outputs: int
+    cell: Cell = "gru"
+    num_features: int | None = None
+    vocabulary_size: int | None = None
+    embedding_size: int = 0
+    hidden_size: int = 64
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    pooling: Pooling = "last"
+
+    @property
+    def input_size(self) -> int:
+        """Features per time step that the first layer sees."""
+        return self.embedding_size if self.num_features is None else self.num_features
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The directions of a layer, as torch's parameter names spell them."""
+        return ("", "_reverse") if self.bidirectional else ("",)
+
+    @property
+    def output_size(self) -> int:
+        """Features per time step that the last layer gives."""
+        return self.hidden_size * len(self.suffixes)
+
+
+def is_head(name: str) -> bool:
+    """Whether parameter `name` belongs to the linear head: what ANIL adapts."""
+    return name.startswith("head.")
+
+
+def init_params(
+    spec: NetworkSpec, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Params:
+    """Fresh parameters, without an episode axis.
+
+    Input weights are Glorot-uniform, recurrent ones orthogonal per gate, biases zero; an LSTM's
+    forget gate starts at 1 (Jozefowicz et al. 2015), against gradients that vanish.
+    """
+
+    def glorot(rows: int, columns: int) -> Tensor:
+        bound = math.sqrt(6.0 / (rows + columns))
+        uniform = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+        return (2 * uniform - 1) * bound
+
+    def orthogonal(size: int) -> Tensor:
+        normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
+        q, r = torch.linalg.qr(normal)
+        return q * r.diagonal().sign()
+
+    gates, hidden = NUM_GATES[spec.cell], spec.hidden_size
+    params: Params = {}
+    if spec.vocabulary_size is not None:
+        shape = (spec.vocabulary_size, spec.embedding_size)
+        params["embedding.weight"] = torch.randn(shape, generator=generator, dtype=torch.float64)
+        params["embedding.weight"] *= 0.1
+    size = spec.input_size
+    for layer in range(spec.num_layers):
+        for suffix in spec.suffixes:
+            end = f"l{layer}{suffix}"
+            w_ih = [glorot(hidden, size) for _ in range(gates)]
+            w_hh = [orthogonal(hidden) for _ in range(gates)]
+            params[f"rnn.weight_ih_{end}"] = torch.cat(w_ih)
+            params[f"rnn.weight_hh_{end}"] = torch.cat(w_hh)
+            params[f"rnn.bias_ih_{end}"] = torch.zeros(gates * hidden, dtype=torch.float64)
+            params[f"rnn.bias_hh_{end}"] = torch.zeros(gates * hidden, dtype=torch.float64)
+            if spec.cell == "lstm":
+                params[f"rnn.bias_ih_{end}"][hidden : 2 * hidden] = 1.0
+        size = spec.output_size
+    if spec.pooling == "attention":
+        params["attention.weight"] = glorot(1, spec.output_size)
+    params["head.weight"] = glorot(spec.num_outputs, spec.output_size)
+    params["head.bias"] = torch.zeros(spec.num_outputs, dtype=torch.float64)
+    return {name: value.to(dtype) for name, value in params.items()}
+
+
+def expand_params(params: Mapping[str, Tensor], num_episodes: int) -> Params:
+    """Gives every parameter a leading episode axis `E`, without copying."""
+    return {k: v.unsqueeze(0).expand(num_episodes, *v.shape) for k, v in params.items()}
+
+
+def dropout_masks(spec: NetworkSpec, seeds: Tensor, params: Mapping[str, Tensor]) -> list[Tensor]:
+    """Scaled keep masks of an episode, one `[E, 1, 1, F]` for each place dropout acts on.
+
+    One mask serves all examples and time steps of an episode, support and query alike, so that an
+    episode adapts and is judged as one thinned network.  A mask depends on its episode's seed only.
+    """
+    sizes = [spec.embedding_size] if spec.vocabulary_size is not None else []
+    sizes += [spec.output_size] * spec.num_layers
+    total = sum(sizes)
+    rows = []
+    for seed in seeds.tolist():
+        uniform = torch.rand(total, generator=torch.Generator().manual_seed(seed))
+        rows.append((uniform >= spec.dropout).float() / (1.0 - spec.dropout))
+    reference = params["head.weight"]
+    masks = torch.stack(rows).to(reference)[:, None, None, :]
+    return list(masks.split(sizes, dim=-1))
+
+
+def forward(
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    lengths: Tensor | None = None,
+    masks: list[Tensor] | None = None,
+) -> Tensor:
+    """Outputs `[E, N, O]` of E networks, each on its own N examples.
+
+    Args:
+        spec: the architecture.
+        params: as `init_params` names them, each with a leading episode axis.
+        x: float `[E, N, T, D]`, or int64 token ids `[E, N, T]`.
+        lengths: valid steps of each example, int64 `[E, N]`; what lies beyond them changes neither
+            outputs nor gradients.
+        masks: of `dropout_masks`; None for no dropout.
+    """
+    sequence, valid = recurrent_features(spec, params, x, lengths, masks)
+    pooled = _pool(spec, params, sequence, valid)
+    return torch.baddbmm(
+        params["head.bias"].unsqueeze(1), pooled, params["head.weight"].transpose(1, 2)
+    )
+
+
+def recurrent_features(
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    lengths: Tensor | None,
+    masks: list[Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The last layer's states `[E, T, N, F]` and the valid steps `[E, T, N, 1]` (None: all)."""
+    pending = list(masks or [])
+    if spec.vocabulary_size is not None:
+        x = _embed(params["embedding.weight"], x)
+        if pending:
+            x = x * pending.pop(0)
+    sequence = x.transpose(1, 2)  # time before examples: each step is then one contiguous slice
+    valid = None
+    if lengths is not None:
+        steps = torch.arange(sequence.shape[1], device=sequence.device)
+        valid = (steps[None, :, None] < lengths[:, None, :]).unsqueeze(-1)
+        # Padding may hold anything, NaN included; 0 × NaN would reach the gradient.
+        sequence = sequence.masked_fill(~valid, 0.0)
+    for layer in range(spec.num_layers):
+        sequence = _layer(spec, params, sequence, valid, layer)
+        if pending:
+            sequence = sequence * pending.pop(0)
+    return sequence, valid
+
+
+def _embed(weight: Tensor, tokens: Tensor) -> Tensor:
+    """Rows `[E, N, T, F]` of each episode's own table `[E, V, F]`."""
+    episodes, vocabulary, size = weight.shape
+    offset = torch.arange(episodes, device=tokens.device)[:, None, None] * vocabulary
+    flat = weight.reshape(episodes * vocabulary, size)
+    return flat.index_select(0, (tokens + offset).flatten()).view(*tokens.shape, size)
+
+
+def _layer(
+    spec: NetworkSpec,
+    params: Mapping[str, Tensor],
+    sequence: Tensor,
+    valid: Tensor | None,
+    layer: int,
+) -> Tensor:
+    """States `[E, T, N, F]` of one layer; padded steps repeat the state before them.
+
+    Both directions run in one loop, the second behind the first on the episode axis and its time
+    turned round: half the small operations of two loops.
+    """
+    episodes, steps, examples, size = sequence.shape
+    flat = sequence.reshape(episodes, steps * examples, size)
+
+    def weights(name: str) -> list[Tensor]:
+        return [params[f"rnn.{name}_l{layer}{suffix}"] for suffix in spec.suffixes]
+
+    w_hh, b_hh = torch.cat(weights("weight_hh")), torch.cat(weights("bias_hh"))
+    projected = []
+    for direction, (w_ih, b_ih) in enumerate(
+        zip(weights("weight_ih"), weights("bias_ih"), strict=True)
+    ):
+        # A GRU needs its recurrent bias inside the reset gate; elsewhere the biases only add up.
+        bias = b_ih if spec.cell == "gru" else b_ih + weights("bias_hh")[direction]
+        # The input's part of the gates for all time steps in one product, out of the loop.
+        gates = torch.baddbmm(bias.unsqueeze(1), flat, w_ih.transpose(1, 2))
+        gates = gates.view(episodes, steps, examples, -1)
+        projected.append(gates.flip(1) if direction else gates)
+    kept: tuple[Tensor, ...] | None = None
+    if valid is not None:
+        kept = torch.cat([valid, valid.flip(1)][: len(projected)]).unbind(1)
+    states = _recurrence(spec.cell, torch.cat(projected).unbind(1), w_hh.transpose(1, 2), b_hh, kept)
+    if not spec.bidirectional:
+        return states
+    return torch.cat([states[:episodes], states[episodes:].flip(1)], dim=-1)
+
+
+def _recurrence(
+    cell: Cell,
+    inputs: Sequence[Tensor],
+    w_hh: Tensor,
+    b_hh: Tensor,
+    kept: Sequence[Tensor] | None,
+) -> Tensor:
+    """States `[E, T, N, H]` from T projected inputs `[E, N, G * H]` and `w_hh` `[E, H, G * H]`."""
+    episodes, examples, _ = inputs[0].shape
+    state = cell_state = inputs[0].new_zeros(episodes, examples, w_hh.shape[1])
+    bias = b_hh.unsqueeze(1)
+    states = []
+    for t, projected in enumerate(inputs):
+        new_cell_state = cell_state
+        match cell:
+            case "rnn":
+                new = torch.tanh(torch.baddbmm(projected, state, w_hh))
+            case "gru":
+                new = _gru_step(projected, torch.baddbmm(bias, state, w_hh), state)
+            case "lstm":
+                new, new_cell_state = _lstm_step(torch.baddbmm(projected, state, w_hh), cell_state)
+        if kept is None:
+            state, cell_state = new, new_cell_state
+        else:
+            state = torch.where(kept[t], new, state)
+            cell_state = torch.where(kept[t], new_cell_state, cell_state)
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def _gru_step(inputs: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
+    """Cho et al. 2014 in torch's form: h' = n + z (h - n), n = tanh(x_n + r h_n)."""
+    size = state.shape[-1]
+    reset_update = torch.sigmoid(inputs[..., : 2 * size] + hidden[..., : 2 * size])
+    reset, update = reset_update.chunk(2, dim=-1)
+    candidate = torch.tanh(torch.addcmul(inputs[..., 2 * size :], reset, hidden[..., 2 * size :]))
+    return torch.lerp(candidate, state, update)
+
+
+def _lstm_step(gates: Tensor, cell_state: Tensor) -> tuple[Tensor, Tensor]:
+    """Hochreiter and Schmidhuber 1997 with forget gate; gates in torch's order i, f, g, o."""
+    size = cell_state.shape[-1]
+    input_forget = torch.sigmoid(gates[..., : 2 * size])
+    input_gate, forget_gate = input_forget.chunk(2, dim=-1)
+    candidate = torch.tanh(gates[..., 2 * size : 3 * size])
+    output_gate = torch.sigmoid(gates[..., 3 * size :])
+    new_cell_state = forget_gate * cell_state + input_gate * candidate
+    return output_gate * torch.tanh(new_cell_state), new_cell_state
+
+
+def _pool(
+    spec: NetworkSpec, params: Mapping[str, Tensor], sequence: Tensor, valid: Tensor | None
+) -> Tensor:
+    """One vector an example, `[E, N, F]`, from the states `[E, T, N, F]`."""
+    match spec.pooling:
+        case "last":
+            # A padded step repeats the state before it, so the last slice is the last valid state;
+            # the backward direction has read the whole sequence at its first step.
+            if not spec.bidirectional:
+                return sequence[:, -1]
+            forward_states, backward_states = sequence.chunk(2, dim=-1)
+            return torch.cat([forward_states[:, -1], backward_states[:, 0]], dim=-1)
+        case "mean":
+            if valid is None:
+                return sequence.mean(dim=1)
+            kept = valid.to(sequence.dtype)
+            return (sequence * kept).sum(dim=1) / kept.sum(dim=1)
+        case "attention":
+            score = torch.einsum("etnf,ef->etn", sequence, params["attention.weight"][:, 0])
+            if valid is not None:
+                score = score.masked_fill(~valid.squeeze(-1), -torch.inf)
+            return torch.einsum("etn,etnf->enf", score.softmax(dim=1), sequence)

@@ -1,0 +1,146 @@
+"""The run folder: where everything about a run is kept, and how it is found again.
+
+    RUN/experiment.yaml     the experiment as it ran, defaults and overrides included
+    RUN/tune/               Ray Tune's own state: trials, their results and checkpoints
+    RUN/trials.json         the table of trials
+    RUN/best.yaml           the experiment with the best trial's values in it
+    RUN/models/*.safetensors  the tuned network and the trained controls
+    RUN/results.json        the meta-test with its controls
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from raymeta.errors import RunError
+from raymeta.experiment import Experiment, load_experiment
+
+DEFAULT_ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, experiment: Experiment) -> Run:
+        """Makes `root/NAME-DATE-TIME` and keeps the experiment in it.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        stem = f"{experiment.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        for number in range(1, 1000):
+            path = root.resolve() / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if root.exists() and not root.is_dir():
+                    raise RunError(
+                        f"{root}: is a file; name a folder with --runs-dir"
+                    ) from None
+                continue
+            except OSError as error:
+                raise RunError(
+                    f"{path}: the run folder cannot be made: {error.strerror}; name a writable one "
+                    "with --runs-dir"
+                ) from error
+            run = cls(path)
+            write_file(run.experiment_file, experiment.to_yaml().encode())
+            return run
+        raise RunError(f"{root}: too many runs called {stem}")
+
+    @classmethod
+    def open(cls, name: str, root: Path) -> Run:
+        """The run at a path, or of a name under `root`.
+
+        Raises:
+            RunError: there is none.
+        """
+        for path in (Path(name), root / name):
+            if (path / "experiment.yaml").is_file():
+                return cls(path.resolve())
+        known = ", ".join(run.path.name for run in list_runs(root)[-5:]) or "none"
+        raise RunError(f"{name}: no run folder of that name or path; under {root} there are: {known}")
+
+    @property
+    def experiment_file(self) -> Path:
+        """The experiment as it ran."""
+        return self.path / "experiment.yaml"
+
+    @property
+    def tune_dir(self) -> Path:
+        """Ray Tune's own state."""
+        return self.path / "tune"
+
+    def experiment(self) -> Experiment:
+        """The experiment as it ran."""
+        return load_experiment(str(self.experiment_file))
+
+    def best_experiment(self) -> Experiment:
+        """The experiment with the best trial's values in it.
+
+        Raises:
+            RunError: the search has not come to its end.
+        """
+        path = self.path / "best.yaml"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path}: has no best trial yet; go on with "
+                f"`raymeta tune {self.experiment().name} --resume {self.path.name}`"
+            )
+        return load_experiment(str(path))
+
+    def model_file(self, name: str) -> Path:
+        """Where a network is kept: `tuned`, `default` or `joint`."""
+        return self.path / "models" / f"{name}.safetensors"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes `RUN/name`, complete or not at all."""
+        write_file(self.path / name, json.dumps(content, indent=1).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Reads `RUN/name`; None where there is none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def status(self) -> str:
+        """`done`, or how far it came."""
+        if (self.path / "results.json").is_file():
+            return "done"
+        return "searched" if (self.path / "best.yaml").is_file() else "unfinished"
+
+
+def list_runs(root: Path) -> list[Run]:
+    """All runs under `root`, the oldest first."""
+    if not root.is_dir():
+        return []
+    found = [path.parent for path in root.glob("*/experiment.yaml")]
+    return [Run(path) for path in sorted(found, key=lambda p: (p.stat().st_mtime, p.name))]
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it: complete or not at all.
+
+    Raises:
+        RunError: it cannot be written (disk full, folder gone or read-only).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}; nothing was lost") from error

@@ -1,0 +1,8 @@
+"""Bayesian search: Ax/BoTorch as a Ray Tune searcher, and the Tuner that runs raymeta's trials."""
+
+from __future__ import annotations
+
+from raymeta.search.searcher import AxSearcher
+from raymeta.search.space import Parameter, search_space
+
+__all__ = ["AxSearcher", "Parameter", "search_space"]

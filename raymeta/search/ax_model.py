@@ -1,0 +1,136 @@
+"""The Ax side of the search.  This module alone imports Ax; it runs in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from ax.api.client import Client
+from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+from ax.exceptions.core import SearchSpaceExhausted
+from ax.exceptions.generation_strategy import GenerationStrategyCompleted
+from ax.utils.common.logger import set_ax_logger_levels
+
+from raymeta.search.records import Source, Status, TrialRecord
+from raymeta.search.space import Parameter, Point
+
+class AxModel:
+    """An Ax experiment and its generation strategy: Sobol points, then Bayesian optimisation.
+
+    Ax's default model is a Gaussian process with the reported noise, and its acquisition function
+    log expected improvement, noisy where the observations are (Ament et al. 2023).
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        metric: str,
+        mode: Literal["min", "max"],
+        num_sobol: int,
+        seed: int,
+        history: Sequence[TrialRecord] = (),
+    ) -> None:
+        set_ax_logger_levels(logging.WARNING)
+        # On busy cores a second thread makes a fit many times slower, not faster.
+        torch.set_num_threads(1)
+        self._metric = metric
+        self._client = Client(random_seed=seed)
+        self._client.configure_experiment([_ax_parameter(p) for p in parameters])
+        self._client.configure_optimization(metric if mode == "max" else f"-{metric}")
+        self._client.configure_generation_strategy(
+            initialization_budget=num_sobol,
+            # A search that goes on after a restart needs Sobol points it has not seen.
+            initialization_random_seed=seed + len(history),
+            initialize_with_center=False,
+            use_existing_trials_for_initialization=True,
+            allow_exceeding_initialization_budget=True,
+        )
+        for record in history:
+            index = self.attach(record.point)
+            for step, mean, sem in record.curve:
+                self.report(index, step, mean, sem)
+            if record.status != "running":
+                self.finish(index, record.status)
+
+    def propose(self) -> tuple[int, Point, Source] | None:
+        """A new candidate given all that is known and running: (index, point, source).
+
+        None when every point of a discrete space has been tried.
+        """
+        try:
+            candidates = self._client.get_next_trials(max_trials=1)
+        except (SearchSpaceExhausted, GenerationStrategyCompleted):
+            return None
+        ((index, point),) = candidates.items()
+        run = self._client._experiment.trials[index].generator_runs[0]
+        source: Source = "sobol" if run._generation_node_name == "Sobol" else "bo"
+        return index, {name: _plain(value) for name, value in point.items()}, source
+
+    def attach(self, point: Point) -> int:
+        """Takes up a point from outside; its index."""
+        return self._client.attach_trial(point)
+
+    def report(self, index: int, step: int, mean: float, sem: float | None) -> None:
+        """An observation of a running trial; what is not finite must be kept from here."""
+        if not math.isfinite(mean):
+            raise ValueError(f"an observation must be finite, but got {mean}")
+        # A missing or broken standard error lets Ax infer the noise.
+        known = sem is not None and math.isfinite(sem)
+        self._client.attach_data(
+            index, {self._metric: (mean, sem) if known else mean}, progression=step
+        )
+
+    def finish(self, index: int, status: Status) -> None:
+        """Ends a trial as what it was."""
+        match status:
+            case "completed":
+                # The data are attached already: this only changes the status.
+                self._client.complete_trial(index)
+            case "early_stopped":
+                self._client.mark_trial_early_stopped(index)
+            case "failed":
+                self._client.mark_trial_failed(index)
+            case "abandoned":
+                self._client.mark_trial_abandoned(index)
+            case "running":
+                raise ValueError("a trial cannot finish as running")
+
+    def statuses(self) -> dict[int, str]:
+        """Ax's own word on every trial, lower case, by index."""
+        trials = self._client._experiment.trials
+        return {index: trial.status.name.lower() for index, trial in trials.items()}
+
+
+def _ax_parameter(parameter: Parameter) -> RangeParameterConfig | ChoiceParameterConfig:
+    if parameter.choices is not None:
+        kind = _type_name(parameter.choices[0])
+        return ChoiceParameterConfig(
+            name=parameter.name,
+            values=list(parameter.choices),  # type: ignore[arg-type]  (one type, checked on loading)
+            parameter_type=kind,
+            is_ordered=kind in ("int", "float"),
+        )
+    assert parameter.low is not None and parameter.high is not None  # noqa: PT018
+    return RangeParameterConfig(
+        name=parameter.name,
+        bounds=(parameter.low, parameter.high),
+        parameter_type="int" if parameter.integer else "float",
+        step_size=parameter.step,
+        scaling="log" if parameter.log else "linear",
+    )
+
+
+def _type_name(value: object) -> Literal["bool", "int", "float", "str"]:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int"
+    return "float" if isinstance(value, float) else "str"
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's own, which YAML and JSON can hold."""
+    return value.item() if hasattr(value, "item") else value

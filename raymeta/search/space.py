@@ -1,0 +1,64 @@
+"""The search space: from the `search.space` section of an experiment to typed parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raymeta.experiment import Experiment, Scalar, is_integer_key
+
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One dimension: a range of numbers (`low`, `high`) or a list of `choices`.
+
+    `integer` ranges hold whole numbers; `log` searches a range on a logarithmic scale; `step` keeps
+    to low, low + step, …  Numeric choices are ordered, others are not.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    integer: bool = False
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Scalar, ...] | None = None
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` lies within the range or is one of the choices."""
+        if self.choices is not None:
+            return value in self.choices
+        assert self.low is not None and self.high is not None  # noqa: PT018  (range by construction)
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
+
+
+def search_space(experiment: Experiment) -> list[Parameter]:
+    """The parameters of `search.space`, in file order."""
+    parameters = []
+    for name, dimension in experiment.search.space.items():
+        integer = is_integer_key(experiment, name)
+        choices = tuple(dimension.choices) if dimension.choices is not None else None
+        parameters.append(
+            Parameter(
+                name=name,
+                low=dimension.low,
+                high=dimension.high,
+                integer=integer,
+                log=dimension.log,
+                step=dimension.step,
+                choices=choices,
+            )
+        )
+    return parameters
+
+
+def file_point(experiment: Experiment, parameters: list[Parameter]) -> Point | None:
+    """The point of the space that the experiment file itself names, or None if it lies outside."""
+    point = {p.name: experiment.value(p.name) for p in parameters}
+    return point if all(p.contains(point[p.name]) for p in parameters) else None

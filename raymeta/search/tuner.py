@@ -1,0 +1,235 @@
+"""Runs a search: assembles searcher, scheduler and trials into a Ray Tuner, and resumes one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from raymeta.errors import ResourceError, SearchError
+from raymeta.experiment import Experiment, Resources
+from raymeta.runs import Run
+from raymeta.search.records import TrialRecord
+from raymeta.search.searcher import AxSearcher, saved_records
+from raymeta.search.space import file_point, search_space
+from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
+from raymeta.training import CHECKPOINT_NAME
+
+OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
+
+# (trial_id, event, last result) with event one of started, result, completed, failed
+Observer = Callable[[str, str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrialSummary:
+    """A trial as the table shows it; `checkpoint` is its last one, None if it left none."""
+
+    trial_id: str
+    record: TrialRecord
+    checkpoint: Path | None
+    error: str | None
+
+    @property
+    def steps(self) -> int:
+        """Meta-steps at the last report."""
+        return self.record.curve[-1][0] if self.record.curve else 0
+
+    @property
+    def value(self) -> float:
+        """The metric at the last report; NaN without one."""
+        return self.record.curve[-1][1] if self.record.curve else math.nan
+
+
+def start_ray(resources: Resources, verbose: bool) -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts Ray on this machine, unless done already.
+
+    Raises:
+        ResourceError: one trial needs more than all nodes together have.
+    """
+    if not ray.is_initialized():
+        # Ray's own log lines are for its developers; -v brings them back.
+        level = logging.INFO if verbose else logging.ERROR
+        local: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        ray.init(
+            logging_level=level,
+            log_to_driver=verbose,
+            **({} if os.environ.get("RAY_ADDRESS") else local),
+        )
+    total = ray.cluster_resources()
+    for kind in ("CPU", "GPU"):
+        needed = sum(bundle.get(kind, 0) for bundle in placement_bundles(resources))
+        if needed > total.get(kind, 0):
+            key = "cpus_per_worker" if kind == "CPU" else "gpus_per_worker"
+            raise ResourceError(
+                f"one trial needs {needed:g} {kind}s (resources.num_workers = "
+                f"{resources.num_workers} × resources.{key}), but there are "
+                f"{total.get(kind, 0):g}; lower one of the two"
+            )
+
+
+def run_search(
+    experiment: Experiment, run: Run, *, observer: Observer, resume: bool = False
+) -> list[TrialSummary]:
+    """Runs, or goes on with, the search of `experiment` in `run`.
+
+    An empty search space makes one trial, of the file's own values.
+
+    Raises:
+        SearchError: it was interrupted, or no trial came to its end.
+        RunError: there is nothing to resume, or the run folder cannot be written.
+    """
+    # Tune saves its state, and the searcher's with it, at this interval: all that a crash can lose.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    trainable = tune.with_resources(
+        MetaTrial, tune.PlacementGroupFactory(placement_bundles(experiment.resources))
+    )
+    if resume and tune.Tuner.can_restore(str(run.tune_dir)):
+        tuner = tune.Tuner.restore(
+            str(run.tune_dir), trainable, resume_unfinished=True, resume_errored=False
+        )
+        # The callbacks were pickled with the tuner, and tell an observer that is gone.
+        tuner._local_tuner.get_run_config().callbacks = [_Progress(observer)]
+    else:
+        tuner = _new_tuner(experiment, run, trainable, observer)
+    results = tuner.fit()
+
+    records = saved_records(run.tune_dir)
+    trials = []
+    for result in results:
+        trial_id = Path(result.path).name
+        record = records[trial_id]
+        folder = result.checkpoint.path if result.checkpoint else None
+        trials.append(
+            TrialSummary(
+                trial_id=trial_id,
+                record=record,
+                checkpoint=Path(folder) / CHECKPOINT_NAME if folder else None,
+                error=str(result.error) if result.error else None,
+            )
+        )
+    order = list(records)
+    trials.sort(key=lambda trial: order.index(trial.trial_id))
+    run.write_json(
+        "trials.json",
+        [{"trial_id": t.trial_id, "error": t.error, **asdict(t.record)} for t in trials],
+    )
+    if any(trial.record.status == "running" for trial in trials):
+        raise SearchError(
+            "the search was interrupted; go on with "
+            f"`raymeta tune {experiment.name} --resume {run.path.name}`"
+        )
+    return trials
+
+
+def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary:
+    """The trial with the best metric among those that used the full budget.
+
+    Raises:
+        SearchError: there is none.
+    """
+    finished = [t for t in trials if t.record.status == "completed" and t.checkpoint]
+    if not finished:
+        errors = [t.error for t in trials if t.error]
+        reason = f"; the first error: {errors[0].strip().splitlines()[-1]}" if errors else ""
+        raise SearchError(f"none of {len(trials)} trials came to its end{reason}")
+    sign = 1 if experiment.mode == "max" else -1
+    return max(finished, key=lambda t: sign * t.value)
+
+
+def _new_tuner(
+    experiment: Experiment, run: Run, trainable: Any, observer: Observer
+) -> tune.Tuner:
+    search, training = experiment.search, experiment.training
+    parameters = search_space(experiment)
+    first = file_point(experiment, parameters)
+    searcher = AxSearcher(
+        parameters,
+        metric=experiment.metric,
+        mode=experiment.mode,
+        sem_metric=f"{experiment.metric}_sem",
+        step_metric=STEP_METRIC,
+        max_steps=training.meta_steps,
+        num_sobol=search.num_sobol,
+        seed=experiment.seed,
+        points_to_evaluate=[first] if first is not None else [],
+    )
+    scheduler: TrialScheduler = FIFOScheduler()
+    if search.early_stopping == "asha" and search.grace_steps < training.meta_steps:
+        scheduler = AsyncHyperBandScheduler(
+            time_attr=STEP_METRIC,
+            metric=experiment.metric,
+            mode=experiment.mode,
+            grace_period=search.grace_steps,
+            max_t=training.meta_steps,
+            reduction_factor=search.reduction_factor,
+        )
+    return tune.Tuner(
+        trainable,
+        param_space={"experiment": experiment.model_dump()},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=search.num_trials if parameters else 1,
+            max_concurrent_trials=experiment.resources.max_concurrent_trials,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=run.tune_dir.name,
+            storage_path=str(run.path),
+            callbacks=[_Progress(observer)],
+            failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
+            # The last but one stays: Tune's saved state may still point to it.
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True
+            ),
+            verbose=0,
+        ),
+    )
+
+
+def _trial_name(trial: Trial) -> str:
+    return str(trial.trial_id)
+
+
+class _Progress(tune.Callback):
+    """Tells an observer what the trials do."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer: Observer | None = observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_observer": None}  # of this session alone
+
+    def _notify(self, trial: Trial, event: str) -> None:
+        if self._observer is not None:
+            self._observer(trial.trial_id, event, dict(trial.last_result or {}))
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._notify(trial, "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        if self._observer is not None:
+            self._observer(trial.trial_id, "result", result)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        self._notify(trial, "completed")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._notify(trial, "failed")

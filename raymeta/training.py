@@ -1,0 +1,323 @@
+"""Meta-training: the outer loop, validation, checkpoints and exact resume.  Knows no Ray.
+
+All state is (meta-parameters, optimiser moments, step, counters): episodes are functions of (seed,
+step) and the learning rate is a function of the step, so a run resumed from a checkpoint continues
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raymeta.distributed import Group
+from raymeta.errors import RunError, TrainingError
+from raymeta.experiment import Experiment
+from raymeta.meta.maml import (
+    Kind,
+    Maml,
+    adaptation_scores,
+    init_meta_params,
+    meta_gradient,
+)
+from raymeta.models import NetworkSpec, Params, init_params
+from raymeta.tasks import Split, TaskDistribution, load_tasks
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+_META = "meta_params."
+EVALUATION_CHUNK = 64  # episodes adapted at once; bounds memory, never changes a score
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterLoop:
+    """The settings of the outer loop; AdamW (Loshchilov and Hutter 2019) on the meta-gradient.
+
+    Counts are in meta-steps; `clip` bounds the norm of the mean meta-gradient.
+    """
+
+    meta_steps: int
+    meta_batch_size: int
+    lr: float
+    clip: float | None
+    weight_decay: float
+    cosine: bool
+    val_episodes: int
+    max_skipped: int
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of meta-step `step`: constant, or half a cosine down to zero."""
+        if not self.cosine:
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.meta_steps))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a training run, as plain values."""
+
+    spec: NetworkSpec
+    maml: Maml
+    outer: OuterLoop
+    kind: Kind
+    seed: int
+    dtype: torch.dtype
+
+
+def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
+    """The plain values that an experiment asks for, given the tasks it runs on."""
+    training, model, spec = experiment.training, experiment.model.model_dump(), tasks.input_spec
+    if spec.vocabulary_size is None:
+        model["embedding_size"] = 0
+    return Recipe(
+        spec=NetworkSpec(
+            num_outputs=spec.num_outputs,
+            num_features=spec.num_features,
+            vocabulary_size=spec.vocabulary_size,
+            **model,
+        ),
+        maml=Maml(**experiment.maml.model_dump()),
+        outer=OuterLoop(
+            meta_steps=training.meta_steps,
+            meta_batch_size=training.meta_batch_size,
+            lr=training.outer_lr,
+            clip=training.outer_clip,
+            weight_decay=training.weight_decay,
+            cosine=training.schedule == "cosine",
+            val_episodes=training.val_episodes,
+            max_skipped=training.max_skipped,
+        ),
+        kind=experiment.kind,
+        seed=experiment.seed,
+        dtype=getattr(torch, training.precision),
+    )
+
+
+def build_trainer(
+    experiment: Experiment, group: Group | None = None, device: torch.device | None = None
+) -> Trainer:
+    """A trainer at step 0, for one rank of `group` (None: the only one) on `device` (None: CPU)."""
+    tasks = load_tasks(experiment)
+    return Trainer(
+        tasks,
+        build_recipe(experiment, tasks),
+        group or Group(),
+        device or torch.device("cpu"),
+    )
+
+
+class Trainer:
+    """Meta-trains one network.  Every rank of `group` makes the same calls in the same order."""
+
+    def __init__(
+        self, tasks: TaskDistribution, recipe: Recipe, group: Group, device: torch.device
+    ) -> None:
+        self.tasks, self.recipe, self.group, self.device = tasks, recipe, group, device
+        generator = torch.Generator().manual_seed(recipe.seed)
+        params = init_params(recipe.spec, generator, recipe.dtype)
+        self.meta_params = {
+            name: value.to(device) for name, value in init_meta_params(recipe.maml, params).items()
+        }
+        self._optimizer = torch.optim.AdamW(
+            list(self.meta_params.values()),
+            lr=recipe.outer.lr,
+            weight_decay=recipe.outer.weight_decay,
+        )
+        for value in self.meta_params.values():
+            # The moments exist from the start, so that step 0 is saved like any other.
+            self._optimizer.state[value] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(value),
+                "exp_avg_sq": torch.zeros_like(value),
+            }
+        self.step = 0
+        self.num_skipped = 0
+        self._skipped_in_a_row = 0
+
+    def train(self, num_steps: int) -> dict[str, float]:
+        """Takes up to `num_steps` meta-steps, not beyond the budget.
+
+        Returns:
+            `train_loss` and `train_score` (means over the episodes of the steps taken),
+            `meta_grad_norm` (mean, before clipping), `num_skipped` (non-finite steps so far) and
+            `meta_steps_per_s`.
+
+        Raises:
+            TrainingError: more than `max_skipped` steps in a row were not finite.
+        """
+        start = time.perf_counter()
+        end = min(self.step + num_steps, self.recipe.outer.meta_steps)
+        taken = end - self.step
+        loss = score = norm = 0.0
+        good = 0
+        while self.step < end:
+            stats = self._meta_step()
+            if stats is not None:
+                loss, score, norm = loss + stats[0], score + stats[1], norm + stats[2]
+                good += 1
+        seconds = time.perf_counter() - start
+        mean = 1.0 / good if good else math.nan
+        return {
+            "train_loss": loss * mean,
+            "train_score": score * mean,
+            "meta_grad_norm": norm * mean,
+            "num_skipped": float(self.num_skipped),
+            "meta_steps_per_s": taken / seconds if seconds > 0 else math.nan,
+        }
+
+    def _meta_step(self) -> tuple[float, float, float] | None:
+        """One meta-step; mean loss, mean score and gradient norm, or None if it was skipped."""
+        outer = self.recipe.outer
+        first = self.step * outer.meta_batch_size
+        mine = self.group.shard(range(first, first + outer.meta_batch_size))
+        buffer = self._local_sums(mine)
+        buffer = self.group.sum(buffer)
+        self.step += 1
+        # NaN and infinity survive the sum, so all ranks see them and skip the step together.
+        if not bool(buffer.isfinite().all()):
+            self.num_skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row > outer.max_skipped:
+                raise TrainingError(
+                    f"{self._skipped_in_a_row} meta-steps in a row gave a non-finite gradient "
+                    f"(step {self.step}); lower maml.inner_lr or training.outer_lr, or set "
+                    "maml.inner_clip"
+                )
+            return None
+        self._skipped_in_a_row = 0
+
+        mean = buffer[:-1] / buffer[-1]
+        loss, score = mean[-2].item(), mean[-1].item()
+        norm = mean[:-2].norm()
+        scale = 1.0 if outer.clip is None else min(1.0, outer.clip / max(norm.item(), 1e-30))
+        offset = 0
+        for value in self.meta_params.values():
+            flat = mean[offset : offset + value.numel()] * scale
+            value.grad = flat.view(value.shape).to(value.dtype)
+            offset += value.numel()
+        for param_group in self._optimizer.param_groups:
+            param_group["lr"] = outer.lr_at(self.step - 1)
+        self._optimizer.step()
+        return loss, score, norm.item()
+
+    def _local_sums(self, indices: range) -> Tensor:
+        """Flat float64 [meta-gradients, loss, score, number of episodes] of this rank's shard."""
+        if len(indices) == 0:  # more workers than episodes
+            size = sum(value.numel() for value in self.meta_params.values())
+            return torch.zeros(size + 3, dtype=torch.float64, device=self.device)
+        episodes = self.tasks.episodes("train", indices).to(self.device, self.recipe.dtype)
+        recipe = self.recipe
+        result = meta_gradient(recipe.maml, recipe.spec, recipe.kind, self.meta_params, episodes)
+        count = result.loss.new_full((1,), result.num_episodes)
+        flat = [grad.flatten() for grad in result.grads.values()]
+        return torch.cat([*flat, result.loss.view(1), result.score.view(1), count])
+
+    def validate(self) -> dict[str, float]:
+        """Mean validation score after adaptation and its standard error over the episodes.
+
+        Returns:
+            `val_accuracy` or `val_loss` (regression), and the same with the suffix `_sem`.
+        """
+        recipe = self.recipe
+        scores = adaptation_curves(
+            self.tasks,
+            recipe,
+            self.meta_params,
+            "val",
+            num_episodes=recipe.outer.val_episodes,
+            num_steps=recipe.maml.adaptation_steps,
+            group=self.group,
+        )[:, -1]
+        name = "val_loss" if recipe.kind == "regression" else "val_accuracy"
+        return {
+            name: scores.mean().item(),
+            f"{name}_sem": (scores.std() / math.sqrt(len(scores))).item(),
+        }
+
+    def serialize(self) -> bytes:
+        """The whole state in safetensors form: reading it back runs no code."""
+        tensors: Params = {}
+        for name, value in self.meta_params.items():
+            tensors[_META + name] = value
+            for key, moment in self._optimizer.state[value].items():
+                tensors[f"adamw.{key}.{name}"] = moment
+        counters = torch.tensor([self.step, self.num_skipped, self._skipped_in_a_row])
+        tensors["counters"] = counters
+        return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+    def restore(self, state: bytes) -> None:
+        """Goes on from what `serialize` gave, by a trainer of the same recipe.
+
+        Raises:
+            RunError: the state is broken or of another architecture.
+        """
+        tensors = _parse(state, "checkpoint")
+        saved = {
+            _META + name: value for name, value in self.meta_params.items()
+        } | {
+            f"adamw.{key}.{name}": moment
+            for name, value in self.meta_params.items()
+            for key, moment in self._optimizer.state[value].items()
+        }
+        for name, value in saved.items():
+            found = tensors.get(name)
+            if found is None or found.shape != value.shape or found.dtype != value.dtype:
+                raise RunError(f"checkpoint: does not fit this experiment's network at {name}")
+        for name, value in saved.items():
+            value.copy_(tensors[name])
+        self.step, self.num_skipped, self._skipped_in_a_row = tensors["counters"].tolist()
+
+
+def load_meta_params(path: Path) -> Params:
+    """The meta-parameters in a checkpoint file.
+
+    Raises:
+        RunError: the file is missing or broken.
+    """
+    try:
+        state = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    tensors = _parse(state, str(path))
+    return {k.removeprefix(_META): v for k, v in tensors.items() if k.startswith(_META)}
+
+
+def _parse(state: bytes, origin: str) -> Params:
+    try:
+        return load(state)
+    except SafetensorError as error:
+        raise RunError(f"{origin}: not a raymeta checkpoint: {error}") from error
+
+
+def adaptation_curves(
+    tasks: TaskDistribution,
+    recipe: Recipe,
+    meta_params: Params,
+    split: Split,
+    *,
+    num_episodes: int,
+    num_steps: int,
+    group: Group | None = None,
+) -> Tensor:
+    """Scores of the first episodes of `split` after 0 … S steps, float64 `[num_episodes, S + 1]`.
+
+    The same on every rank, whatever their number.
+    """
+    group = group or Group()
+    reference = meta_params["head.weight"]
+    mine = group.shard(range(num_episodes))
+    rows = [torch.empty(0, num_steps + 1, dtype=torch.float64, device=reference.device)]
+    for start in range(0, len(mine), EVALUATION_CHUNK):
+        chunk = mine[start : start + EVALUATION_CHUNK]
+        episodes = tasks.episodes(split, chunk).to(reference.device, reference.dtype)
+        scores = adaptation_scores(
+            recipe.maml, recipe.spec, recipe.kind, meta_params, episodes, num_steps
+        )
+        rows.append(scores.double())
+    return group.gather_rows(torch.cat(rows), num_episodes).cpu()
