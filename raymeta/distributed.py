@@ -2,7 +2,7 @@
 
 `DistributedDataParallel` hooks into `backward()`, which exact meta-gradients do not use.  Instead
 each rank adds up the meta-gradients of its own episodes, and one all-reduce of one flat float64
-buffer sums gradients, losses and counts over all ranks: right for shards of any size, none included.
+buffer sums gradients, losses and counts over all ranks: right for shards of any size, even none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 

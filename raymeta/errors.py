@@ -16,7 +16,7 @@ class ExperimentError(RaymetaError, ValueError):
 
 
 class DataError(RaymetaError, ValueError):
-    """A data file is missing, empty or not in its format, or cannot serve the episodes asked of it."""
+    """A data file is missing, empty or broken, or cannot serve the episodes asked of it."""
 
 
 class RunError(RaymetaError, RuntimeError):

@@ -1,8 +1,7 @@
 """Recurrent networks whose every parameter carries a leading episode axis, differentiable twice.
 
-cuDNN's fused RNNs have no second derivative and `torch.func.vmap` has no rule for them, so the cells
-are written out in differentiable primitives.  One batched product serves all episodes; the only
-Python loop is over time.
+cuDNN's fused RNNs have no second derivative and `torch.func.vmap` has no rule for them; here one
+batched product serves all episodes, and `raymeta.recurrence` has the loop over time.
 
 Shape legend: E episodes, N examples, T time steps, D features, H hidden units, G gates, O outputs.
 Parameters are a flat `dict[str, Tensor]`; the recurrent ones keep the names and layout of
@@ -12,18 +11,17 @@ Parameters are a flat `dict[str, Tensor]`; the recurrent ones keep the names and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Params = dict[str, Tensor]
-Cell = Literal["rnn", "gru", "lstm"]
-Pooling = Literal["last", "mean", "attention"]
+from raymeta.recurrence import NUM_GATES, Cell, recurrence
 
-NUM_GATES: dict[Cell, int] = {"rnn": 1, "gru": 3, "lstm": 4}
+Params = dict[str, Tensor]
+Pooling = Literal["last", "mean", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +131,7 @@ def dropout_masks(spec: NetworkSpec, seeds: Tensor, params: Mapping[str, Tensor]
         rows.append((uniform >= spec.dropout).float() / (1.0 - spec.dropout))
     reference = params["head.weight"]
     masks = torch.stack(rows).to(reference)[:, None, None, :]
-    return list(masks.split(sizes, dim=-1))
+    return list(torch.split(masks, sizes, dim=-1))
 
 
 def forward(
@@ -213,7 +211,8 @@ def _layer(
     def weights(name: str) -> list[Tensor]:
         return [params[f"rnn.{name}_l{layer}{suffix}"] for suffix in spec.suffixes]
 
-    w_hh, b_hh = torch.cat(weights("weight_hh")), torch.cat(weights("bias_hh"))
+    w_hh = torch.cat(weights("weight_hh")).transpose(1, 2)
+    b_hh = torch.cat(weights("bias_hh")) if spec.cell == "gru" else None
     projected = []
     for direction, (w_ih, b_ih) in enumerate(
         zip(weights("weight_ih"), weights("bias_ih"), strict=True)
@@ -224,63 +223,13 @@ def _layer(
         gates = torch.baddbmm(bias.unsqueeze(1), flat, w_ih.transpose(1, 2))
         gates = gates.view(episodes, steps, examples, -1)
         projected.append(gates.flip(1) if direction else gates)
-    kept: tuple[Tensor, ...] | None = None
+    inside = None
     if valid is not None:
-        kept = torch.cat([valid, valid.flip(1)][: len(projected)]).unbind(1)
-    states = _recurrence(spec.cell, torch.cat(projected).unbind(1), w_hh.transpose(1, 2), b_hh, kept)
+        inside = torch.cat([valid, valid.flip(1)][: len(projected)]).squeeze(-1)
+    states = recurrence(spec.cell, torch.cat(projected), w_hh, b_hh, inside)
     if not spec.bidirectional:
         return states
     return torch.cat([states[:episodes], states[episodes:].flip(1)], dim=-1)
-
-
-def _recurrence(
-    cell: Cell,
-    inputs: Sequence[Tensor],
-    w_hh: Tensor,
-    b_hh: Tensor,
-    kept: Sequence[Tensor] | None,
-) -> Tensor:
-    """States `[E, T, N, H]` from T projected inputs `[E, N, G * H]` and `w_hh` `[E, H, G * H]`."""
-    episodes, examples, _ = inputs[0].shape
-    state = cell_state = inputs[0].new_zeros(episodes, examples, w_hh.shape[1])
-    bias = b_hh.unsqueeze(1)
-    states = []
-    for t, projected in enumerate(inputs):
-        new_cell_state = cell_state
-        match cell:
-            case "rnn":
-                new = torch.tanh(torch.baddbmm(projected, state, w_hh))
-            case "gru":
-                new = _gru_step(projected, torch.baddbmm(bias, state, w_hh), state)
-            case "lstm":
-                new, new_cell_state = _lstm_step(torch.baddbmm(projected, state, w_hh), cell_state)
-        if kept is None:
-            state, cell_state = new, new_cell_state
-        else:
-            state = torch.where(kept[t], new, state)
-            cell_state = torch.where(kept[t], new_cell_state, cell_state)
-        states.append(state)
-    return torch.stack(states, dim=1)
-
-
-def _gru_step(inputs: Tensor, hidden: Tensor, state: Tensor) -> Tensor:
-    """Cho et al. 2014 in torch's form: h' = n + z (h - n), n = tanh(x_n + r h_n)."""
-    size = state.shape[-1]
-    reset_update = torch.sigmoid(inputs[..., : 2 * size] + hidden[..., : 2 * size])
-    reset, update = reset_update.chunk(2, dim=-1)
-    candidate = torch.tanh(torch.addcmul(inputs[..., 2 * size :], reset, hidden[..., 2 * size :]))
-    return torch.lerp(candidate, state, update)
-
-
-def _lstm_step(gates: Tensor, cell_state: Tensor) -> tuple[Tensor, Tensor]:
-    """Hochreiter and Schmidhuber 1997 with forget gate; gates in torch's order i, f, g, o."""
-    size = cell_state.shape[-1]
-    input_forget = torch.sigmoid(gates[..., : 2 * size])
-    input_gate, forget_gate = input_forget.chunk(2, dim=-1)
-    candidate = torch.tanh(gates[..., 2 * size : 3 * size])
-    output_gate = torch.sigmoid(gates[..., 3 * size :])
-    new_cell_state = forget_gate * cell_state + input_gate * candidate
-    return output_gate * torch.tanh(new_cell_state), new_cell_state
 
 
 def _pool(

@@ -1,11 +1,11 @@
 """The run folder: where everything about a run is kept, and how it is found again.
 
-    RUN/experiment.yaml     the experiment as it ran, defaults and overrides included
-    RUN/tune/               Ray Tune's own state: trials, their results and checkpoints
-    RUN/trials.json         the table of trials
-    RUN/best.yaml           the experiment with the best trial's values in it
-    RUN/models/*.safetensors  the tuned network and the trained controls
-    RUN/results.json        the meta-test with its controls
+RUN/experiment.yaml     the experiment as it ran, defaults and overrides included
+RUN/tune/               Ray Tune's own state: trials, their results and checkpoints
+RUN/trials.json         the table of trials
+RUN/best.yaml           the experiment with the best trial's values in it
+RUN/models/*.safetensors  the tuned network and the trained controls
+RUN/results.json        the meta-test with its controls
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from raymeta.errors import RunError
-from raymeta.experiment import Experiment, load_experiment
+from raymeta.experiment import Experiment
+from raymeta.experiment_file import load_experiment, to_yaml
 
 DEFAULT_ROOT = Path("runs")
 
@@ -43,9 +44,7 @@ class Run:
                 path.mkdir(parents=True)
             except FileExistsError:
                 if root.exists() and not root.is_dir():
-                    raise RunError(
-                        f"{root}: is a file; name a folder with --runs-dir"
-                    ) from None
+                    raise RunError(f"{root}: is a file; name a folder with --runs-dir") from None
                 continue
             except OSError as error:
                 raise RunError(
@@ -53,7 +52,7 @@ class Run:
                     "with --runs-dir"
                 ) from error
             run = cls(path)
-            write_file(run.experiment_file, experiment.to_yaml().encode())
+            write_file(run.experiment_file, to_yaml(experiment).encode())
             return run
         raise RunError(f"{root}: too many runs called {stem}")
 
@@ -68,7 +67,9 @@ class Run:
             if (path / "experiment.yaml").is_file():
                 return cls(path.resolve())
         known = ", ".join(run.path.name for run in list_runs(root)[-5:]) or "none"
-        raise RunError(f"{name}: no run folder of that name or path; under {root} there are: {known}")
+        raise RunError(
+            f"{name}: no run folder of that name or path; under {root} there are: {known}"
+        )
 
     @property
     def experiment_file(self) -> Path:

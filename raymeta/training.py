@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,7 +207,7 @@ class Trainer:
         self._optimizer.step()
         return loss, score, norm.item()
 
-    def _local_sums(self, indices: range) -> Tensor:
+    def _local_sums(self, indices: Sequence[int]) -> Tensor:
         """Flat float64 [meta-gradients, loss, score, number of episodes] of this rank's shard."""
         if len(indices) == 0:  # more workers than episodes
             size = sum(value.numel() for value in self.meta_params.values())
@@ -258,9 +259,7 @@ class Trainer:
             RunError: the state is broken or of another architecture.
         """
         tensors = _parse(state, "checkpoint")
-        saved = {
-            _META + name: value for name, value in self.meta_params.items()
-        } | {
+        saved = {_META + name: value for name, value in self.meta_params.items()} | {
             f"adamw.{key}.{name}": moment
             for name, value in self.meta_params.items()
             for key, moment in self._optimizer.state[value].items()

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raymeta.distributed import Group, join_group
 from raymeta.errors import TrainingError
 from raymeta.experiment import Experiment, Resources
+from raymeta.experiment_file import with_values
 from raymeta.runs import write_file
 from raymeta.training import CHECKPOINT_NAME, Trainer, build_trainer
 
@@ -178,7 +179,7 @@ class MetaTrial(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         values = {key: value for key, value in config.items() if key != "experiment"}
-        self._experiment = Experiment.model_validate(config["experiment"]).with_values(values)
+        self._experiment = with_values(Experiment.model_validate(config["experiment"]), values)
         self._workers.call("start", self._experiment.model_dump())
 
     def step(self) -> dict[str, Any]:
@@ -195,18 +196,22 @@ class MetaTrial(tune.Trainable):
             if not isinstance(cause, TrainingError):
                 raise
             logging.getLogger(__name__).warning("%s", cause)
-            return {self._experiment.metric: math.nan, "diverged": str(cause), tune.result.DONE: True}
+            return {
+                self._experiment.metric: math.nan,
+                "diverged": str(cause),
+                tune.result.DONE: True,
+            }
         result[tune.result.DONE] = result[STEP_METRIC] >= training.meta_steps
         return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the trainer's state; all ranks hold the same."""
-        state = cast(bytes, self._workers.call_first("serialize"))
+        state = cast("bytes", self._workers.call_first("serialize"))
         write_file(Path(checkpoint_dir) / CHECKPOINT_NAME, state)
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Goes on from a checkpoint, every rank alike."""
-        path = Path(cast(str, checkpoint)) / CHECKPOINT_NAME
+        path = Path(cast("str", checkpoint)) / CHECKPOINT_NAME
         self._workers.call("restore", path.read_bytes())
 
     def cleanup(self) -> None:

@@ -1,0 +1,1 @@
+"""The experiment files that come with raymeta."""

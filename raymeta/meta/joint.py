@@ -38,11 +38,11 @@ def joint_batch(episodes: Episodes, fixed_labels: bool) -> Examples:
                 None if lengths is None else lengths.flatten(0, 1),
             )
         )
-    lengths = [part.lengths for part in parts if part.lengths is not None]
+    all_lengths = [part.lengths for part in parts if part.lengths is not None]
     return Examples(
         torch.cat([part.x for part in parts])[None],
         torch.cat([part.y for part in parts])[None],
-        torch.cat(lengths)[None] if lengths else None,
+        torch.cat(all_lengths)[None] if all_lengths else None,
     )
 
 

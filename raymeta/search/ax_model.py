@@ -17,6 +17,7 @@ from ax.utils.common.logger import set_ax_logger_levels
 from raymeta.search.records import Source, Status, TrialRecord
 from raymeta.search.space import Parameter, Point
 
+
 class AxModel:
     """An Ax experiment and its generation strategy: Sobol points, then Bayesian optimisation.
 
@@ -109,7 +110,7 @@ def _ax_parameter(parameter: Parameter) -> RangeParameterConfig | ChoiceParamete
         kind = _type_name(parameter.choices[0])
         return ChoiceParameterConfig(
             name=parameter.name,
-            values=list(parameter.choices),  # type: ignore[arg-type]  (one type, checked on loading)
+            values=list(parameter.choices),
             parameter_type=kind,
             is_ordered=kind in ("int", "float"),
         )
@@ -132,5 +133,5 @@ def _type_name(value: object) -> Literal["bool", "int", "float", "str"]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy scalars as Python's own, which YAML and JSON can hold."""
+    """Numpy scalars as Python's own, which YAML and JSON can hold."""
     return value.item() if hasattr(value, "item") else value

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import ray
 from ray.exceptions import RayActorError
@@ -115,7 +115,7 @@ class AxSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Ends a trial as what it was: completed, early-stopped, failed or (non-finite) abandoned."""
+        """Ends a trial as what it was: completed, early-stopped, failed, or abandoned if NaN."""
         record = self.records.get(trial_id)
         if record is None or record.status != "running":
             return
@@ -206,7 +206,7 @@ class AxSearcher(Searcher):
                     self._parameters, self.metric, self.mode, self._num_sobol, self._seed, history
                 )
             )
-            if method != "propose" and method != "statuses":
+            if method not in {"propose", "statuses"}:
                 return None
         return self._actor.call.remote(method, *args)
 
@@ -239,7 +239,5 @@ def _records(state: dict[str, Any]) -> dict[str, TrialRecord]:
     }
 
 
-def _is_finite(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from raymeta.experiment import Experiment, Scalar, is_integer_key
+from raymeta.experiment import Experiment, Scalar
 
 Point = dict[str, Any]
 
@@ -42,7 +42,7 @@ def search_space(experiment: Experiment) -> list[Parameter]:
     """The parameters of `search.space`, in file order."""
     parameters = []
     for name, dimension in experiment.search.space.items():
-        integer = is_integer_key(experiment, name)
+        integer = experiment.is_integer(name)
         choices = tuple(dimension.choices) if dimension.choices is not None else None
         parameters.append(
             Parameter(

@@ -21,8 +21,8 @@ from raymeta.runs import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.searcher import AxSearcher, saved_records
 from raymeta.search.space import file_point, search_space
-from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
 from raymeta.training import CHECKPOINT_NAME
+from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
 
@@ -59,7 +59,10 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     if not ray.is_initialized():
         # Ray's own log lines are for its developers; -v brings them back.
         level = logging.INFO if verbose else logging.ERROR
-        local: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        local: dict[str, Any] = {
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
         ray.init(
             logging_level=level,
             log_to_driver=verbose,
@@ -147,9 +150,7 @@ def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSumma
     return max(finished, key=lambda t: sign * t.value)
 
 
-def _new_tuner(
-    experiment: Experiment, run: Run, trainable: Any, observer: Observer
-) -> tune.Tuner:
+def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Observer) -> tune.Tuner:
     search, training = experiment.search, experiment.training
     parameters = search_space(experiment)
     first = file_point(experiment, parameters)
@@ -217,19 +218,15 @@ class _Progress(tune.Callback):
         if self._observer is not None:
             self._observer(trial.trial_id, event, dict(trial.last_result or {}))
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
         self._notify(trial, "started")
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
-    ) -> None:
+    def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **_: Any) -> None:
         if self._observer is not None:
             self._observer(trial.trial_id, "result", result)
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
-    ) -> None:
+    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:
         self._notify(trial, "completed")
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:
         self._notify(trial, "failed")

@@ -45,8 +45,9 @@ class Episodes:
     """Support and query sets of E episodes.
 
     `way_classes` (int64 `[E, W]`, classification only) are the classes of the whole distribution
-    that the labels 0 … W - 1 stand for.  `seeds` (int64 `[E]`) are the seeds of whatever else is random about an episode, such as
-    dropout: like its examples they depend on the episode alone, never on the batch it is in.
+    that the labels 0 … W - 1 stand for.  `seeds` (int64 `[E]`) are the seeds of whatever else is
+    random about an episode, such as dropout: like its examples they depend on the episode alone,
+    never on the batch it is in.
     """
 
     support: Examples
@@ -147,9 +148,7 @@ def _stack(
     xs: list[np.ndarray], ys: list[np.ndarray], lengths: list[np.ndarray | None]
 ) -> Examples:
     longest = max(x.shape[1] for x in xs)
-    padded = [
-        np.pad(x, [(0, 0), (0, longest - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for x in xs
-    ]
+    padded = [np.pad(x, [(0, 0), (0, longest - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for x in xs]
     return Examples(
         x=torch.from_numpy(np.stack(padded)),
         y=torch.from_numpy(np.stack(ys)),

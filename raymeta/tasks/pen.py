@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raymeta.errors import DataError
@@ -191,7 +190,7 @@ def load_pen(
     grouped = frozenset().union(*groups)
     every_group = sorted(
         {g & present for g in groups if g & present} | {frozenset({c}) for c in present - grouped},
-        key=lambda g: min(g),
+        key=min,
     )
 
     characters = split_characters(every_group, split_seed)
@@ -259,7 +258,7 @@ def _class_mean_features(examples: Examples) -> Tensor:
 
 
 def augment(
-    paths_WMT2: np.ndarray,
+    paths: np.ndarray,
     augmentation: Augmentation,
     mirrored: np.ndarray,
     rng: np.random.Generator,
@@ -269,13 +268,13 @@ def augment(
     `mirrored` (bool `[W]`) says which classes become their mirror image.
     """
     a = augmentation
-    ways, examples, steps, _ = paths_WMT2.shape
+    ways, examples, steps, _ = paths.shape
     class_map = _random_affine(rng, (ways, 1), a.class_rotation_deg, a.class_scale, a.class_shear)
     class_map[..., 0] *= np.where(mirrored, -1.0, 1.0)[:, None, None]
     example_map = _random_affine(
         rng, (ways, examples), a.example_rotation_deg, a.example_scale, a.example_shear
     )
-    bent = paths_WMT2 @ (class_map @ example_map).swapaxes(-1, -2)
+    bent = paths @ (class_map @ example_map).swapaxes(-1, -2)
     if a.example_bend > 0:
         # A random trigonometric displacement of the path, smooth in time: low frequencies only.
         time = np.linspace(0.0, 1.0, steps)
@@ -297,7 +296,10 @@ def _random_affine(
     """Random maps `[*shape, 2, 2]`: rotation × shear × scale."""
     angle = np.deg2rad(rng.uniform(-rotation_deg, rotation_deg, shape))
     turn = np.stack(
-        [np.stack([np.cos(angle), -np.sin(angle)], -1), np.stack([np.sin(angle), np.cos(angle)], -1)],
+        [
+            np.stack([np.cos(angle), -np.sin(angle)], -1),
+            np.stack([np.sin(angle), np.cos(angle)], -1),
+        ],
         -2,
     )
     stretch = np.exp(rng.normal(0.0, scale, (*shape, 2)))

@@ -50,7 +50,9 @@ def read_domain(path: Path) -> tuple[Sentences, Sentences]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of {{text, class}}, but got {type(rows).__name__}")
+        raise DataError(
+            f"{path}: expected a list of {{text, class}}, but got {type(rows).__name__}"
+        )
     classes: tuple[Sentences, Sentences] = ([], [])
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "class" not in row:

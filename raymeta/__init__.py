@@ -1,0 +1,1 @@
+"""raymeta: meta-trained recurrent networks, tuned by Bayesian optimisation on Ray."""
