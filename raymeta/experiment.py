@@ -14,6 +14,12 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Scalar = bool | int | float | str
 
 
+def _is_multiple(distance: float, step: float) -> bool:
+    """Whether `distance` is a whole number of steps, up to rounding."""
+    ratio = distance / step
+    return abs(ratio - round(ratio)) < 1e-9
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys refused, values never coerced, nothing changed later."""
 
@@ -138,6 +144,23 @@ class Dimension(Section):
     step: float | None = Field(None, gt=0)
     choices: list[Scalar] | None = Field(None, min_length=2)
 
+    @property
+    def ends(self) -> list[Scalar]:
+        """The values that bound it: all choices, or low and high."""
+        if self.choices is not None:
+            return list(self.choices)
+        return [end for end in (self.low, self.high) if end is not None]
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is one of the choices, or lies in the range and on its steps."""
+        if self.choices is not None:
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        if self.low is None or self.high is None or isinstance(value, bool):
+            return False
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return self.step is None or _is_multiple(value - self.low, self.step)
+
     @model_validator(mode="after")
     def _range_or_choices(self) -> Self:
         if self.choices is not None:
@@ -156,13 +179,11 @@ class Dimension(Section):
             raise ValueError(f"`low > 0` must hold for `log: true`, but got (low={self.low})")
         if self.log and self.step is not None:
             raise ValueError("`step` goes with a linear scale; remove `log: true` or `step`")
-        if self.step is not None:
-            ratio = (self.high - self.low) / self.step
-            if abs(ratio - round(ratio)) > 1e-9:
-                raise ValueError(
-                    f"`step` must divide high - low, but got (low={self.low}, high={self.high}, "
-                    f"step={self.step})"
-                )
+        if self.step is not None and not _is_multiple(self.high - self.low, self.step):
+            raise ValueError(
+                f"`step` must divide high - low, but got (low={self.low}, high={self.high}, "
+                f"step={self.step})"
+            )
         return self
 
 

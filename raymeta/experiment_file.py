@@ -20,6 +20,19 @@ from raymeta.errors import ExperimentError
 from raymeta.experiment import Dimension, Experiment, Tasks
 
 SEARCHABLE_SECTIONS = ("tasks", "model", "maml", "training")
+# Trials that differ in these have different problems or budgets: their metrics cannot be compared.
+FIXED_KEYS = frozenset(
+    f"tasks.{key}"
+    for key in (
+        "source",
+        "num_ways",
+        "num_shots",
+        "num_queries",
+        "split_seed",
+        "test_domain",
+        "data_dir",
+    )
+) | {f"training.{key}" for key in ("meta_steps", "eval_every", "val_episodes", "max_skipped")}
 
 # Dotted key -> "file, line N" or "--set".
 Places = dict[str, str]
@@ -190,8 +203,17 @@ def _check_dimension(
         raise ExperimentError(
             f"{where}: only single values of {', '.join(SEARCHABLE_SECTIONS)} can be searched{at}"
         )
-    ends: list[Any] = dimension.choices or [dimension.low, dimension.high]
-    for value in ends:
+    if key in FIXED_KEYS:
+        raise ExperimentError(
+            f"{where}: cannot be searched, since trials that differ in it cannot be compared; set "
+            f"{key} itself{at}"
+        )
+    if not dimension.contains(current):
+        raise ExperimentError(
+            f"{where} must contain the file's own value of {key}, which the search tries first and "
+            f"compares with, but got {current!r}{at}"
+        )
+    for value in dimension.ends:
         trial = experiment.model_dump()
         trial["search"]["space"] = {}
         _replace(trial, key, _as_integer(value))

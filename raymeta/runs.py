@@ -91,13 +91,12 @@ class Run:
         Raises:
             RunError: the search has not come to its end.
         """
-        path = self.path / "best.yaml"
-        if not path.is_file():
+        if not self.has_best:
             raise RunError(
                 f"{self.path}: has no best trial yet; go on with "
                 f"`raymeta tune {self.experiment().name} --resume {self.path.name}`"
             )
-        return load_experiment(str(path))
+        return load_experiment(str(self.path / "best.yaml"))
 
     def model_file(self, name: str) -> Path:
         """Where a network is kept: `tuned`, `default` or `joint`."""
@@ -113,11 +112,16 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @property
+    def has_best(self) -> bool:
+        """Whether the search has come to its end."""
+        return (self.path / "best.yaml").is_file()
+
+    @property
     def status(self) -> str:
         """`done`, or how far it came."""
         if (self.path / "results.json").is_file():
             return "done"
-        return "searched" if (self.path / "best.yaml").is_file() else "unfinished"
+        return "searched" if self.has_best else "unfinished"
 
 
 def list_runs(root: Path) -> list[Run]:

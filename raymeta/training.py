@@ -273,8 +273,13 @@ class Trainer:
         self.step, self.num_skipped, self._skipped_in_a_row = tensors["counters"].tolist()
 
 
+def model_bytes(meta_params: Params) -> bytes:
+    """The meta-parameters alone in a checkpoint's form, for `load_meta_params`."""
+    return save({_META + k: v.detach().cpu().contiguous() for k, v in meta_params.items()})
+
+
 def load_meta_params(path: Path) -> Params:
-    """The meta-parameters in a checkpoint file.
+    """The meta-parameters in a checkpoint or model file.
 
     Raises:
         RunError: the file is missing or broken.

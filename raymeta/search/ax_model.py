@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from ax.api.client import Client
 from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
-from ax.exceptions.core import SearchSpaceExhausted
+from ax.exceptions.core import AxError, SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
 from ax.utils.common.logger import set_ax_logger_levels
+from botorch.exceptions.errors import BotorchError
+from linear_operator.utils.errors import NanError, NotPSDError
 
 from raymeta.search.records import Source, Status, TrialRecord
 from raymeta.search.space import Parameter, Point
@@ -38,6 +41,8 @@ class AxModel:
         # On busy cores a second thread makes a fit many times slower, not faster.
         torch.set_num_threads(1)
         self._metric = metric
+        self._parameters = list(parameters)
+        self._rng = np.random.default_rng((seed, len(history)))
         self._client = Client(random_seed=seed)
         self._client.configure_experiment([_ax_parameter(p) for p in parameters])
         self._client.configure_optimization(metric if mode == "max" else f"-{metric}")
@@ -45,6 +50,8 @@ class AxModel:
             initialization_budget=num_sobol,
             # A search that goes on after a restart needs Sobol points it has not seen.
             initialization_random_seed=seed + len(history),
+            # Ax counts completed trials alone; early stopping may leave few of them.
+            min_observed_initialization_trials=max(1, num_sobol // 3),
             initialize_with_center=False,
             use_existing_trials_for_initialization=True,
             allow_exceeding_initialization_budget=True,
@@ -59,16 +66,21 @@ class AxModel:
     def propose(self) -> tuple[int, Point, Source] | None:
         """A new candidate given all that is known and running: (index, point, source).
 
-        None when every point of a discrete space has been tried.
+        None when every point of a discrete space has been tried.  Where the model cannot be fitted
+        or optimised, the candidate is a random point: a search must not end for that.
         """
         try:
             candidates = self._client.get_next_trials(max_trials=1)
         except (SearchSpaceExhausted, GenerationStrategyCompleted):
             return None
-        ((index, point),) = candidates.items()
-        run = self._client._experiment.trials[index].generator_runs[0]
-        source: Source = "sobol" if run._generation_node_name == "Sobol" else "bo"
-        return index, {name: _plain(value) for name, value in point.items()}, source
+        except (AxError, BotorchError, NotPSDError, NanError) as error:
+            logging.getLogger(__name__).warning("a random point instead of Ax's: %s", error)
+            point = {p.name: _random_value(p, self._rng) for p in self._parameters}
+            return self.attach(point), point, "random"
+        ((index, values),) = candidates.items()
+        node = self._client.summarize(trial_indices=[index])["generation_node"].iloc[0]
+        source: Source = "sobol" if node == "Sobol" else "bo"
+        return index, {name: _plain(value) for name, value in values.items()}, source
 
     def attach(self, point: Point) -> int:
         """Takes up a point from outside; its index."""
@@ -101,8 +113,11 @@ class AxModel:
 
     def statuses(self) -> dict[int, str]:
         """Ax's own word on every trial, lower case, by index."""
-        trials = self._client._experiment.trials
-        return {index: trial.status.name.lower() for index, trial in trials.items()}
+        table = self._client.summarize()
+        return {
+            int(index): str(status).lower()
+            for index, status in zip(table["trial_index"], table["trial_status"], strict=True)
+        }
 
 
 def _ax_parameter(parameter: Parameter) -> RangeParameterConfig | ChoiceParameterConfig:
@@ -122,6 +137,21 @@ def _ax_parameter(parameter: Parameter) -> RangeParameterConfig | ChoiceParamete
         step_size=parameter.step,
         scaling="log" if parameter.log else "linear",
     )
+
+
+def _random_value(parameter: Parameter, rng: np.random.Generator) -> Any:
+    if parameter.choices is not None:
+        return parameter.choices[rng.integers(len(parameter.choices))]
+    assert parameter.low is not None and parameter.high is not None  # noqa: PT018
+    low, high = parameter.low, parameter.high
+    if parameter.log:
+        value = math.exp(rng.uniform(math.log(low), math.log(high)))
+    elif parameter.step is not None:
+        value = low + parameter.step * rng.integers(round((high - low) / parameter.step) + 1)
+    else:
+        value = rng.uniform(low, high)
+    value = min(max(value, low), high)
+    return round(value) if parameter.integer else float(value)
 
 
 def _type_name(value: object) -> Literal["bool", "int", "float", "str"]:

@@ -26,17 +26,6 @@ class Parameter:
     step: float | None = None
     choices: tuple[Scalar, ...] | None = None
 
-    def contains(self, value: object) -> bool:
-        """Whether `value` lies within the range or is one of the choices."""
-        if self.choices is not None:
-            return value in self.choices
-        assert self.low is not None and self.high is not None  # noqa: PT018  (range by construction)
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and self.low <= value <= self.high
-        )
-
 
 def search_space(experiment: Experiment) -> list[Parameter]:
     """The parameters of `search.space`, in file order."""
@@ -58,7 +47,6 @@ def search_space(experiment: Experiment) -> list[Parameter]:
     return parameters
 
 
-def file_point(experiment: Experiment, parameters: list[Parameter]) -> Point | None:
-    """The point of the space that the experiment file itself names, or None if it lies outside."""
-    point = {p.name: experiment.value(p.name) for p in parameters}
-    return point if all(p.contains(point[p.name]) for p in parameters) else None
+def file_point(experiment: Experiment) -> Point:
+    """The point of the space that the experiment file itself names."""
+    return {name: experiment.value(name) for name in experiment.search.space}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -20,14 +20,24 @@ from raymeta.experiment import Experiment, Resources
 from raymeta.runs import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.searcher import AxSearcher, saved_records
-from raymeta.search.space import file_point, search_space
+from raymeta.search.space import Point, file_point, search_space
 from raymeta.training import CHECKPOINT_NAME
 from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
 
-# (trial_id, event, last result) with event one of started, result, completed, failed
-Observer = Callable[[str, str, dict[str, Any]], None]
+
+@dataclass(frozen=True)
+class TrialEvent:
+    """Something that happened to a trial: it started, reported, came to an end, or failed."""
+
+    trial_id: str
+    kind: Literal["started", "result", "completed", "failed"]
+    point: Point
+    result: dict[str, Any]  # the last one reported; empty before the first
+
+
+Observer = Callable[[TrialEvent], None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,8 @@ def run_search(
             str(run.tune_dir), trainable, resume_unfinished=True, resume_errored=False
         )
         # The callbacks were pickled with the tuner, and tell an observer that is gone.
-        tuner._local_tuner.get_run_config().callbacks = [_Progress(observer)]
+        run_config = tuner._local_tuner.get_run_config()  # noqa: SLF001  (`restore` takes none)
+        run_config.callbacks = [_Progress(observer)]
     else:
         tuner = _new_tuner(experiment, run, trainable, observer)
     results = tuner.fit()
@@ -150,10 +161,22 @@ def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSumma
     return max(finished, key=lambda t: sign * t.value)
 
 
+def default_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary | None:
+    """The finished trial of the experiment file's own values; None if no search was asked for."""
+    if not experiment.search.space:
+        return None
+    given = [t for t in trials if t.record.source == "given" and t.record.status == "completed"]
+    return given[0] if given else None
+
+
+def read_trials(run: Run) -> dict[str, TrialRecord]:
+    """The trials of a run's search by Tune's trial_id, finished or not."""
+    return saved_records(run.tune_dir)
+
+
 def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Observer) -> tune.Tuner:
     search, training = experiment.search, experiment.training
     parameters = search_space(experiment)
-    first = file_point(experiment, parameters)
     searcher = AxSearcher(
         parameters,
         metric=experiment.metric,
@@ -163,11 +186,12 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         max_steps=training.meta_steps,
         num_sobol=search.num_sobol,
         seed=experiment.seed,
-        points_to_evaluate=[first] if first is not None else [],
+        points_to_evaluate=[file_point(experiment)] if parameters else [],
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if search.early_stopping == "asha" and search.grace_steps < training.meta_steps:
-        scheduler = AsyncHyperBandScheduler(
+        scheduler = _Asha(
+            file_point(experiment),
             time_attr=STEP_METRIC,
             metric=experiment.metric,
             mode=experiment.mode,
@@ -205,6 +229,23 @@ def _trial_name(trial: Trial) -> str:
     return str(trial.trial_id)
 
 
+class _Asha(AsyncHyperBandScheduler):
+    """ASHA that lets the given point, the experiment file's own, train to its end.
+
+    It is the control that the tuned configuration is compared with at equal training budget.
+    """
+
+    def __init__(self, given: Point, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._given = given
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        given = all(trial.config[key] == value for key, value in self._given.items())
+        unfinished = result[STEP_METRIC] < self._max_t
+        return TrialScheduler.CONTINUE if given and unfinished else decision
+
+
 class _Progress(tune.Callback):
     """Tells an observer what the trials do."""
 
@@ -214,16 +255,22 @@ class _Progress(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {"_observer": None}  # of this session alone
 
-    def _notify(self, trial: Trial, event: str) -> None:
+    def _notify(
+        self,
+        trial: Trial,
+        kind: Literal["started", "result", "completed", "failed"],
+        result: dict[str, Any] | None = None,
+    ) -> None:
         if self._observer is not None:
-            self._observer(trial.trial_id, event, dict(trial.last_result or {}))
+            point = {key: value for key, value in trial.config.items() if key != "experiment"}
+            last = dict(result or trial.last_result or {})
+            self._observer(TrialEvent(trial.trial_id, kind, point, last))
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
         self._notify(trial, "started")
 
     def on_trial_result(self, *, trial: Trial, result: dict[str, Any], **_: Any) -> None:
-        if self._observer is not None:
-            self._observer(trial.trial_id, "result", result)
+        self._notify(trial, "result", result)
 
     def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:
         self._notify(trial, "completed")

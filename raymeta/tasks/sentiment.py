@@ -169,7 +169,8 @@ def load_sentiment(
     vocabulary_size = len(vocabulary) + 2
 
     def bags_of_words(examples: Examples) -> Tensor:
-        bags = torch.nn.functional.one_hot(examples.x, vocabulary_size).sum(dim=2).float()
+        bags = torch.zeros(*examples.x.shape[:2], vocabulary_size, device=examples.x.device)
+        bags.scatter_add_(2, examples.x, torch.ones_like(examples.x, dtype=bags.dtype))
         bags[..., PADDING] = 0.0
         return torch.nn.functional.normalize(bags, dim=-1)
 

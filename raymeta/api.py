@@ -1,0 +1,254 @@
+"""What raymeta does, as functions: tune, train and evaluate.  The command line only calls these.
+
+from raymeta import tune
+report = tune("pen", overrides=["search.num_trials=8"])
+report.best.maml.inner_lr, report.meta_test.rows[0].score
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import ray
+import torch
+
+from raymeta.errors import RunError
+from raymeta.evaluation import MetaTest, meta_test, train_joint
+from raymeta.experiment import Experiment
+from raymeta.experiment_file import load_experiment, to_yaml, with_values
+from raymeta.runs import DEFAULT_ROOT, Run, write_file
+from raymeta.search.records import TrialRecord
+from raymeta.search.tuner import (
+    TrialEvent,
+    best_trial,
+    default_trial,
+    read_trials,
+    run_search,
+    start_ray,
+)
+from raymeta.tasks import load_tasks
+from raymeta.training import build_recipe, load_meta_params, model_bytes
+
+RESULTS_FILE = "results.json"
+
+
+class Watcher(Protocol):
+    """Is told how a run goes on; see `raymeta.console` for one that draws it."""
+
+    def started(self, run: Run, experiment: Experiment) -> None:
+        """The run folder exists."""
+
+    def trial(self, event: TrialEvent) -> None:
+        """Something happened to a trial."""
+
+    def phase(self, text: str) -> None:
+        """What is done after the search."""
+
+
+class _Silent:
+    def started(self, run: Run, experiment: Experiment) -> None: ...
+    def trial(self, event: TrialEvent) -> None: ...
+    def phase(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run: `best` is the experiment with the best trial's values in it."""
+
+    run: Run
+    experiment: Experiment
+    best: Experiment
+    trials: dict[str, TrialRecord]
+    meta_test: MetaTest
+    seconds: float
+
+
+def tune(
+    experiment: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    runs_dir: str | Path = DEFAULT_ROOT,
+    resume: str | None = None,
+    watcher: Watcher | None = None,
+    verbose: bool = False,
+) -> Report:
+    """Searches an experiment's hyperparameters and meta-tests the best network with its controls.
+
+    Args:
+        experiment: the name of a shipped experiment or the path of a file.
+        overrides: `dotted.key=value`.
+        runs_dir: where the run folder is made.
+        resume: the name or path of a run to go on with; its own experiment holds.
+        watcher: is told of the progress.
+        verbose: Ray's own log lines as well.
+
+    Raises:
+        RaymetaError: of the kind that fits; what was finished by then is in the run folder.
+    """
+    loaded = load_experiment(str(experiment), overrides)
+    if not loaded.search.space:
+        raise RunError(
+            f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in it, "
+            "or use `raymeta train`"
+        )
+    return _run(loaded, Path(runs_dir), resume, watcher or _Silent(), verbose)
+
+
+def train(
+    experiment: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    runs_dir: str | Path = DEFAULT_ROOT,
+    resume: str | None = None,
+    watcher: Watcher | None = None,
+    verbose: bool = False,
+) -> Report:
+    """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
+    loaded = load_experiment(str(experiment), overrides)
+    loaded = with_values(loaded, {"search.space": {}})
+    return _run(loaded, Path(runs_dir), resume, watcher or _Silent(), verbose)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    num_episodes: int | None = None,
+    runs_dir: str | Path = DEFAULT_ROOT,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Meta-tests the network of a finished search again; the run's results are replaced.
+
+    Args:
+        run: name or path.
+        num_episodes: of the meta-test; None for as many as the experiment says.
+        runs_dir: where runs of a name are looked for.
+        watcher: is told of the progress.
+
+    Raises:
+        RunError: there is no such run, or its search has not come to its end.
+    """
+    if num_episodes is not None and num_episodes < 2:
+        raise RunError(f"the meta-test needs at least 2 episodes, but got {num_episodes}")
+    found = Run.open(str(run), Path(runs_dir))
+    watcher = watcher or _Silent()
+    watcher.started(found, found.experiment())
+    return _meta_test(found, watcher, num_episodes)
+
+
+def load_report(run: Run) -> Report | None:
+    """The report of a finished run; None if it is not finished."""
+    results = run.read_json(RESULTS_FILE)
+    if results is None:
+        return None
+    return Report(
+        run=run,
+        experiment=run.experiment(),
+        best=run.best_experiment(),
+        trials=read_trials(run),
+        meta_test=MetaTest.from_json(results["meta_test"]),
+        seconds=results["seconds"],
+    )
+
+
+def _run(
+    experiment: Experiment, runs_dir: Path, resume: str | None, watcher: Watcher, verbose: bool
+) -> Report:
+    if resume is None:
+        _check_tasks(experiment)  # before anything is started or written
+        run = None
+    else:
+        run = Run.open(resume, runs_dir)
+        kept = run.experiment()
+        if kept.name != experiment.name:
+            raise RunError(
+                f"{run.path}: is a run of the experiment {kept.name}, not of {experiment.name}"
+            )
+        experiment = kept
+        finished = load_report(run)
+        if finished is not None:
+            return finished
+    if run is None or not run.has_best:
+        was_running = ray.is_initialized()
+        start_ray(experiment.resources, verbose)
+        try:
+            if run is None:
+                run = Run.create(runs_dir, experiment)
+            watcher.started(run, experiment)
+            _search(experiment, run, watcher, resume is not None)
+        finally:
+            if not was_running:
+                ray.shutdown()
+    else:
+        watcher.started(run, experiment)
+    return _meta_test(run, watcher, None)
+
+
+def _check_tasks(experiment: Experiment) -> None:
+    """Loads the tasks of the file and of every end of a searched range of theirs.
+
+    Raises:
+        DataError: the data are broken, or cannot serve one of them.
+    """
+    load_tasks(experiment)
+    for key, dimension in experiment.search.space.items():
+        if key.startswith("tasks."):
+            whole = experiment.is_integer(key)
+            for value in dimension.ends:
+                end = int(value) if whole and isinstance(value, float) else value
+                load_tasks(with_values(experiment, {key: end}))
+
+
+def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) -> None:
+    """Leaves the best trial's values and the networks in the run folder."""
+    start = time.monotonic()
+    before = (run.read_json("time.json") or {}).get("search_s", 0.0)
+    try:
+        trials = run_search(experiment, run, observer=watcher.trial, resume=resume)
+    finally:
+        run.write_json("time.json", {"search_s": before + time.monotonic() - start})
+    best = best_trial(experiment, trials)
+    for name, trial in (("tuned", best), ("default", default_trial(experiment, trials))):
+        if trial is not None and trial.checkpoint is not None:
+            write_file(run.model_file(name), model_bytes(load_meta_params(trial.checkpoint)))
+    # Last, since it says that the search is done.
+    tuned = with_values(experiment, best.record.point)
+    write_file(run.path / "best.yaml", to_yaml(tuned).encode())
+
+
+def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:
+    start = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    experiment, best = run.experiment(), run.best_experiment()
+    tasks = load_tasks(best)
+    recipe = build_recipe(best, tasks)
+
+    def network(name: str) -> dict[str, torch.Tensor]:
+        return {k: v.to(device) for k, v in load_meta_params(run.model_file(name)).items()}
+
+    default = None
+    if run.model_file("default").is_file():
+        default_tasks = load_tasks(experiment)
+        default = default_tasks, build_recipe(experiment, default_tasks), network("default")
+    if not run.model_file("joint").is_file():
+        watcher.phase("training the joint control")
+        joint = train_joint(tasks, recipe, device)
+        write_file(run.model_file("joint"), model_bytes(joint))
+    searched = bool(experiment.search.space)
+    result = meta_test(
+        tasks,
+        recipe,
+        network("tuned"),
+        network("joint"),
+        label="tuned network" if searched else "meta-trained network",
+        default=default,
+        num_episodes=num_episodes or experiment.evaluation.num_episodes,
+        num_steps=experiment.evaluation.adaptation_steps,
+        progress=lambda text: watcher.phase(f"meta-test: {text}"),
+    )
+    spent = (run.read_json("time.json") or {}).get("search_s", 0.0) + time.monotonic() - start
+    run.write_json(RESULTS_FILE, {"meta_test": result.to_json(), "seconds": spent})
+    return Report(run, experiment, best, read_trials(run), result, spent)

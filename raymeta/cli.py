@@ -1,0 +1,143 @@
+"""The command line: parses, calls `raymeta.api`, prints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raymeta.console import ProgressView, print_report, print_runs
+from raymeta.errors import RaymetaError
+from raymeta.runs import DEFAULT_ROOT, list_runs
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Meta-trains recurrent networks with MAML and tunes them by Bayesian optimisation on Ray.",
+)
+
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", help="A shipped experiment (pen, sentiment, …) or a YAML file."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, e.g. maml.inner_lr=0.05. Repeatable."
+    ),
+]
+RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are kept.")]
+ResumeOption = Annotated[
+    str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Every validation, and Ray's own log.")
+]
+
+
+@app.command()
+def tune(
+    experiment: ExperimentArgument,
+    overrides: SetOption = None,
+    resume: ResumeOption = None,
+    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    verbose: VerboseOption = False,
+) -> None:
+    """Search the hyperparameters, then meta-test the best network beside its controls."""
+    _run("tune", experiment, overrides, resume, runs_dir, verbose)
+
+
+@app.command()
+def train(
+    experiment: ExperimentArgument,
+    overrides: SetOption = None,
+    resume: ResumeOption = None,
+    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    verbose: VerboseOption = False,
+) -> None:
+    """Meta-train the file's own configuration, without a search, and meta-test it."""
+    _run("train", experiment, overrides, resume, runs_dir, verbose)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run folder.")],
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", help="Meta-test episodes; default: the file's.")
+    ] = None,
+    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    verbose: VerboseOption = False,
+) -> None:
+    """Meta-test the network of a run again."""
+    console = _console(verbose)
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    with ProgressView(console, verbose) as view:
+        report = api.evaluate(run, num_episodes=episodes, runs_dir=runs_dir, watcher=view)
+    print_report(console, report)
+
+
+@app.command("list")
+def list_(runs_dir: RunsDirOption = DEFAULT_ROOT) -> None:
+    """List the runs."""
+    console = _console(verbose=False)
+    runs = list_runs(runs_dir)
+    if not runs:
+        console.print(f"no runs under {runs_dir}; `raymeta tune pen` makes one", highlight=False)
+        return
+    print_runs(console, runs, [run.read_json("results.json") or {} for run in runs])
+
+
+def _run(
+    command: str,
+    experiment: str,
+    overrides: list[str] | None,
+    resume: str | None,
+    runs_dir: Path,
+    verbose: bool,
+) -> None:
+    console = _console(verbose)
+    with ProgressView(console, verbose) as view:
+        from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+        function = api.tune if command == "tune" else api.train
+        report = function(
+            experiment,
+            overrides=overrides or (),
+            runs_dir=runs_dir,
+            resume=resume,
+            watcher=view,
+            verbose=verbose,
+        )
+    print_report(console, report)
+
+
+def _console(verbose: bool) -> Console:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(message)s"
+    )
+    return Console()
+
+
+def main() -> None:
+    """Runs the command line; exit code 0 only when the work was done."""
+    try:
+        app(standalone_mode=False)
+    except RaymetaError as error:
+        _fail(str(error))
+    except typer.Abort:
+        _fail("interrupted; go on with --resume RUN", code=130)
+    except KeyboardInterrupt:
+        _fail("interrupted; go on with --resume RUN", code=130)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,301 @@
+"""What a person sees of a run in the terminal: live progress, the tables at the end, the list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raymeta.experiment import Experiment
+from raymeta.runs import Run
+
+if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
+    from raymeta.api import Report
+    from raymeta.evaluation import Row
+    from raymeta.search.tuner import TrialEvent
+
+SHOWN_TRIALS = 16
+BAR_WIDTH = 12
+STEP_KEY = "meta_steps"
+
+
+@dataclass
+class _TrialLine:
+    number: int
+    point: Mapping[str, Any]
+    state: str = "running"
+    steps: int = 0
+    value: float | None = None
+    sem: float | None = None
+    speed: float | None = None
+
+
+@dataclass
+class ProgressView:
+    """Draws a run while it goes on: a live table on a terminal, a line per event elsewhere.
+
+    Use as a context manager; it is a `raymeta.api.Watcher`.
+    """
+
+    console: Console
+    verbose: bool = False
+    _experiment: Experiment | None = None
+    _lines: dict[str, _TrialLine] = field(default_factory=dict)
+    _phase: str = "starting Ray"
+    _start: float = field(default_factory=time.monotonic)
+    _live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4
+            )
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            if exc[0] is None:
+                self._phase = ""
+            self._live.__exit__(None, None, None)
+
+    # ------------------------------------------------------------------- the watcher's calls
+
+    def started(self, run: Run, experiment: Experiment) -> None:
+        """Names the run."""
+        self._experiment = experiment
+        self._phase = "searching" if experiment.search.space else "training"
+        self.console.print(f"run folder: {run.path}", soft_wrap=True, highlight=False)
+
+    def trial(self, event: TrialEvent) -> None:
+        """Takes up what happened to a trial."""
+        line = self._lines.get(event.trial_id)
+        if line is None:
+            line = _TrialLine(number=len(self._lines) + 1, point=event.point)
+            self._lines[event.trial_id] = line
+        experiment = self._experiment
+        assert experiment is not None, "a run starts before its trials"
+        result = event.result
+        if STEP_KEY in result:
+            line.steps = int(result[STEP_KEY])
+            line.speed = result.get("meta_steps_per_s")
+        if experiment.metric in result:
+            line.value = result[experiment.metric]
+            line.sem = result.get(f"{experiment.metric}_sem")
+        if event.kind == "failed":
+            line.state = "failed"
+        elif event.kind == "completed":
+            finished = line.steps >= experiment.training.meta_steps
+            diverged = line.value is not None and line.value != line.value
+            line.state = "diverged" if diverged else "done" if finished else "stopped"
+        else:
+            line.state = "running"
+        if self._live is None and (event.kind != "result" or self.verbose):
+            self.console.print(self._sentence(line, event.kind), soft_wrap=True, highlight=False)
+
+    def phase(self, text: str) -> None:
+        """Says what is being done after the search."""
+        self._phase = text
+        if self._live is None:
+            self.console.print(text, highlight=False)
+
+    # ------------------------------------------------------------------- drawing
+
+    def _sentence(self, line: _TrialLine, kind: str) -> str:
+        assert self._experiment is not None
+        head = f"[{_clock(time.monotonic() - self._start)}] trial {line.number}"
+        if kind == "started":
+            point = "  ".join(f"{_short(k)}={_value(v)}" for k, v in line.point.items())
+            return f"{head} started  {point}"
+        return f"{head} {line.state} at step {line.steps}: {self._measure(line)}"
+
+    def _measure(self, line: _TrialLine) -> str:
+        return "" if line.value is None else _plus_minus(line.value, line.sem)
+
+    def _best(self) -> _TrialLine | None:
+        assert self._experiment is not None
+        sign = 1 if self._experiment.mode == "max" else -1
+        ended = [x for x in self._lines.values() if x.state == "done" and x.value is not None]
+        return max(ended, key=lambda x: sign * (x.value or 0.0), default=None)
+
+    def _render(self) -> RenderableType:
+        experiment = self._experiment
+        clock = _clock(time.monotonic() - self._start)
+        if experiment is None:
+            return Text(f"{clock}  {self._phase} …")
+        best = self._best()
+        total = experiment.search.num_trials if experiment.search.space else 1
+        ended = sum(line.state != "running" for line in self._lines.values())
+        speed = sum(x.speed or 0.0 for x in self._lines.values() if x.state == "running")
+        parts = [f"{clock}  {self._phase}" + (" …" if self._phase else "")]
+        parts.append(f"{ended}/{total} trials")
+        if speed:
+            parts.append(f"{speed:.1f} meta-steps/s")
+        if best is not None and experiment.search.space:
+            parts.append(f"best {experiment.metric} {self._measure(best)} (trial {best.number})")
+        header = Text("  ·  ".join(part for part in parts if part.strip()), style="bold")
+
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("trial", "state", "meta-steps", experiment.metric):
+            table.add_column(name, justify="right" if name == "trial" else "left", no_wrap=True)
+        for key in experiment.search.space:
+            table.add_column(_short(key), justify="right", no_wrap=True)
+        for line in self._shown(best):
+            share = line.steps / experiment.training.meta_steps
+            filled = round(BAR_WIDTH * min(share, 1.0))
+            bar = Text("━" * filled, style="green") + Text("━" * (BAR_WIDTH - filled), style="dim")
+            table.add_row(
+                str(line.number),
+                line.state,
+                bar + Text(f" {line.steps}"),
+                self._measure(line),
+                *[_value(line.point.get(key)) for key in experiment.search.space],
+                style="bold" if line is best else _STATE_STYLES[line.state],
+            )
+        return Group(header, table)
+
+    def _shown(self, best: _TrialLine | None) -> list[_TrialLine]:
+        """All trials while they fit; then the best, those running and the latest."""
+        lines = list(self._lines.values())
+        if len(lines) <= SHOWN_TRIALS:
+            return lines
+        kept = {id(x): x for x in lines if x is best or x.state == "running"}
+        for line in reversed(lines):
+            if len(kept) >= SHOWN_TRIALS:
+                break
+            kept[id(line)] = line
+        return sorted(kept.values(), key=lambda x: x.number)
+
+
+_STATE_STYLES = {
+    "running": "cyan",
+    "done": "",
+    "stopped": "dim",
+    "failed": "red",
+    "diverged": "red",
+}
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The best hyperparameters, the meta-test with its controls, and where the files are."""
+    experiment, result = report.experiment, report.meta_test
+    if experiment.search.space:
+        table = Table(title="Best hyperparameters", title_justify="left", box=None)
+        table.add_column("key")
+        table.add_column("tuned", justify="right")
+        table.add_column("in the file", justify="right", style="dim")
+        for key in experiment.search.space:
+            table.add_row(key, _value(report.best.value(key)), _value(experiment.value(key)))
+        console.print(table)
+        statuses = [record.status for record in report.trials.values()]
+        counts = ", ".join(
+            f"{statuses.count(status)} {word}"
+            for status, word in _STATUS_WORDS.items()
+            if status in statuses
+        )
+        console.print(f"{len(statuses)} trials: {counts}\n", highlight=False)
+
+    console.print(_results_table(report))
+    if result.note:
+        console.print(result.note, highlight=False, soft_wrap=True)
+    lost = [row.label for row in result.rows[1:] if not result.beats(row)]
+    if lost:
+        console.print(
+            f"not beaten beyond both intervals: {'; '.join(lost)}", style="yellow", highlight=False
+        )
+    else:
+        console.print("every control is beaten, and no interval overlaps", style="green")
+    console.print(
+        f"\n{_clock(report.seconds)} in all; files in {report.run.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_STATUS_WORDS = {
+    "completed": "completed",
+    "early_stopped": "stopped early",
+    "failed": "failed",
+    "abandoned": "without a finite result",
+    "running": "unfinished",
+}
+
+
+def _results_table(report: Report) -> Table:
+    result = report.meta_test
+    shots = getattr(report.experiment.tasks, "num_shots", None)
+    ways = getattr(report.experiment.tasks, "num_ways", 2)
+    problem = f"{shots} points" if not result.higher_is_better else f"{ways}-way {shots}-shot"
+    table = Table(
+        title=f"Meta-test {result.metric}, {problem}, {result.num_episodes} episodes, 95 % interval",
+        title_justify="left",
+        box=None,
+    )
+    table.add_column("")
+    table.add_column(result.metric, justify="right", no_wrap=True)
+    table.add_column("steps", justify="right")
+    for step in _curve_steps(result.rows):
+        table.add_column(f"{step}", justify="right", style="dim")
+    for number, row in enumerate(result.rows):
+        label = f"{row.label} ({row.detail})" if row.detail else row.label
+        points = [
+            f"{row.curve[step].mean:.3f}" if step < len(row.curve) else ""
+            for step in _curve_steps(result.rows)
+        ]
+        steps = "" if row.steps is None else str(row.steps)
+        score = _plus_minus(row.score.mean, row.score.half_width)
+        table.add_row(label, score, steps, *points, style="bold" if number == 0 else "")
+    return table
+
+
+def _curve_steps(rows: Sequence[Row]) -> list[int]:
+    """The adaptation steps to show: all of a short curve, about six of a long one."""
+    longest = max(len(row.curve) for row in rows) - 1
+    wanted = {0, 1, 2, 3, 5, 10, 20, 50, 100, longest}
+    return [step for step in sorted(wanted) if step <= longest]
+
+
+def print_runs(console: Console, runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> None:
+    """A line for every run: name, how far it came, meta-test score.
+
+    Args:
+        console: where to print.
+        runs: in the order to print.
+        results: of each run, the content of its results file; empty where there is none.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "experiment", "status", "meta-test"):
+        table.add_column(column, no_wrap=True)
+    for run, result in zip(runs, results, strict=True):
+        score = ""
+        if result:
+            first = result["meta_test"]["rows"][0]["score"]
+            score = (
+                f"{result['meta_test']['metric']} {_plus_minus(first['mean'], first['half_width'])}"
+            )
+        table.add_row(run.path.name, run.experiment().name, run.status, score)
+    console.print(table)
+
+
+def _plus_minus(value: float, spread: float | None) -> str:
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _short(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
