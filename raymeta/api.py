@@ -17,7 +17,7 @@ import ray
 import torch
 
 from raymeta.errors import RunError
-from raymeta.evaluation import MetaTest, meta_test, train_joint
+from raymeta.evaluation import MetaTest, meta_test, train_joint_control
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, to_yaml, with_values
 from raymeta.runs import DEFAULT_ROOT, Run, write_file
@@ -235,7 +235,7 @@ def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:
         default = default_tasks, build_recipe(experiment, default_tasks), network("default")
     if not run.model_file("joint").is_file():
         watcher.phase("training the joint control")
-        joint = train_joint(tasks, recipe, device)
+        joint = train_joint_control(tasks, recipe, device)
         write_file(run.model_file("joint"), model_bytes(joint))
     searched = bool(experiment.search.space)
     result = meta_test(

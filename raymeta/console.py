@@ -186,12 +186,13 @@ def print_report(console: Console, report: Report) -> None:
     """The best hyperparameters, the meta-test with its controls, and where the files are."""
     experiment, result = report.experiment, report.meta_test
     if experiment.search.space:
-        table = Table(title="Best hyperparameters", title_justify="left", box=None)
+        table = _table("Best hyperparameters")
         table.add_column("key")
         table.add_column("tuned", justify="right")
         table.add_column("in the file", justify="right", style="dim")
         for key in experiment.search.space:
             table.add_row(key, _value(report.best.value(key)), _value(experiment.value(key)))
+        console.print()
         console.print(table)
         statuses = [record.status for record in report.trials.values()]
         counts = ", ".join(
@@ -201,9 +202,12 @@ def print_report(console: Console, report: Report) -> None:
         )
         console.print(f"{len(statuses)} trials: {counts}\n", highlight=False)
 
-    console.print(_results_table(report))
+    console.print(_score_table(report))
     if result.note:
-        console.print(result.note, highlight=False, soft_wrap=True)
+        console.print(result.note, style="dim", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(_curve_table(result.rows, result.metric))
+    console.print()
     lost = [row.label for row in result.rows[1:] if not result.beats(row)]
     if lost:
         console.print(
@@ -227,31 +231,39 @@ _STATUS_WORDS = {
 }
 
 
-def _results_table(report: Report) -> Table:
-    result = report.meta_test
-    shots = getattr(report.experiment.tasks, "num_shots", None)
-    ways = getattr(report.experiment.tasks, "num_ways", 2)
-    problem = f"{shots} points" if not result.higher_is_better else f"{ways}-way {shots}-shot"
-    table = Table(
-        title=f"Meta-test {result.metric}, {problem}, {result.num_episodes} episodes, 95 % interval",
-        title_justify="left",
-        box=None,
-    )
-    table.add_column("")
+def _score_table(report: Report) -> Table:
+    result, tasks = report.meta_test, report.experiment.tasks
+    problem = f"{tasks.num_shots} points"
+    if result.higher_is_better:
+        problem = f"{getattr(tasks, 'num_ways', 2)}-way {tasks.num_shots}-shot"
+    table = _table(f"Meta-test: {problem}, {result.num_episodes} episodes, 95 % intervals")
+    table.add_column("", no_wrap=True)
     table.add_column(result.metric, justify="right", no_wrap=True)
     table.add_column("steps", justify="right")
-    for step in _curve_steps(result.rows):
-        table.add_column(f"{step}", justify="right", style="dim")
     for number, row in enumerate(result.rows):
-        label = f"{row.label} ({row.detail})" if row.detail else row.label
-        points = [
-            f"{row.curve[step].mean:.3f}" if step < len(row.curve) else ""
-            for step in _curve_steps(result.rows)
-        ]
-        steps = "" if row.steps is None else str(row.steps)
-        score = _plus_minus(row.score.mean, row.score.half_width)
-        table.add_row(label, score, steps, *points, style="bold" if number == 0 else "")
+        table.add_row(
+            f"{row.label} ({row.detail})" if row.detail else row.label,
+            _plus_minus(row.score.mean, row.score.half_width),
+            "" if row.steps is None else str(row.steps),
+            style="bold" if number == 0 else "",
+        )
     return table
+
+
+def _curve_table(rows: Sequence[Row], metric: str) -> Table:
+    steps = _curve_steps(rows)
+    table = _table(f"{metric.capitalize()} after so many adaptation steps")
+    table.add_column("", no_wrap=True)
+    for step in steps:
+        table.add_column(str(step), justify="right", no_wrap=True)
+    for number, row in enumerate(row for row in rows if row.curve):
+        points = [f"{row.curve[s].mean:.3f}" if s < len(row.curve) else "" for s in steps]
+        table.add_row(row.label, *points, style="bold" if number == 0 else "")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
 def _curve_steps(rows: Sequence[Row]) -> list[int]:

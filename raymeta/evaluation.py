@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymeta.meta.joint import joint_batch, joint_gradient, joint_spec, with_fresh_head
-from raymeta.meta.maml import Maml, init_meta_params
-from raymeta.models import Params, init_params
+from raymeta.meta.joint import with_fresh_head
+from raymeta.meta.maml import Maml
+from raymeta.models import Params
+from raymeta.pretraining import train_joint
 from raymeta.tasks import Split, TaskDistribution
 from raymeta.tasks.episodes import Examples
-from raymeta.training import Recipe, adaptation_curves
+from raymeta.training import Recipe, adaptation_curves, initial_meta_params
 
 Z_95 = 1.959964  # a normal variable lies within ± this with probability 0.95
 JOINT_RATES = (1e-3, 3e-3)
-FINE_TUNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+FINE_TUNING_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 NUM_CHOICE_EPISODES = 100  # meta-validation episodes on which a control's settings are chosen
 
 
@@ -115,7 +116,7 @@ def meta_test(
         tasks: whose meta-test split is used.
         recipe: of the network.
         meta_params: the meta-trained network.
-        joint: the jointly trained network of `train_joint`.
+        joint: the jointly trained network of `train_joint_control`.
         label: what to call the network.
         default: tasks, recipe and meta-parameters of the experiment file's own configuration, after
             the same training budget; None where the network is just that.
@@ -144,7 +145,7 @@ def meta_test(
     if default is not None:
         default_steps = default[1].maml.adaptation_steps
         rows.append(
-            judged("default", "the file's own configuration, meta-trained", *default, default_steps)
+            judged("default", "the file's configuration, meta-trained", *default, default_steps)
         )
     fresh = initial_meta_params(recipe, meta_params["head.weight"].device)
     rows.append(judged("random", "random initialisation", tasks, recipe, fresh, steps))
@@ -162,7 +163,7 @@ def meta_test(
     if tasks.class_mean_features is not None:
         progress("class means")
         scores = class_mean_scores(tasks, "test", num_episodes)
-        rows.append(Row("class_mean", "class-mean nearest neighbour, raw input", Score.of(scores)))
+        rows.append(Row("class_mean", "class-mean nearest neighbour", Score.of(scores)))
     regression = recipe.kind == "regression"
     return MetaTest(
         metric="squared error" if regression else "accuracy",
@@ -173,52 +174,31 @@ def meta_test(
     )
 
 
-def initial_meta_params(recipe: Recipe, device: torch.device) -> Params:
-    """The meta-parameters before the first meta-step."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    params = init_params(recipe.spec, generator, recipe.dtype)
-    return {k: v.to(device) for k, v in init_meta_params(recipe.maml, params).items()}
-
-
-def train_joint(tasks: TaskDistribution, recipe: Recipe, device: torch.device) -> Params:
-    """Ordinary training of the same network on as many steps and examples as meta-training had.
+def train_joint_control(tasks: TaskDistribution, recipe: Recipe, device: torch.device) -> Params:
+    """Ordinary training of the same network on as many steps and examples as it had itself.
 
     The learning rate is the one of `JOINT_RATES` that serves fine-tuning on meta-validation best.
     """
+    outer = recipe.outer
     best: tuple[float, Params] | None = None
-    sign = -1.0 if recipe.kind == "regression" else 1.0
     for rate in JOINT_RATES:
-        params = _train_joint_at(tasks, recipe, rate, device)
-        value = sign * choose_fine_tuning(tasks, recipe, params, recipe.maml.adaptation_steps).value
-        if math.isfinite(value) and (best is None or value > best[0]):
+        params = train_joint(
+            tasks,
+            recipe.spec,
+            recipe.kind,
+            outer,
+            num_steps=outer.pretrain_steps + outer.meta_steps,
+            lr=rate,
+            seed=recipe.seed,
+            dtype=recipe.dtype,
+            device=device,
+        )
+        tuning = choose_fine_tuning(tasks, recipe, params, recipe.maml.adaptation_steps)
+        value = tuning.value if recipe.kind == "classification" else -tuning.value
+        if best is None or value > best[0]:
             best = value, params
-    assert best is not None, "a network of finite weights has finite outputs"
+    assert best is not None, "there are rates to choose from"
     return best[1]
-
-
-def _train_joint_at(
-    tasks: TaskDistribution, recipe: Recipe, rate: float, device: torch.device
-) -> Params:
-    outer = replace(recipe.outer, lr=rate, cosine=True)
-    spec = joint_spec(recipe.spec, tasks.num_train_classes, tasks.fixed_labels)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    params = {k: v.to(device) for k, v in init_params(spec, generator, recipe.dtype).items()}
-    optimizer = torch.optim.AdamW(params.values(), lr=rate, weight_decay=outer.weight_decay)
-    for step in range(outer.meta_steps):
-        first = step * outer.meta_batch_size
-        episodes = tasks.episodes("train", range(first, first + outer.meta_batch_size))
-        batch = joint_batch(episodes.to(device, recipe.dtype), tasks.fixed_labels)
-        grads, _ = joint_gradient(spec, recipe.kind, params, batch, seed=step)
-        for name, value in params.items():
-            value.grad = grads[name]
-        if outer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(params.values(), outer.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = outer.lr_at(step)
-        optimizer.step()
-        for value in params.values():
-            value.grad = None
-    return params
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class PenAugmentation(Section):
 
     class_rotation_deg: float = Field(30.0, ge=0, le=180)
     class_mirror: float = Field(0.5, ge=0, le=1)
+    class_reverse: float = Field(0.0, ge=0, le=1)
+    class_blend: float = Field(0.0, ge=0, le=1)
     class_scale: float = Field(0.2, ge=0, le=2)
     class_shear: float = Field(0.2, ge=0, le=2)
     example_rotation_deg: float = Field(10.0, ge=0, le=180)
@@ -95,11 +97,14 @@ class MamlSection(Section):
     first_order: bool = False
     adapt: Literal["all", "head"] = "all"
     inner_clip: float | None = Field(None, gt=0)
+    shared_head: bool = Field(False, description="one learned start of the head for all ways")
 
 
 class Training(Section):
     """The outer loop: AdamW over meta-steps."""
 
+    pretrain_steps: int = Field(0, ge=0, description="joint training before the first meta-step")
+    pretrain_lr: float = Field(1e-3, gt=0)
     meta_steps: int = Field(500, ge=1)
     meta_batch_size: int = Field(16, ge=1, description="episodes per meta-step over all workers")
     outer_lr: float = Field(1e-3, gt=0)

@@ -28,35 +28,14 @@ from raymeta.meta.maml import (
     init_meta_params,
     meta_gradient,
 )
-from raymeta.models import NetworkSpec, Params, init_params
+from raymeta.models import NetworkSpec, Params, init_params, is_head
+from raymeta.outer import OuterLoop, OuterOptimizer, flat_sums
+from raymeta.pretraining import train_joint
 from raymeta.tasks import Split, TaskDistribution, load_tasks
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _META = "meta_params."
 EVALUATION_CHUNK = 64  # episodes adapted at once; bounds memory, never changes a score
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterLoop:
-    """The settings of the outer loop; AdamW (Loshchilov and Hutter 2019) on the meta-gradient.
-
-    Counts are in meta-steps; `clip` bounds the norm of the mean meta-gradient.
-    """
-
-    meta_steps: int
-    meta_batch_size: int
-    lr: float
-    clip: float | None
-    weight_decay: float
-    cosine: bool
-    val_episodes: int
-    max_skipped: int
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of meta-step `step`: constant, or half a cosine down to zero."""
-        if not self.cosine:
-            return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.meta_steps))
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,7 @@ class Recipe:
     spec: NetworkSpec
     maml: Maml
     outer: OuterLoop
+    pretrain_lr: float
     kind: Kind
     seed: int
     dtype: torch.dtype
@@ -85,6 +65,7 @@ def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
         ),
         maml=Maml(**experiment.maml.model_dump()),
         outer=OuterLoop(
+            pretrain_steps=training.pretrain_steps,
             meta_steps=training.meta_steps,
             meta_batch_size=training.meta_batch_size,
             lr=training.outer_lr,
@@ -94,6 +75,7 @@ def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
             val_episodes=training.val_episodes,
             max_skipped=training.max_skipped,
         ),
+        pretrain_lr=training.pretrain_lr,
         kind=experiment.kind,
         seed=experiment.seed,
         dtype=getattr(torch, training.precision),
@@ -113,6 +95,13 @@ def build_trainer(
     )
 
 
+def initial_meta_params(recipe: Recipe, device: torch.device) -> Params:
+    """The meta-parameters before the first step, drawn from the recipe's seed."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    params = init_params(recipe.spec, generator, recipe.dtype)
+    return {k: v.to(device) for k, v in init_meta_params(recipe.maml, params).items()}
+
+
 class Trainer:
     """Meta-trains one network.  Every rank of `group` makes the same calls in the same order."""
 
@@ -120,29 +109,16 @@ class Trainer:
         self, tasks: TaskDistribution, recipe: Recipe, group: Group, device: torch.device
     ) -> None:
         self.tasks, self.recipe, self.group, self.device = tasks, recipe, group, device
-        generator = torch.Generator().manual_seed(recipe.seed)
-        params = init_params(recipe.spec, generator, recipe.dtype)
-        self.meta_params = {
-            name: value.to(device) for name, value in init_meta_params(recipe.maml, params).items()
-        }
-        self._optimizer = torch.optim.AdamW(
-            list(self.meta_params.values()),
-            lr=recipe.outer.lr,
-            weight_decay=recipe.outer.weight_decay,
+        self.meta_params = initial_meta_params(recipe, device)
+        self._optimizer = OuterOptimizer(
+            self.meta_params, clip=recipe.outer.clip, weight_decay=recipe.outer.weight_decay
         )
-        for value in self.meta_params.values():
-            # The moments exist from the start, so that step 0 is saved like any other.
-            self._optimizer.state[value] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(value),
-                "exp_avg_sq": torch.zeros_like(value),
-            }
         self.step = 0
         self.num_skipped = 0
         self._skipped_in_a_row = 0
 
     def train(self, num_steps: int) -> dict[str, float]:
-        """Takes up to `num_steps` meta-steps, not beyond the budget.
+        """Takes up to `num_steps` meta-steps, not beyond the budget, after pretraining if any.
 
         Returns:
             `train_loss` and `train_score` (means over the episodes of the steps taken),
@@ -152,6 +128,8 @@ class Trainer:
         Raises:
             TrainingError: more than `max_skipped` steps in a row were not finite.
         """
+        if self.step == 0 and self.recipe.outer.pretrain_steps > 0:
+            self._pretrain()
         start = time.perf_counter()
         end = min(self.step + num_steps, self.recipe.outer.meta_steps)
         taken = end - self.step
@@ -194,18 +172,31 @@ class Trainer:
         self._skipped_in_a_row = 0
 
         mean = buffer[:-1] / buffer[-1]
-        loss, score = mean[-2].item(), mean[-1].item()
-        norm = mean[:-2].norm()
-        scale = 1.0 if outer.clip is None else min(1.0, outer.clip / max(norm.item(), 1e-30))
-        offset = 0
-        for value in self.meta_params.values():
-            flat = mean[offset : offset + value.numel()] * scale
-            value.grad = flat.view(value.shape).to(value.dtype)
-            offset += value.numel()
-        for param_group in self._optimizer.param_groups:
-            param_group["lr"] = outer.lr_at(self.step - 1)
-        self._optimizer.step()
-        return loss, score, norm.item()
+        norm = self._optimizer.step(mean[:-2], outer.lr_at(self.step - 1))
+        return mean[-2].item(), mean[-1].item(), norm
+
+    def _pretrain(self) -> None:
+        """Starts from joint training's features; a head made for its classes starts anew."""
+        recipe = self.recipe
+        joint = train_joint(
+            self.tasks,
+            recipe.spec,
+            recipe.kind,
+            recipe.outer,
+            num_steps=recipe.outer.pretrain_steps,
+            lr=recipe.pretrain_lr,
+            seed=recipe.seed,
+            dtype=recipe.dtype,
+            device=self.device,
+            group=self.group,
+        )
+        for name, value in joint.items():
+            if not is_head(name) or (
+                not recipe.maml.shared_head and value.shape == self.meta_params[name].shape
+            ):
+                self.meta_params[name].copy_(value)
+            else:
+                self.meta_params[name].zero_()
 
     def _local_sums(self, indices: Sequence[int]) -> Tensor:
         """Flat float64 [meta-gradients, loss, score, number of episodes] of this rank's shard."""
@@ -216,8 +207,7 @@ class Trainer:
         recipe = self.recipe
         result = meta_gradient(recipe.maml, recipe.spec, recipe.kind, self.meta_params, episodes)
         count = result.loss.new_full((1,), result.num_episodes)
-        flat = [grad.flatten() for grad in result.grads.values()]
-        return torch.cat([*flat, result.loss.view(1), result.score.view(1), count])
+        return flat_sums(result.grads, result.loss, result.score, count)
 
     def validate(self) -> dict[str, float]:
         """Mean validation score after adaptation and its standard error over the episodes.
@@ -243,14 +233,13 @@ class Trainer:
 
     def serialize(self) -> bytes:
         """The whole state in safetensors form: reading it back runs no code."""
-        tensors: Params = {}
-        for name, value in self.meta_params.items():
-            tensors[_META + name] = value
-            for key, moment in self._optimizer.state[value].items():
-                tensors[f"adamw.{key}.{name}"] = moment
+        tensors = self._state()
         counters = torch.tensor([self.step, self.num_skipped, self._skipped_in_a_row])
         tensors["counters"] = counters
         return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+
+    def _state(self) -> Params:
+        return {_META + k: v for k, v in self.meta_params.items()} | self._optimizer.moments()
 
     def restore(self, state: bytes) -> None:
         """Goes on from what `serialize` gave, by a trainer of the same recipe.
@@ -259,11 +248,7 @@ class Trainer:
             RunError: the state is broken or of another architecture.
         """
         tensors = _parse(state, "checkpoint")
-        saved = {_META + name: value for name, value in self.meta_params.items()} | {
-            f"adamw.{key}.{name}": moment
-            for name, value in self.meta_params.items()
-            for key, moment in self._optimizer.state[value].items()
-        }
+        saved = self._state()
         for name, value in saved.items():
             found = tensors.get(name)
             if found is None or found.shape != value.shape or found.dtype != value.dtype:

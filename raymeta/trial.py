@@ -108,8 +108,9 @@ class WorkerGroup:
                 "num_gpus": resources.gpus_per_worker,
             }
             if placement_group is not None:
+                # Tune leaves an empty first bundle out, so that worker bundles count from 0.
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement_group, placement_group_bundle_index=rank + 1
+                    placement_group, placement_group_bundle_index=rank
                 )
             self._actors.append(actor_class.options(**options).remote(num_threads, use_gpu))
         # NCCL refuses two ranks on one GPU.

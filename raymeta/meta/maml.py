@@ -34,7 +34,9 @@ class Maml:
 
     `inner_lr` is the fixed rate, or the start of the learned ones (`learn_inner_lr`: one rate per
     parameter tensor and step, kept positive as a logarithm).  `inner_clip` bounds the norm of each
-    episode's inner gradient over all adapted parameters; None leaves it.
+    episode's inner gradient over all adapted parameters; None leaves it.  With `shared_head` the
+    head of every way starts from one learned row, zero at first: which class got which label then
+    makes no difference (Ye and Chao 2022, "How to Train Your MAML to Excel", UNICORN-MAML).
     """
 
     adaptation_steps: int = 5
@@ -43,6 +45,7 @@ class Maml:
     first_order: bool = False
     adapt: Literal["all", "head"] = "all"
     inner_clip: float | None = None
+    shared_head: bool = False
 
     def adapts(self, name: str) -> bool:
         """Whether the inner loop changes parameter `name`."""
@@ -52,12 +55,25 @@ class Maml:
 def init_meta_params(maml: Maml, params: Mapping[str, Tensor]) -> Params:
     """θ and, where they are learned, the logarithms `[S]` of the inner rates."""
     meta_params = dict(params)
+    if maml.shared_head:
+        meta_params |= {k: torch.zeros_like(v[:1]) for k, v in params.items() if is_head(k)}
     if maml.learn_inner_lr:
         for name, value in params.items():
             if maml.adapts(name):
                 start = torch.full((maml.adaptation_steps,), maml.inner_lr)
                 meta_params[RATE_PREFIX + name] = start.log().to(value)
     return meta_params
+
+
+def expand_meta_params(
+    spec: NetworkSpec, meta_params: Mapping[str, Tensor], num_episodes: int
+) -> Params:
+    """Gives every meta-parameter an episode axis, and a shared head a row for every way."""
+    expanded = expand_params(meta_params, num_episodes)
+    for name, value in expanded.items():
+        if is_head(name):
+            expanded[name] = value.expand(num_episodes, spec.num_outputs, *value.shape[2:])
+    return expanded
 
 
 def network_params(meta_params: Mapping[str, Tensor]) -> Params:
@@ -113,7 +129,7 @@ def adaptation_path(
         maml: settings of the inner loop.
         network: parameters and examples to outputs.
         kind: of the loss.
-        meta_params: θ and learned rates, each with an episode axis (`expand_params`).
+        meta_params: θ and learned rates, each with an episode axis (`expand_meta_params`).
         support: what the episodes adapt to.
         num_steps: S.
         differentiable: whether φ is to be differentiated with respect to `meta_params`; without,
@@ -183,7 +199,7 @@ def meta_gradient(
     """
     leaves = {
         name: value.clone().requires_grad_()
-        for name, value in expand_params(meta_params, len(episodes)).items()
+        for name, value in expand_meta_params(spec, meta_params, len(episodes)).items()
     }
     network = bind_network(spec, leaves, episodes.seeds)
     path = adaptation_path(
@@ -201,7 +217,10 @@ def meta_gradient(
     with torch.no_grad():
         scores = episode_scores(outputs, episodes.query.y, kind)
     return MetaGradient(
-        grads={k: g.sum(dim=0, dtype=torch.float64) for k, g in zip(leaves, grads, strict=True)},
+        grads={
+            name: grad.sum(dim=0, dtype=torch.float64).sum_to_size(meta_params[name].shape)
+            for name, grad in zip(leaves, grads, strict=True)
+        },
         loss=losses.detach().sum(dtype=torch.float64),
         score=scores.sum(dtype=torch.float64),
         num_episodes=len(episodes),
@@ -224,7 +243,8 @@ def adaptation_scores(
     num_steps: int,
 ) -> Tensor:
     """Query scores of every episode after 0 … S adaptation steps, `[E, S + 1]`, dropout off."""
-    expanded = expand_params({k: v.detach() for k, v in meta_params.items()}, len(episodes))
+    detached = {name: value.detach() for name, value in meta_params.items()}
+    expanded = expand_meta_params(spec, detached, len(episodes))
     network = bind_network(spec, expanded, None)
     path = adaptation_path(
         maml,

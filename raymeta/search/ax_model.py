@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,7 @@ class AxModel:
         mode: Literal["min", "max"],
         num_sobol: int,
         seed: int,
-        history: Sequence[TrialRecord] = (),
+        history: Mapping[str, TrialRecord],
     ) -> None:
         set_ax_logger_levels(logging.WARNING)
         # On busy cores a second thread makes a fit many times slower, not faster.
@@ -56,15 +56,16 @@ class AxModel:
             use_existing_trials_for_initialization=True,
             allow_exceeding_initialization_budget=True,
         )
-        for record in history:
-            index = self.attach(record.point)
+        self._indices: dict[str, int] = {}  # Ax's trial_index by Tune's trial_id
+        for trial_id, record in history.items():
+            self.attach(trial_id, record.point)
             for step, mean, sem in record.curve:
-                self.report(index, step, mean, sem)
+                self.report(trial_id, step, mean, sem)
             if record.status != "running":
-                self.finish(index, record.status)
+                self.finish(trial_id, record.status)
 
     def propose(self) -> tuple[int, Point, Source] | None:
-        """A new candidate given all that is known and running: (index, point, source).
+        """A new candidate given all that is known and running: (trial_index, point, source).
 
         None when every point of a discrete space has been tried.  Where the model cannot be fitted
         or optimised, the candidate is a random point: a search must not end for that.
@@ -76,28 +77,35 @@ class AxModel:
         except (AxError, BotorchError, NotPSDError, NanError) as error:
             logging.getLogger(__name__).warning("a random point instead of Ax's: %s", error)
             point = {p.name: _random_value(p, self._rng) for p in self._parameters}
-            return self.attach(point), point, "random"
+            return self._client.attach_trial(point), point, "random"
         ((index, values),) = candidates.items()
         node = self._client.summarize(trial_indices=[index])["generation_node"].iloc[0]
         source: Source = "sobol" if node == "Sobol" else "bo"
         return index, {name: _plain(value) for name, value in values.items()}, source
 
-    def attach(self, point: Point) -> int:
-        """Takes up a point from outside; its index."""
-        return self._client.attach_trial(point)
+    def adopt(self, trial_id: str, index: int) -> None:
+        """A trial has taken up the candidate of this `trial_index`."""
+        self._indices[trial_id] = index
 
-    def report(self, index: int, step: int, mean: float, sem: float | None) -> None:
+    def attach(self, trial_id: str, point: Point) -> None:
+        """A trial has taken up a point from outside."""
+        self._indices[trial_id] = self._client.attach_trial(point)
+
+    def report(self, trial_id: str, step: int, mean: float, sem: float | None) -> None:
         """An observation of a running trial; what is not finite must be kept from here."""
         if not math.isfinite(mean):
             raise ValueError(f"an observation must be finite, but got {mean}")
         # A missing or broken standard error lets Ax infer the noise.
         known = sem is not None and math.isfinite(sem)
         self._client.attach_data(
-            index, {self._metric: (mean, sem) if known else mean}, progression=step
+            self._indices[trial_id],
+            {self._metric: (mean, sem) if known else mean},
+            progression=step,
         )
 
-    def finish(self, index: int, status: Status) -> None:
+    def finish(self, trial_id: str, status: Status) -> None:
         """Ends a trial as what it was."""
+        index = self._indices[trial_id]
         match status:
             case "completed":
                 # The data are attached already: this only changes the status.
@@ -111,12 +119,11 @@ class AxModel:
             case "running":
                 raise ValueError("a trial cannot finish as running")
 
-    def statuses(self) -> dict[int, str]:
-        """Ax's own word on every trial, lower case, by index."""
-        table = self._client.summarize()
+    def statuses(self) -> dict[str, str]:
+        """Ax's own word on every trial, lower case, by Tune's trial_id."""
+        table = self._client.summarize().set_index("trial_index")["trial_status"]
         return {
-            int(index): str(status).lower()
-            for index, status in zip(table["trial_index"], table["trial_status"], strict=True)
+            trial_id: str(table.loc[index]).lower() for trial_id, index in self._indices.items()
         }
 
 

@@ -77,7 +77,6 @@ class AxSearcher(Searcher):
         self._seed = seed
         self._given = [dict(point) for point in points_to_evaluate]
         self.records: dict[str, TrialRecord] = {}  # by Tune's trial_id, in order of suggestion
-        self._indices: dict[str, int] = {}  # Ax's trial indices, valid for the present actor
         self._actor: Any = None
         self._pending: Any = None  # the candidate being prepared
 
@@ -87,10 +86,12 @@ class AxSearcher(Searcher):
         """A point to try, None while one is being prepared, FINISHED when all have been tried."""
         if self._given:
             point = self._given.pop(0)
-            self._remember(trial_id, point, "given", index=None)
+            self._remember(trial_id, point, "given")
+            self._tell("attach", trial_id, point)
+            self._prepare_start_point()
             return dict(point)
         if self._pending is None:
-            self._pending = self._tell("propose")
+            self._pending = self._ask("propose")
         ready, _ = ray.wait([self._pending], timeout=0)
         if not ready:
             return None
@@ -103,7 +104,9 @@ class AxSearcher(Searcher):
         if proposal is None:
             return Searcher.FINISHED
         index, point, source = proposal
-        self._remember(trial_id, point, source, index)
+        self._remember(trial_id, point, source)
+        self._tell("adopt", trial_id, index)
+        self._prepare_start_point()
         return dict(point)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -122,9 +125,7 @@ class AxSearcher(Searcher):
         if result is not None and not error:
             self._observe(trial_id, record, result)
         record.status = self._final_status(record, result, error)
-        index = self._indices.get(trial_id)
-        if index is not None:
-            self._tell("finish", index, record.status)
+        self._tell("finish", trial_id, record.status)
 
     # ------------------------------------------------------------------- state
 
@@ -146,24 +147,22 @@ class AxSearcher(Searcher):
 
     def statuses(self) -> dict[str, str]:
         """Ax's own word on every trial, by Tune's trial_id; waits for Ax."""
-        by_index = ray.get(self._tell("statuses"))
-        return {trial_id: by_index[index] for trial_id, index in self._indices.items()}
+        statuses: dict[str, str] = ray.get(self._ask("statuses"))
+        return statuses
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the handles, which mean nothing in another session."""
-        return self.__dict__ | {"_actor": None, "_pending": None, "_indices": {}}
+        return self.__dict__ | {"_actor": None, "_pending": None}
 
     # ------------------------------------------------------------------- within
 
-    def _remember(self, trial_id: str, point: Point, source: Source, index: int | None) -> None:
-        known = self._actor is not None
+    def _remember(self, trial_id: str, point: Point, source: Source) -> None:
         self.records[trial_id] = TrialRecord(dict(point), source)
-        if index is not None:
-            self._indices[trial_id] = index
-        elif known:
-            # Messages to an actor keep their order, so Ax will number this trial as counted here.
-            self._indices[trial_id] = len(self.records) - 1
-            self._tell("attach", point)
+
+    def _prepare_start_point(self) -> None:
+        """Start points depend on no result, so the next is prepared while trials run."""
+        if self._pending is None and not self._given and len(self.records) < self._num_sobol:
+            self._pending = self._ask("propose")
 
     def _observe(self, trial_id: str, record: TrialRecord, result: dict[str, Any]) -> None:
         value, step = result.get(self.metric), result.get(self._step_metric)
@@ -174,9 +173,7 @@ class AxSearcher(Searcher):
         sem = result.get(self._sem_metric) if self._sem_metric else None
         observation = (int(step), float(value), float(sem) if _is_finite(sem) else None)
         record.curve.append(observation)
-        index = self._indices.get(trial_id)
-        if index is not None:
-            self._tell("report", index, *observation)
+        self._tell("report", trial_id, *observation)
 
     def _final_status(
         self, record: TrialRecord, result: dict[str, Any] | None, error: bool
@@ -190,25 +187,30 @@ class AxSearcher(Searcher):
             return "early_stopped" if record.curve else "abandoned"
         return "completed" if record.curve else "abandoned"
 
-    def _tell(self, method: str, *args: Any) -> Any:
-        """Sends a message to Ax without waiting; starts the actor, from the records, if need be.
+    def _tell(self, method: str, *args: Any) -> None:
+        """Sends Ax a message about a trial, without waiting.
 
-        A message that is already in the records when the actor starts is not sent twice: callers
-        look the trial's index up before, and a fresh actor gives out new indices.
+        To an actor yet to be started there is nothing to say: it will read the records.
         """
+        if self._actor is not None:
+            self._actor.call.remote(method, *args)
+
+    def _ask(self, method: str) -> Any:
+        """Sends Ax a question; the answer as a Ray reference.  Starts the actor if need be."""
         if self._actor is None:
-            history = list(self.records.values())
-            self._indices = {trial_id: i for i, trial_id in enumerate(self.records)}
             self._actor = (
                 ray.remote(_AxProcess)
                 .options(num_cpus=0)
                 .remote(
-                    self._parameters, self.metric, self.mode, self._num_sobol, self._seed, history
+                    self._parameters,
+                    self.metric,
+                    self.mode,
+                    self._num_sobol,
+                    self._seed,
+                    self.records,
                 )
             )
-            if method not in {"propose", "statuses"}:
-                return None
-        return self._actor.call.remote(method, *args)
+        return self._actor.call.remote(method)
 
 
 def saved_records(experiment_dir: Path) -> dict[str, TrialRecord]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
+NO_CLASS = -100  # of a class made up for one episode; `cross_entropy` ignores it
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -45,9 +46,9 @@ class Episodes:
     """Support and query sets of E episodes.
 
     `way_classes` (int64 `[E, W]`, classification only) are the classes of the whole distribution
-    that the labels 0 … W - 1 stand for.  `seeds` (int64 `[E]`) are the seeds of whatever else is
-    random about an episode, such as dropout: like its examples they depend on the episode alone,
-    never on the batch it is in.
+    that the labels 0 … W - 1 stand for, NO_CLASS for one that is none of them.  `seeds` (int64
+    `[E]`) are the seeds of whatever else is random about an episode, such as dropout: like its
+    examples they depend on the episode alone, never on the batch it is in.
     """
 
     support: Examples

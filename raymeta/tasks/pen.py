@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from raymeta.errors import DataError
-from raymeta.tasks.episodes import Episode, Examples, InputSpec, Split, TaskDistribution
+from raymeta.tasks.episodes import NO_CLASS, Episode, Examples, InputSpec, Split, TaskDistribution
 
 DATA_DIR = Path(__file__).parent / "data" / "uji_pen"
 NUM_VAL_CHARACTERS, NUM_TEST_CHARACTERS = 10, 12
@@ -32,12 +32,16 @@ class Augmentation:
 
     Per class of an episode, all examples alike, an affine map: a rotation (uniform in ±degrees), a
     mirror image (with a probability), a log-normal stretch of each axis and a normal shear, which
-    turn 40 characters into as many classes as one likes.  Per example, smaller ones of the same
-    kind, and a smooth random bending of the path.
+    turn 40 characters into as many classes as one likes.  More so where a class is written
+    backwards, or blended point by point with another one (each with a probability): Rajendran et
+    al. 2020, "Meta-learning requires meta-augmentation".  Per example, smaller affine maps, and a
+    smooth random bending of the path.
     """
 
     class_rotation_deg: float = 0.0
     class_mirror: float = 0.0
+    class_reverse: float = 0.0
+    class_blend: float = 0.0
     class_scale: float = 0.0
     class_shear: float = 0.0
     example_rotation_deg: float = 0.0
@@ -207,8 +211,16 @@ def load_pen(
         paths, pens, ids, classes = pool.draw(num_ways, num_shots + num_queries, rng)
         if split == "train":
             mirrored = rng.random(num_ways) < augmentation.class_mirror
+            reversed_ = rng.random(num_ways) < augmentation.class_reverse
+            classes = classes + (mirrored + 2 * reversed_) * pool.num_characters
+            if augmentation.class_blend > 0:
+                others, *_ = pool.draw(num_ways, num_shots + num_queries, rng)
+                blended = rng.random(num_ways) < augmentation.class_blend
+                share = np.where(blended, rng.uniform(*BLEND_SHARES, num_ways), 0.0)
+                paths = paths + share[:, None, None, None] * (others - paths)
+                classes[blended] = NO_CLASS
+            paths, pens = reverse(paths, pens, reversed_)
             paths = augment(paths, augmentation, mirrored, rng)
-            classes = classes + mirrored * pool.num_characters
         x = strokes_to_features(paths, pens)
         labels = np.repeat(np.arange(num_ways)[:, None], num_shots + num_queries, axis=1)
 
@@ -233,7 +245,7 @@ def load_pen(
         seed=seed,
         sample_episode=sample,
         class_mean_features=_class_mean_features,
-        num_train_classes=2 * pools["train"].num_characters,
+        num_train_classes=4 * pools["train"].num_characters,
         note=(
             f"meta-test: {len(characters['test'])} characters × {len(writers['test'])} writers, "
             "none of which occurs in meta-training"
@@ -242,6 +254,7 @@ def load_pen(
 
 
 NUM_FEATURES = 5
+BLEND_SHARES = 0.25, 0.6  # of the other character in a blend
 
 
 def strokes_to_features(paths: np.ndarray, pens: np.ndarray) -> np.ndarray:
@@ -255,6 +268,18 @@ def strokes_to_features(paths: np.ndarray, pens: np.ndarray) -> np.ndarray:
 def _class_mean_features(examples: Examples) -> Tensor:
     """The resampled points alone, `[E, N, T * 2]`."""
     return examples.x[..., :2].flatten(2)
+
+
+def reverse(
+    paths: np.ndarray, pens: np.ndarray, reversed_: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paths `[W, M, T, 2]` and pens `[W, M, T]`, the classes of `reversed_` written backwards."""
+    # A pen state belongs to the way to its point: backwards, to the way from it.
+    backwards = np.concatenate([pens[..., -1:], pens[..., :0:-1]], axis=-1)
+    return (
+        np.where(reversed_[:, None, None, None], paths[..., ::-1, :], paths),
+        np.where(reversed_[:, None, None], backwards, pens),
+    )
 
 
 def augment(
