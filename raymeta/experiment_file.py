@@ -32,7 +32,17 @@ FIXED_KEYS = frozenset(
         "test_domain",
         "data_dir",
     )
-) | {f"training.{key}" for key in ("meta_steps", "eval_every", "val_episodes", "max_skipped")}
+) | {
+    f"training.{key}"
+    for key in (
+        "pretrain_steps",
+        "meta_steps",
+        "meta_batch_size",
+        "eval_every",
+        "val_episodes",
+        "max_skipped",
+    )
+}
 
 # Dotted key -> "file, line N" or "--set".
 Places = dict[str, str]

@@ -207,8 +207,8 @@ def _run(cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor, kept: Tensor 
     gates = inputs.clone(memory_format=torch.contiguous_format)
     extra = inputs.new_empty(0)
     if cell == "gru":
-        products = bias.unsqueeze(1).expand(episodes, examples, width)
-        extra = inputs.new_empty(steps, episodes, examples, hidden)
+        products = bias.unsqueeze(1).expand(steps, episodes, examples, width).contiguous()
+        extra = products[..., 2 * hidden :]
     else:
         gates += bias.unsqueeze(1)
         if cell == "lstm":
@@ -222,13 +222,10 @@ def _run(cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor, kept: Tensor 
             case "rnn":
                 torch.tanh(gate.baddbmm_(h[t], weight), out=new)
             case "gru":
-                product = torch.baddbmm(products, h[t], weight)
-                x[t].copy_(product[..., 2 * hidden :])
-                reset_update = gate[..., : 2 * hidden]
-                reset_update.add_(product[..., : 2 * hidden]).sigmoid_()
-                candidate = gate[..., 2 * hidden :]
-                candidate.addcmul_(gate[..., :hidden], x[t]).tanh_()
-                torch.lerp(candidate, h[t], gate[..., hidden : 2 * hidden], out=new)
+                product = products[t].baddbmm_(h[t], weight)
+                gate[..., : 2 * hidden].add_(product[..., : 2 * hidden]).sigmoid_()
+                r, z, n = gate.chunk(3, dim=-1)
+                torch.lerp(n.addcmul_(r, x[t]).tanh_(), h[t], z, out=new)
             case "lstm":
                 gate.baddbmm_(h[t], weight)
                 gate[..., : 2 * hidden].sigmoid_()
@@ -253,28 +250,26 @@ def _linearise(cell: Cell, trace: _Trace, kept: Tensor | None) -> _Linear:
     previous = trace.states[:-1]
     match cell:
         case "rnn":
-            linear = _Linear(1 - trace.gates.square())
+            linear = _Linear(_one_minus_square(trace.gates))
         case "gru":
             r, z, n = trace.gates.chunk(3, dim=-1)
-            new = (1 - z) * (1 - n.square())
-            gates = torch.cat(
-                [new * trace.extra * r * (1 - r), (previous - n) * z * (1 - z), new * r], dim=-1
-            )
+            gates = torch.empty_like(trace.gates)
+            b_r, b_z, b_n = gates.chunk(3, dim=-1)
+            new = _times_one_minus(_one_minus_square(n), z)
+            torch.mul(new, r, out=b_n)
+            _times_one_minus(torch.mul(b_n, trace.extra, out=b_r), r)
+            _times_one_minus(torch.sub(previous, n, out=b_z).mul_(z), z)
             linear = _Linear(gates, keep=z, new=new)
         case "lstm":
             i, f, g, o = trace.gates.chunk(4, dim=-1)
+            gates = torch.empty_like(trace.gates)
+            b_i, b_f, b_g, b_o = gates.chunk(4, dim=-1)
             squashed = trace.extra[1:].tanh()
-            slope = 1 - squashed.square()
-            gates = torch.cat(
-                [
-                    g * i * (1 - i),
-                    trace.extra[:-1] * f * (1 - f),
-                    i * (1 - g.square()),
-                    squashed * o * (1 - o),
-                ],
-                dim=-1,
-            )
-            linear = _Linear(gates, cell=o * slope, forget=f)
+            _times_one_minus(torch.mul(g, i, out=b_i), i)
+            _times_one_minus(torch.mul(trace.extra[:-1], f, out=b_f), f)
+            torch.mul(_one_minus_square(g), i, out=b_g)
+            _times_one_minus(torch.mul(squashed, o, out=b_o), o)
+            linear = _Linear(gates, cell=_one_minus_square(squashed).mul_(o), forget=f)
     if kept is None:
         return linear
     return _Linear(
@@ -296,50 +291,50 @@ def _linearise_tangent(
     match cell:
         case "rnn":
             h = trace.gates
-            turned = _Linear(-2 * h * (1 - h.square()) * tangent.q)
+            turned = _Linear(_one_minus_square(h).mul_(h).mul_(tangent.q).mul_(-2))
         case "gru":
             r, z, n = trace.gates.chunk(3, dim=-1)
             ur, uz, un = u_inputs.chunk(3, dim=-1)
             qr, qz, qn = tangent.q.chunk(3, dim=-1)
             product = trace.extra
-            slope_r, slope_z, slope_n = r * (1 - r), z * (1 - z), 1 - n.square()
-            r_ = slope_r * (ur + qr)
-            z_ = slope_z * (uz + qz)
-            n_ = slope_n * (un + r_ * product + r * qn)
-            new = (1 - z) * slope_n
-            new_ = -z_ * slope_n - 2 * (1 - z) * n * n_
-            gates = torch.cat(
-                [
-                    slope_r * (new_ * product + new * qn) + new * product * (1 - 2 * r) * r_,
-                    slope_z * (tangent_previous - n_) + (previous - n) * (1 - 2 * z) * z_,
-                    new_ * r + new * r_,
-                ],
-                dim=-1,
-            )
+            # Tangents of the gates …
+            r_ = _times_one_minus((ur + qr).mul_(r), r)
+            z_ = _times_one_minus((uz + qz).mul_(z), z)
+            slope_n = _one_minus_square(n)
+            n_ = torch.addcmul(un, r_, product).addcmul_(r, qn).mul_(slope_n)
+            # … and of the coefficients' factors, in the order of `_linearise`.
+            new = _times_one_minus(slope_n.clone(), z)
+            new_ = (n * n_).mul_(-2)
+            new_ = _times_one_minus(new_, z).addcmul_(slope_n, z_, value=-1)
+            gates = torch.empty_like(trace.gates)
+            b_r, b_z, b_n = gates.chunk(3, dim=-1)
+            torch.mul(new_, r, out=b_n).addcmul_(new, r_)
+            # B_r = (new r) · product · (1 - r)
+            left = new * r
+            torch.mul(b_n, product, out=b_r).addcmul_(left, qn)
+            _times_one_minus(b_r, r).addcmul_(left.mul_(product), r_, value=-1)
+            # B_z = (h - n) · z (1 - z)
+            _turn_sigmoid(b_z, previous - n, tangent_previous - n_, z, z_)
             turned = _Linear(gates, keep=z_, new=new_)
         case "lstm":
             i, f, g, o = trace.gates.chunk(4, dim=-1)
             ai, af, ag, ao = tangent.q.chunk(4, dim=-1)
-            slope_i, slope_f, slope_g, slope_o = (
-                i * (1 - i),
-                f * (1 - f),
-                1 - g.square(),
-                o * (1 - o),
-            )
-            i_, f_, g_, o_ = slope_i * ai, slope_f * af, slope_g * ag, slope_o * ao
+            c, c_ = trace.extra[:-1], tangent.c[:-1]
+            i_ = _times_one_minus(ai * i, i)
+            f_ = _times_one_minus(af * f, f)
+            g_ = _one_minus_square(g).mul_(ag)
+            o_ = _times_one_minus(ao * o, o)
             squashed = trace.extra[1:].tanh()
-            slope = 1 - squashed.square()
+            slope = _one_minus_square(squashed)
             squashed_ = slope * tangent.c[1:]
-            gates = torch.cat(
-                [
-                    g_ * slope_i + g * (1 - 2 * i) * i_,
-                    tangent.c[:-1] * slope_f + trace.extra[:-1] * (1 - 2 * f) * f_,
-                    i_ * slope_g - 2 * i * g * g_,
-                    squashed_ * slope_o + squashed * (1 - 2 * o) * o_,
-                ],
-                dim=-1,
-            )
-            turned = _Linear(gates, cell=o_ * slope - 2 * o * squashed * squashed_, forget=f_)
+            gates = torch.empty_like(trace.gates)
+            b_i, b_f, b_g, b_o = gates.chunk(4, dim=-1)
+            _turn_sigmoid(b_i, g, g_, i, i_)
+            _turn_sigmoid(b_f, c, c_, f, f_)
+            _turn_sigmoid(b_o, squashed, squashed_, o, o_)
+            torch.mul(_one_minus_square(g), i_, out=b_g).addcmul_((i * g), g_, value=-2)
+            a = slope.mul_(o_).addcmul_(squashed.mul_(o), squashed_, value=-2)
+            turned = _Linear(gates, cell=a, forget=f_)
     if kept is None:
         return turned
     return _Linear(
@@ -425,23 +420,46 @@ def _tangent_scan(
         b = gates.unbind(0)
         for t in range(steps):
             q[t].baddbmm_(states[t], weight)
-            states[t + 1].add_((q_by_gate[t] * b[t]).sum(dim=-2))
+            _add_products(states[t + 1], q_by_gate[t], b[t])
             if keep is not None:
                 states[t + 1].addcmul_(states[t], keep[t])
     else:
         assert linear.cell is not None
-        c = torch.zeros_like(h)
+        c = torch.empty_like(h)
+        c[0] = 0
         cells, a, forget = c.unbind(0), linear.cell.unbind(0), linear.forget.unbind(0)
         b_ifg, b_o = gates[..., :3, :].unbind(0), gates[..., 3, :].unbind(0)
         for t in range(steps):
             q[t].baddbmm_(states[t], weight)
-            torch.sum(q_by_gate[t][..., :3, :] * b_ifg[t], dim=-2, out=cells[t + 1])
-            cells[t + 1].addcmul_(cells[t], forget[t])
+            torch.mul(cells[t], forget[t], out=cells[t + 1])
+            _add_products(cells[t + 1], q_by_gate[t][..., :3, :], b_ifg[t])
             torch.mul(q_by_gate[t][..., 3, :], b_o[t], out=states[t + 1])
             states[t + 1].addcmul_(cells[t + 1], a[t])
             if keep is not None:
                 states[t + 1].addcmul_(states[t], keep[t])
     return _Scan(h, total, c)
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds Σ_gates left · right, both `[E, N, G, H]`, to `total` `[E, N, H]`."""
+    for a, b in zip(left.unbind(-2), right.unbind(-2), strict=True):
+        total.addcmul_(a, b)
+
+
+def _one_minus_square(x: Tensor) -> Tensor:
+    """The derivative of tanh where tanh is `x`, in one pass."""
+    return torch.addcmul(x.new_ones(()), x, x, value=-1)
+
+
+def _times_one_minus(x: Tensor, y: Tensor) -> Tensor:
+    """Makes `x` x (1 - y), in place."""
+    return x.addcmul_(x, y, value=-1)
+
+
+def _turn_sigmoid(out: Tensor, x: Tensor, x_: Tensor, s: Tensor, s_: Tensor) -> None:
+    """Writes the tangent of x s (1 - s) to `out`, given those of x and s (marked by `_`)."""
+    _times_one_minus(torch.mul(x_, s, out=out), s).addcmul_(x, s_)
+    out.addcmul_(x * s, s_, value=-2)
 
 
 def _spread(cell: Cell, gates: Tensor, adjoint_h: Tensor, adjoint_c: Tensor) -> Tensor:
