@@ -8,7 +8,8 @@ report.best.maml.inner_lr, report.meta_test.rows[0].score
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,10 +17,10 @@ from typing import Protocol
 import ray
 import torch
 
-from raymeta.errors import RunError
+from raymeta.errors import ExperimentError, RunError
 from raymeta.evaluation import MetaTest, meta_test, train_joint_control
 from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment, to_yaml, with_values
+from raymeta.experiment_file import load_experiment, shipped_experiments, to_yaml, with_values
 from raymeta.runs import DEFAULT_ROOT, Run, write_file
 from raymeta.search.records import TrialRecord
 from raymeta.search.tuner import (
@@ -68,7 +69,7 @@ class Report:
 
 
 def tune(
-    experiment: str | Path,
+    experiment: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
     runs_dir: str | Path = DEFAULT_ROOT,
@@ -79,7 +80,8 @@ def tune(
     """Searches an experiment's hyperparameters and meta-tests the best network with its controls.
 
     Args:
-        experiment: the name of a shipped experiment or the path of a file.
+        experiment: the name of a shipped experiment or the path of a file; may be left out where a
+            run is resumed.
         overrides: `dotted.key=value`.
         runs_dir: where the run folder is made.
         resume: the name or path of a run to go on with; its own experiment holds.
@@ -89,17 +91,19 @@ def tune(
     Raises:
         RaymetaError: of the kind that fits; what was finished by then is in the run folder.
     """
-    loaded = load_experiment(str(experiment), overrides)
-    if not loaded.search.space:
-        raise RunError(
-            f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in it, "
-            "or use `raymeta train`"
-        )
-    return _run(loaded, Path(runs_dir), resume, watcher or _Silent(), verbose)
+    if resume is None:
+        loaded = _load(experiment, overrides)
+        if not loaded.search.space:
+            raise ExperimentError(
+                f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in "
+                "it, or use `raymeta train`"
+            )
+        return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
+    return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
 
 
 def train(
-    experiment: str | Path,
+    experiment: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
     runs_dir: str | Path = DEFAULT_ROOT,
@@ -108,9 +112,10 @@ def train(
     verbose: bool = False,
 ) -> Report:
     """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
-    loaded = load_experiment(str(experiment), overrides)
-    loaded = with_values(loaded, {"search.space": {}})
-    return _run(loaded, Path(runs_dir), resume, watcher or _Silent(), verbose)
+    if resume is None:
+        loaded = with_values(_load(experiment, overrides), {"search.space": {}})
+        return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
+    return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
 
 
 def evaluate(
@@ -150,41 +155,61 @@ def load_report(run: Run) -> Report | None:
         best=run.best_experiment(),
         trials=read_trials(run),
         meta_test=MetaTest.from_json(results["meta_test"]),
-        seconds=results["seconds"],
+        seconds=run.seconds,
     )
 
 
-def _run(
-    experiment: Experiment, runs_dir: Path, resume: str | None, watcher: Watcher, verbose: bool
-) -> Report:
-    if resume is None:
-        _check_tasks(experiment)  # before anything is started or written
-        run = None
-    else:
-        run = Run.open(resume, runs_dir)
-        kept = run.experiment()
-        if kept.name != experiment.name:
-            raise RunError(
-                f"{run.path}: is a run of the experiment {kept.name}, not of {experiment.name}"
-            )
-        experiment = kept
-        finished = load_report(run)
-        if finished is not None:
-            return finished
-    if run is None or not run.has_best:
-        was_running = ray.is_initialized()
-        start_ray(experiment.resources, verbose)
-        try:
-            if run is None:
-                run = Run.create(runs_dir, experiment)
-            watcher.started(run, experiment)
-            _search(experiment, run, watcher, resume is not None)
-        finally:
-            if not was_running:
-                ray.shutdown()
-    else:
+def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment:
+    if experiment is None:
+        raise ExperimentError(
+            f"name an experiment ({', '.join(shipped_experiments())}) or a YAML file"
+        )
+    return load_experiment(str(experiment), overrides)
+
+
+def _start(experiment: Experiment, runs_dir: Path, watcher: Watcher, verbose: bool) -> Report:
+    _check_tasks(experiment)  # before anything is started or written
+    with _ray(experiment, verbose):
+        run = Run.create(runs_dir, experiment)
         watcher.started(run, experiment)
+        _search(experiment, run, watcher, resume=False)
     return _meta_test(run, watcher, None)
+
+
+def _resume(
+    name: str,
+    asked: str | Path | None,
+    overrides: Sequence[str],
+    runs_dir: Path,
+    watcher: Watcher,
+    verbose: bool,
+) -> Report:
+    run = Run.open(name, runs_dir)
+    experiment = run.experiment()
+    if overrides:
+        raise ExperimentError("a resumed run keeps its own settings; leave --set out")
+    if asked is not None and load_experiment(str(asked)).name != experiment.name:
+        raise RunError(f"{run.path}: is a run of the experiment {experiment.name}, not of {asked}")
+    watcher.started(run, experiment)
+    finished = load_report(run)
+    if finished is not None:
+        return finished
+    if not run.has_best:
+        with _ray(experiment, verbose):
+            _search(experiment, run, watcher, resume=True)
+    return _meta_test(run, watcher, None)
+
+
+@contextmanager
+def _ray(experiment: Experiment, verbose: bool) -> Iterator[None]:
+    """Ray for the time of a search; one that ran before is left running."""
+    was_running = ray.is_initialized()
+    start_ray(experiment.resources, verbose)
+    try:
+        yield
+    finally:
+        if not was_running:
+            ray.shutdown()
 
 
 def _check_tasks(experiment: Experiment) -> None:
@@ -205,11 +230,8 @@ def _check_tasks(experiment: Experiment) -> None:
 def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) -> None:
     """Leaves the best trial's values and the networks in the run folder."""
     start = time.monotonic()
-    before = (run.read_json("time.json") or {}).get("search_s", 0.0)
-    try:
-        trials = run_search(experiment, run, observer=watcher.trial, resume=resume)
-    finally:
-        run.write_json("time.json", {"search_s": before + time.monotonic() - start})
+    trials = run_search(experiment, run, observer=watcher.trial, resume=resume)
+    run.add_seconds(time.monotonic() - start)
     best = best_trial(experiment, trials)
     for name, trial in (("tuned", best), ("default", default_trial(experiment, trials))):
         if trial is not None and trial.checkpoint is not None:
@@ -249,6 +271,6 @@ def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:
         num_steps=experiment.evaluation.adaptation_steps,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
     )
-    spent = (run.read_json("time.json") or {}).get("search_s", 0.0) + time.monotonic() - start
-    run.write_json(RESULTS_FILE, {"meta_test": result.to_json(), "seconds": spent})
-    return Report(run, experiment, best, read_trials(run), result, spent)
+    run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
+    run.add_seconds(time.monotonic() - start)
+    return Report(run, experiment, best, read_trials(run), result, run.seconds)

@@ -22,9 +22,10 @@ app = typer.Typer(
 )
 
 ExperimentArgument = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="EXPERIMENT", help="A shipped experiment (pen, sentiment, …) or a YAML file."
+        metavar="EXPERIMENT",
+        help="A shipped experiment (pen, sentiment, …) or a YAML file; not needed with --resume.",
     ),
 ]
 SetOption = Annotated[
@@ -44,7 +45,7 @@ VerboseOption = Annotated[
 
 @app.command()
 def tune(
-    experiment: ExperimentArgument,
+    experiment: ExperimentArgument = None,
     overrides: SetOption = None,
     resume: ResumeOption = None,
     runs_dir: RunsDirOption = DEFAULT_ROOT,
@@ -56,7 +57,7 @@ def tune(
 
 @app.command()
 def train(
-    experiment: ExperimentArgument,
+    experiment: ExperimentArgument = None,
     overrides: SetOption = None,
     resume: ResumeOption = None,
     runs_dir: RunsDirOption = DEFAULT_ROOT,
@@ -97,7 +98,7 @@ def list_(runs_dir: RunsDirOption = DEFAULT_ROOT) -> None:
 
 def _run(
     command: str,
-    experiment: str,
+    experiment: str | None,
     overrides: list[str] | None,
     resume: str | None,
     runs_dir: Path,

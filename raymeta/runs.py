@@ -6,6 +6,7 @@ RUN/trials.json         the table of trials
 RUN/best.yaml           the experiment with the best trial's values in it
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
+RUN/time.json           the time spent
 """
 
 from __future__ import annotations
@@ -93,8 +94,7 @@ class Run:
         """
         if not self.has_best:
             raise RunError(
-                f"{self.path}: has no best trial yet; go on with "
-                f"`raymeta tune {self.experiment().name} --resume {self.path.name}`"
+                f"{self.path}: has no best trial yet; go on with `{self.resume_command}`"
             )
         return load_experiment(str(self.path / "best.yaml"))
 
@@ -110,6 +110,22 @@ class Run:
         """Reads `RUN/name`; None where there is none."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def seconds(self) -> float:
+        """The time spent on it so far, over all sessions."""
+        spent: float = (self.read_json("time.json") or {"seconds": 0.0})["seconds"]
+        return spent
+
+    def add_seconds(self, seconds: float) -> None:
+        """Adds to the time spent."""
+        self.write_json("time.json", {"seconds": self.seconds + seconds})
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it."""
+        command = "tune" if self.experiment().search.space else "train"
+        return f"raymeta {command} --resume {self.path}"
 
     @property
     def has_best(self) -> bool:
@@ -148,4 +164,6 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}; nothing was lost") from error
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror}; what was there is unharmed"
+        ) from error

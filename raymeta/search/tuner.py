@@ -78,6 +78,9 @@ def start_ray(resources: Resources, verbose: bool) -> None:
             log_to_driver=verbose,
             **({} if os.environ.get("RAY_ADDRESS") else local),
         )
+    # Tune logs a trial's failure with its traceback; the table of trials keeps its last line.
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     total = ray.cluster_resources()
     for kind in ("CPU", "GPU"):
         needed = sum(bundle.get(kind, 0) for bundle in placement_bundles(resources))
@@ -139,10 +142,7 @@ def run_search(
         [{"trial_id": t.trial_id, "error": t.error, **asdict(t.record)} for t in trials],
     )
     if any(trial.record.status == "running" for trial in trials):
-        raise SearchError(
-            "the search was interrupted; go on with "
-            f"`raymeta tune {experiment.name} --resume {run.path.name}`"
-        )
+        raise SearchError(f"the search was interrupted; go on with `{run.resume_command}`")
     return trials
 
 
