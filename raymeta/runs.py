@@ -140,7 +140,7 @@ class Run:
         return "searched" if self.has_best else "unfinished"
 
 
-def list_runs(root: Path) -> list[Run]:
+def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     """All runs under `root`, the oldest first."""
     if not root.is_dir():
         return []
