@@ -268,7 +268,6 @@ def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:
         label="tuned network" if searched else "meta-trained network",
         default=default,
         num_episodes=num_episodes or experiment.evaluation.num_episodes,
-        num_steps=experiment.evaluation.adaptation_steps,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
     )
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})

@@ -50,8 +50,8 @@ class Score:
 class Row:
     """One contestant of the meta-test.
 
-    `score` is after `steps` adaptation steps, `curve` after 0 … S; a contestant that does not adapt
-    has neither.  `detail` names what was chosen on meta-validation.
+    `score` is after `steps` adaptation steps, `curve` after 0 … S of them; what does not adapt has
+    neither.  `detail` names what was chosen on meta-validation.
     """
 
     name: str
@@ -107,7 +107,6 @@ def meta_test(
     label: str,
     default: tuple[TaskDistribution, Recipe, Params] | None = None,
     num_episodes: int,
-    num_steps: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> MetaTest:
     """Runs the meta-test.
@@ -121,18 +120,16 @@ def meta_test(
         default: tasks, recipe and meta-parameters of the experiment file's own configuration, after
             the same training budget; None where the network is just that.
         num_episodes: meta-test episodes.
-        num_steps: S, the length of the adaptation curves.
         progress: told what is being judged.
     """
-    steps = recipe.maml.adaptation_steps
-    num_steps = max(num_steps, steps)
+    steps = recipe.eval_steps
 
     def judged(
         name: str, label: str, tasks: TaskDistribution, recipe: Recipe, params: Params, at: int
     ) -> Row:
         progress(label)
         scores = adaptation_curves(
-            tasks, recipe, params, "test", num_episodes=num_episodes, num_steps=max(num_steps, at)
+            tasks, recipe, params, "test", num_episodes=num_episodes, num_steps=steps
         )
         curve = tuple(Score.of(column) for column in scores.unbind(1))
         return Row(name, label, curve[at], at, curve)
@@ -143,14 +140,11 @@ def meta_test(
         Row("unadapted", "the same before adaptation", tuned.curve[0], steps=0),
     ]
     if default is not None:
-        default_steps = default[1].maml.adaptation_steps
-        rows.append(
-            judged("default", "the file's configuration, meta-trained", *default, default_steps)
-        )
+        rows.append(judged("default", "the file's configuration, meta-trained", *default, steps))
     fresh = initial_meta_params(recipe, meta_params["head.weight"].device)
     rows.append(judged("random", "random initialisation", tasks, recipe, fresh, steps))
     progress("joint training + fine-tuning")
-    tuning = choose_fine_tuning(tasks, recipe, joint, num_steps)
+    tuning = choose_fine_tuning(tasks, recipe, joint, steps)
     row = judged(
         "joint",
         "joint training + fine-tuning",
@@ -193,7 +187,7 @@ def train_joint_control(tasks: TaskDistribution, recipe: Recipe, device: torch.d
             dtype=recipe.dtype,
             device=device,
         )
-        tuning = choose_fine_tuning(tasks, recipe, params, recipe.maml.adaptation_steps)
+        tuning = choose_fine_tuning(tasks, recipe, params, recipe.eval_steps)
         value = tuning.value if recipe.kind == "classification" else -tuning.value
         if best is None or value > best[0]:
             best = value, params

@@ -207,7 +207,9 @@ class Evaluation(Section):
     """Meta-test."""
 
     num_episodes: int = Field(600, ge=2)
-    adaptation_steps: int = Field(10, ge=1, description="length of the adaptation curve")
+    adaptation_steps: int = Field(
+        10, ge=1, description="of meta-validation and meta-test; may be more than meta-training's"
+    )
 
 
 Tasks = Annotated[PenTasks | SentimentTasks | SinusoidTasks, Field(discriminator="source")]

@@ -49,6 +49,7 @@ class Recipe:
     kind: Kind
     seed: int
     dtype: torch.dtype
+    eval_steps: int  # adaptation steps of meta-validation and meta-test
 
 
 def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
@@ -79,6 +80,7 @@ def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
         kind=experiment.kind,
         seed=experiment.seed,
         dtype=getattr(torch, training.precision),
+        eval_steps=experiment.evaluation.adaptation_steps,
     )
 
 
@@ -222,7 +224,7 @@ class Trainer:
             self.meta_params,
             "val",
             num_episodes=recipe.outer.val_episodes,
-            num_steps=recipe.maml.adaptation_steps,
+            num_steps=recipe.eval_steps,
             group=self.group,
         )[:, -1]
         name = "val_loss" if recipe.kind == "regression" else "val_accuracy"

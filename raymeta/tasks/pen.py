@@ -18,7 +18,7 @@ from raymeta.errors import DataError
 from raymeta.tasks.episodes import NO_CLASS, Episode, Examples, InputSpec, Split, TaskDistribution
 
 DATA_DIR = Path(__file__).parent / "data" / "uji_pen"
-NUM_VAL_CHARACTERS, NUM_TEST_CHARACTERS = 10, 12
+NUM_VAL_CHARACTERS, NUM_TEST_CHARACTERS = 16, 12
 NUM_VAL_WRITERS, NUM_TEST_WRITERS = 2, 2
 
 _GROUP = re.compile(r"^\.COMMENT Class #\d+: \[\S+\] = \{(?P<members>.*)\}$")
@@ -138,7 +138,7 @@ def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarr
 
 
 def split_characters(groups: list[frozenset[str]], seed: int) -> dict[Split, list[str]]:
-    """Meta-train and meta-validation on letters, meta-test on digits: 40 / 10 / 12 characters.
+    """Meta-train and meta-validation on letters, meta-test on digits: 34 / 16 / 12 characters.
 
     Every group of one shape stays in one split, or training would see the shape of a held-out
     character (s and S): o and O go with 0, which makes the ten digits twelve characters.  `seed`
