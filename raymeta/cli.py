@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from raymeta.console import ProgressView, print_report, print_runs
-from raymeta.errors import RaymetaError
+from raymeta.errors import RaymetaError, RunError
 from raymeta.runs import DEFAULT_ROOT, list_runs
 
 app = typer.Typer(
@@ -109,14 +109,18 @@ def _run(
         from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
 
         function = api.tune if command == "tune" else api.train
-        report = function(
-            experiment,
-            overrides=overrides or (),
-            runs_dir=runs_dir,
-            resume=resume,
-            watcher=view,
-            verbose=verbose,
-        )
+        try:
+            report = function(
+                experiment,
+                overrides=overrides or (),
+                runs_dir=runs_dir,
+                resume=resume,
+                watcher=view,
+                verbose=verbose,
+            )
+        except KeyboardInterrupt:
+            hint = f"; go on with `{view.run.resume_command}`" if view.run else ""
+            raise RunError(f"interrupted{hint}") from None
     print_report(console, report)
 
 
@@ -130,15 +134,7 @@ def _console(verbose: bool) -> Console:
 def main() -> None:
     """Runs the command line; exit code 0 only when the work was done."""
     try:
-        app(standalone_mode=False)
+        app()
     except RaymetaError as error:
-        _fail(str(error))
-    except typer.Abort:
-        _fail("interrupted; go on with --resume RUN", code=130)
-    except KeyboardInterrupt:
-        _fail("interrupted; go on with --resume RUN", code=130)
-
-
-def _fail(message: str, code: int = 1) -> None:
-    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, soft_wrap=True)
-    sys.exit(code)
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -45,6 +45,7 @@ class ProgressView:
 
     console: Console
     verbose: bool = False
+    run: Run | None = None
     _experiment: Experiment | None = None
     _lines: dict[str, _TrialLine] = field(default_factory=dict)
     _phase: str = "starting Ray"
@@ -69,6 +70,7 @@ class ProgressView:
 
     def started(self, run: Run, experiment: Experiment) -> None:
         """Names the run."""
+        self.run = run
         self._experiment = experiment
         self._phase = "searching" if experiment.search.space else "training"
         self.console.print(f"run folder: {run.path}", soft_wrap=True, highlight=False)

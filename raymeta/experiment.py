@@ -14,6 +14,11 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Scalar = bool | int | float | str
 
 
+def _kind(value: object) -> type:
+    """What a choice is: a truth value, a number or a word."""
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+
+
 def _is_multiple(distance: float, step: float) -> bool:
     """Whether `distance` is a whole number of steps, up to rounding."""
     ratio = distance / step
@@ -159,7 +164,8 @@ class Dimension(Section):
     def contains(self, value: object) -> bool:
         """Whether `value` is one of the choices, or lies in the range and on its steps."""
         if self.choices is not None:
-            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+            kind = _kind(value)
+            return any(value == choice and kind is _kind(choice) for choice in self.choices)
         if self.low is None or self.high is None or isinstance(value, bool):
             return False
         if not isinstance(value, int | float) or not self.low <= value <= self.high:
@@ -173,7 +179,7 @@ class Dimension(Section):
                 raise ValueError("`choices` stands alone, without low, high, step and log")
             if len(set(self.choices)) < len(self.choices):
                 raise ValueError(f"`choices` must differ, but got {self.choices}")
-            if len({type(choice) for choice in self.choices}) > 1:
+            if len({_kind(choice) for choice in self.choices}) > 1:
                 raise ValueError(f"`choices` must be of one type, but got {self.choices}")
             return self
         if self.low is None or self.high is None:

@@ -78,6 +78,7 @@ def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
         except yaml.YAMLError:
             raise ExperimentError(f"--set {override}: the value is not valid YAML") from None
         _replace(data, key, value)
+        places = {known: at for known, at in places.items() if not known.startswith(f"{key}.")}
         places |= dict.fromkeys(_prefixes(key), "--set")
     return _validated(data, places)
 
@@ -96,18 +97,24 @@ def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment
 
 def to_yaml(experiment: Experiment) -> str:
     """The whole experiment, defaults included, as a file that `load_experiment` reads."""
-    return yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True)
+    data = experiment.model_dump()
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset; reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a name such as 1e5 goes in quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -116,8 +123,9 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     path = Path(source)
     if source in names:
         path = Path(str(resources.files("raymeta.experiments") / f"{source}.yaml"))
-    if str(path) in seen:
-        raise ExperimentError(f"base: {' -> '.join([*seen, str(path)])} never ends; remove one")
+    place = str(path.resolve())
+    if place in seen:
+        raise ExperimentError(f"base: {' -> '.join([*seen, place])} never ends; remove one")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -128,23 +136,28 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
             f"ones: {', '.join(names)}" + (f". Did you mean {hint[0]}?" if hint else "")
         ) from None
     try:
-        root = yaml.compose(text, _Loader)
         data = yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
-    except yaml.YAMLError as error:
+        own_places = dict(_lines(yaml.compose(text, _Loader), path.name, ""))
+    except RecursionError:
+        raise ExperimentError(f"{path.name}: an alias must not hold itself; write it out") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        if isinstance(error, ExperimentError):
+            raise
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "invalid"
+        problem = getattr(error, "problem", None) or str(error)
         raise ExperimentError(f"{path.name}{line}: not valid YAML: {problem}") from None
     if not isinstance(data, dict):
         raise ExperimentError(f"{path.name}: expected a mapping of sections, but got {data!r:.60}")
-    own_places = dict(_lines(root, path.name, ""))
+    # A section's name with nothing under it leaves the section as it is.
+    data = {key: value for key, value in data.items() if value is not None}
     base = data.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
             raise ExperimentError(f"base must be a name or a path, but got {base!r} ({path.name})")
         beside = path.parent / base
         parent = str(beside) if beside.is_file() else base
-        inherited = _read(parent, places, (*seen, str(path)))
+        inherited = _read(parent, places, (*seen, place))
         # A space is one thing: a file that gives one replaces the inherited one.
         if isinstance(data.get("search"), dict) and "space" in data["search"]:
             inherited.get("search", {}).pop("space", None)
@@ -253,6 +266,10 @@ def _message(error: ErrorDetails, places: Places) -> str:
     match error["type"]:
         case "extra_forbidden":
             return f"{key}: no such key{at}{_nearest(key)}"
+        case "invalid_key":
+            rule = "be a string"
+        case "too_short":
+            rule = f"have at least {context['min_length']} items"
         case "missing":
             return f"{key} is required, but is not given{at}"
         case "value_error":
@@ -275,7 +292,7 @@ def _message(error: ErrorDetails, places: Places) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             rule = "be a section of keys"
         case _:
-            rule = error["msg"].removeprefix("Input should ")
+            rule = error["msg"].split(" should ", 1)[-1]
     return f"{key} must {rule}, but got {got!r}{at}"
 
 
@@ -292,10 +309,11 @@ def _prefixes(key: str) -> Iterator[str]:
 
 def _nearest(key: str) -> str:
     """The key that was probably meant: spelt alike, or of the same name in another section."""
-    matches = difflib.get_close_matches(key, _SCHEMA_KEYS, n=1, cutoff=0.7)
+    others = [name for name in _SCHEMA_KEYS if name != key]
+    matches = difflib.get_close_matches(key, others, n=1, cutoff=0.7)
     if not matches:
         leaf = key.rsplit(".", 1)[-1]
-        leaves = {name.rsplit(".", 1)[-1]: name for name in _SCHEMA_KEYS}
+        leaves = {name.rsplit(".", 1)[-1]: name for name in others}
         matches = [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f"; did you mean {matches[0]}?" if matches else ""
 

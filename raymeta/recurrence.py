@@ -31,7 +31,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Cell = Literal["rnn", "gru", "lstm"]
 
@@ -117,10 +116,12 @@ class _Gradient(torch.autograd.Function):
         return grad_inputs, _outer(trace.states[:-1], adjoint.q), _sum_examples(adjoint.q)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, u_inputs: Tensor, u_weight: Tensor, u_bias: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # What follows is not recorded: its derivative would be silently wrong.
+            raise RuntimeError("recurrence has no third derivative: leave create_graph out")
         weight, kept, adjoint_h, adjoint_q, adjoint_c, *trace_tensors = ctx.saved_tensors
         cell, linear, trace = ctx.cell, ctx.linear, _Trace(*trace_tensors)
         previous = trace.states[:-1]
@@ -207,7 +208,7 @@ def _run(cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor, kept: Tensor 
     gates = inputs.clone(memory_format=torch.contiguous_format)
     extra = inputs.new_empty(0)
     if cell == "gru":
-        products = bias.unsqueeze(1).expand(steps, episodes, examples, width).contiguous()
+        products = bias.unsqueeze(1).expand(steps, episodes, examples, width).clone()
         extra = products[..., 2 * hidden :]
     else:
         gates += bias.unsqueeze(1)

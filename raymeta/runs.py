@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -145,7 +146,10 @@ def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     if not root.is_dir():
         return []
     found = [path.parent for path in root.glob("*/experiment.yaml")]
-    return [Run(path) for path in sorted(found, key=lambda p: (p.stat().st_mtime, p.name))]
+    return [
+        Run(path)
+        for path in sorted(found, key=lambda p: ((p / "experiment.yaml").stat().st_mtime, p.name))
+    ]
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -163,7 +167,8 @@ def write_file(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed either
+            temporary.unlink()
         raise RunError(
             f"{path}: cannot be written: {error.strerror}; what was there is unharmed"
         ) from error

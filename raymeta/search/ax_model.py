@@ -14,7 +14,7 @@ from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 from ax.exceptions.core import AxError, SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
 from ax.utils.common.logger import set_ax_logger_levels
-from botorch.exceptions.errors import BotorchError
+from botorch.exceptions.errors import BotorchError, ModelFittingError
 from linear_operator.utils.errors import NanError, NotPSDError
 
 from raymeta.search.records import Source, Status, TrialRecord
@@ -74,7 +74,7 @@ class AxModel:
             candidates = self._client.get_next_trials(max_trials=1)
         except (SearchSpaceExhausted, GenerationStrategyCompleted):
             return None
-        except (AxError, BotorchError, NotPSDError, NanError) as error:
+        except (AxError, BotorchError, ModelFittingError, NotPSDError, NanError) as error:
             logging.getLogger(__name__).warning("a random point instead of Ax's: %s", error)
             point = {p.name: _random_value(p, self._rng) for p in self._parameters}
             return self._client.attach_trial(point), point, "random"

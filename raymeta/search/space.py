@@ -32,7 +32,10 @@ def search_space(experiment: Experiment) -> list[Parameter]:
     parameters = []
     for name, dimension in experiment.search.space.items():
         integer = experiment.is_integer(name)
-        choices = tuple(dimension.choices) if dimension.choices is not None else None
+        choices = None
+        if dimension.choices is not None:
+            real = isinstance(experiment.value(name), float)
+            choices = tuple(float(c) if real else c for c in dimension.choices)
         parameters.append(
             Parameter(
                 name=name,

@@ -32,7 +32,7 @@ class Augmentation:
 
     Per class of an episode, all examples alike, an affine map: a rotation (uniform in ±degrees), a
     mirror image (with a probability), a log-normal stretch of each axis and a normal shear, which
-    turn 40 characters into as many classes as one likes.  More so where a class is written
+    turn few characters into as many classes as one likes.  More so where a class is written
     backwards, or blended point by point with another one (each with a probability): Rajendran et
     al. 2020, "Meta-learning requires meta-augmentation".  Per example, smaller affine maps, and a
     smooth random bending of the path.
@@ -83,6 +83,8 @@ def read_unipen(path: Path) -> tuple[list[Recording], list[frozenset[str]]]:
     def finish() -> None:
         if character is None:
             return
+        if pen_is_down:
+            raise DataError(f'{path}: the character "{character}" ends without .PEN_UP')
         arrays = tuple(np.array(stroke, dtype=np.float64) for stroke in strokes if stroke)
         if sum(len(a) for a in arrays) < 2:
             raise DataError(f'{path}: the character "{character}" has fewer than two points')
@@ -98,6 +100,10 @@ def read_unipen(path: Path) -> tuple[list[Recording], list[frozenset[str]]]:
             pen_is_down = True
         elif line == ".PEN_UP":
             pen_is_down = False
+        elif line.startswith(".SEGMENT"):
+            raise DataError(
+                f'{path}, line {number}: expected .SEGMENT CHARACTER … "x", but got {line!r}'
+            )
         elif group := _GROUP.match(line):
             groups.append(frozenset(re.findall(r'"(.)"', group["members"])))
         elif point := _POINT.match(line):
@@ -140,6 +146,7 @@ def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarr
 def split_characters(groups: list[frozenset[str]], seed: int) -> dict[Split, list[str]]:
     """Meta-train and meta-validation on letters, meta-test on digits: 34 / 16 / 12 characters.
 
+    Sixteen characters are eight shapes; fewer would make every validation episode much the same.
     Every group of one shape stays in one split, or training would see the shape of a held-out
     character (s and S): o and O go with 0, which makes the ten digits twelve characters.  `seed`
     deals the letters.
@@ -147,7 +154,12 @@ def split_characters(groups: list[frozenset[str]], seed: int) -> dict[Split, lis
     order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     order.sort(key=lambda group: not any(c.isdigit() for c in group))
     dealt: dict[Split, list[str]] = {"test": [], "val": [], "train": []}
-    room: dict[Split, int] = {"test": NUM_TEST_CHARACTERS, "val": NUM_VAL_CHARACTERS, "train": 62}
+    rest = sum(len(group) for group in groups)
+    room: dict[Split, int] = {
+        "test": NUM_TEST_CHARACTERS,
+        "val": NUM_VAL_CHARACTERS,
+        "train": rest,
+    }
     for group in order:
         split = next(s for s in dealt if len(dealt[s]) + len(group) <= room[s])
         dealt[split] += sorted(group)
@@ -274,11 +286,9 @@ def reverse(
     paths: np.ndarray, pens: np.ndarray, reversed_: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paths `[W, M, T, 2]` and pens `[W, M, T]`, the classes of `reversed_` written backwards."""
-    # A pen state belongs to the way to its point: backwards, to the way from it.
-    backwards = np.concatenate([pens[..., -1:], pens[..., :0:-1]], axis=-1)
     return (
         np.where(reversed_[:, None, None, None], paths[..., ::-1, :], paths),
-        np.where(reversed_[:, None, None], backwards, pens),
+        np.where(reversed_[:, None, None], pens[..., ::-1], pens),
     )
 
 

@@ -59,7 +59,7 @@ def read_domain(path: Path) -> tuple[Sentences, Sentences]:
             raise DataError(f"{path}, row {number}: expected {{text, class}}, but got {row!r:.80}")
         if not (tokens := tokenize(row["text"])):
             continue
-        if row["class"] not in (0, 1):
+        if type(row["class"]) is not int or row["class"] not in (0, 1):
             raise DataError(f"{path}, row {number}: class must be 0 or 1, but got {row['class']!r}")
         classes[row["class"]].append(tokens)
     if not all(classes):
@@ -105,7 +105,10 @@ def load_sentiment(
         )
     rng = np.random.default_rng(split_seed)
     text: dict[Split, list[tuple[Sentences, Sentences]]] = {"train": [], "val": [], "test": []}
-    for name, classes in domains.items():
+    # The held-out domain first: what it shares with others leaves them.
+    seen: set[tuple[str, ...]] = set()
+    for name in sorted(domains, key=lambda name: name != test_domain):
+        classes = _new_sentences(domains[name], seen)
         if name == test_domain:
             text["test"].append(classes)
             continue
@@ -184,6 +187,19 @@ def load_sentiment(
         fixed_labels=True,
         note=f"meta-test: the domain {test_domain} whole; only {len(domains)} domains in all",
     )
+
+
+def _new_sentences(
+    classes: tuple[Sentences, Sentences], seen: set[tuple[str, ...]]
+) -> tuple[Sentences, Sentences]:
+    """The sentences not `seen` before, which they are from now on: no split shares one."""
+    new: tuple[Sentences, Sentences] = ([], [])
+    for label, sentences in enumerate(classes):
+        for tokens in sentences:
+            if tuple(tokens) not in seen:
+                seen.add(tuple(tokens))
+                new[label].append(tokens)
+    return new
 
 
 def _encode(
