@@ -27,6 +27,7 @@ from raymeta.search.tuner import (
     TrialEvent,
     best_trial,
     default_trial,
+    past_events,
     read_trials,
     run_search,
     start_ray,
@@ -230,6 +231,9 @@ def _check_tasks(experiment: Experiment) -> None:
 def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) -> None:
     """Leaves the best trial's values and the networks in the run folder."""
     start = time.monotonic()
+    if resume:
+        for event in past_events(experiment, run):
+            watcher.trial(event)
     trials = run_search(experiment, run, observer=watcher.trial, resume=resume)
     run.add_seconds(time.monotonic() - start)
     best = best_trial(experiment, trials)

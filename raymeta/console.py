@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not
 
 SHOWN_TRIALS = 16
 BAR_WIDTH = 12
+FIXED_COLUMNS_WIDTH = 54  # trial, state, meta-steps and metric
+VALUE_WIDTH = 9
 STEP_KEY = "meta_steps"
 
 
@@ -146,7 +148,8 @@ class ProgressView:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("trial", "state", "meta-steps", experiment.metric):
             table.add_column(name, justify="right" if name == "trial" else "left", no_wrap=True)
-        for key in experiment.search.space:
+        keys = self._fitting_keys()
+        for key in keys:
             table.add_column(_short(key), justify="right", no_wrap=True)
         for line in self._shown(best):
             share = line.steps / experiment.training.meta_steps
@@ -157,10 +160,22 @@ class ProgressView:
                 line.state,
                 bar + Text(f" {line.steps}"),
                 self._measure(line),
-                *[_value(line.point.get(key)) for key in experiment.search.space],
+                *[_value(line.point.get(key)) for key in keys],
                 style="bold" if line is best else _STATE_STYLES[line.state],
             )
         return Group(header, table)
+
+    def _fitting_keys(self) -> list[str]:
+        """The searched keys that the terminal is wide enough for; the report shows them all."""
+        assert self._experiment is not None
+        room = self.console.width - FIXED_COLUMNS_WIDTH
+        keys: list[str] = []
+        for key in self._experiment.search.space:
+            room -= 2 + max(len(_short(key)), VALUE_WIDTH)
+            if room < 0:
+                break
+            keys.append(key)
+        return keys
 
     def _shown(self, best: _TrialLine | None) -> list[_TrialLine]:
         """All trials while they fit; then the best, those running and the latest."""

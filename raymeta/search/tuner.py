@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +172,21 @@ def default_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSu
 def read_trials(run: Run) -> dict[str, TrialRecord]:
     """The trials of a run's search by Tune's trial_id, finished or not."""
     return saved_records(run.tune_dir)
+
+
+def past_events(experiment: Experiment, run: Run) -> Iterator[TrialEvent]:
+    """The ends of the trials that an interrupted search has behind it."""
+    for trial_id, record in read_trials(run).items():
+        if record.status != "running":
+            result: dict[str, Any] = {}
+            if record.curve:
+                step, mean, sem = record.curve[-1]
+                result = {STEP_METRIC: step, experiment.metric: mean}
+                result |= {} if sem is None else {f"{experiment.metric}_sem": sem}
+            kind: Literal["completed", "failed"] = (
+                "failed" if record.status == "failed" else "completed"
+            )
+            yield TrialEvent(trial_id, kind, record.point, result)
 
 
 def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Observer) -> tune.Tuner:
