@@ -23,6 +23,7 @@ from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, shipped_experiments, to_yaml, with_values
 from raymeta.runs import DEFAULT_ROOT, Run, write_file
 from raymeta.search.records import TrialRecord
+from raymeta.search.space import file_point
 from raymeta.search.tuner import (
     TrialEvent,
     best_trial,
@@ -99,6 +100,7 @@ def tune(
                 f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in "
                 "it, or use `raymeta train`"
             )
+        file_point(loaded)  # before anything is started
         return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
     return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
 
@@ -165,7 +167,12 @@ def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment
         raise ExperimentError(
             f"name an experiment ({', '.join(shipped_experiments())}) or a YAML file"
         )
-    return load_experiment(str(experiment), overrides)
+    loaded = load_experiment(str(experiment), overrides)
+    folder = getattr(loaded.tasks, "data_dir", None)
+    if folder is None:
+        return loaded
+    # A run may be resumed from another folder.
+    return with_values(loaded, {"tasks.data_dir": str(Path(folder).resolve())})
 
 
 def _start(experiment: Experiment, runs_dir: Path, watcher: Watcher, verbose: bool) -> Report:

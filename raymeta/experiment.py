@@ -139,7 +139,7 @@ class Resources(Section):
     def _whole_gpus_above_one(self) -> Self:
         if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
             raise ValueError(
-                f"`gpus_per_worker` must be a fraction up to 1 or a whole number, but got "
+                f"gpus_per_worker must be a fraction up to 1 or a whole number, but got "
                 f"{self.gpus_per_worker}"
             )
         return self

@@ -75,7 +75,12 @@ def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
             raise ExperimentError(f"--set takes KEY=VALUE, but got {override!r}")
         try:
             value = yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
-        except yaml.YAMLError:
+            list(
+                _lines(yaml.compose(text, _Loader), "--set", f"{key}.")
+            )  # refuses a key given twice
+        except ExperimentError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
             raise ExperimentError(f"--set {override}: the value is not valid YAML") from None
         _replace(data, key, value)
         places = {known: at for known, at in places.items() if not known.startswith(f"{key}.")}
@@ -128,7 +133,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ExperimentError(f"base: {' -> '.join([*seen, place])} never ends; remove one")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no text, or no path
         reason = (error.strerror if isinstance(error, OSError) else None) or "not UTF-8 text"
         hint = difflib.get_close_matches(source, names, n=1)
         raise ExperimentError(
@@ -139,7 +144,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
         data = yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
         own_places = dict(_lines(yaml.compose(text, _Loader), path.name, ""))
     except RecursionError:
-        raise ExperimentError(f"{path.name}: an alias must not hold itself; write it out") from None
+        raise ExperimentError(f"{path.name}: nested too deeply, or an alias holds itself") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         if isinstance(error, ExperimentError):
             raise
@@ -154,13 +159,15 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     base = data.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
-            raise ExperimentError(f"base must be a name or a path, but got {base!r} ({path.name})")
+            at = _place("base", own_places)
+            raise ExperimentError(f"base must be a name or a path, but got {base!r}{at}")
         beside = path.parent / base
         parent = str(beside) if beside.is_file() else base
         inherited = _read(parent, places, (*seen, place))
         # A space is one thing: a file that gives one replaces the inherited one.
-        if isinstance(data.get("search"), dict) and "space" in data["search"]:
-            inherited.get("search", {}).pop("space", None)
+        own, other = data.get("search"), inherited.get("search")
+        if isinstance(own, dict) and "space" in own and isinstance(other, dict):
+            other.pop("space", None)
         data = _merged(inherited, data)
     places.update(own_places)
     return data
@@ -231,11 +238,6 @@ def _check_dimension(
             f"{where}: cannot be searched, since trials that differ in it cannot be compared; set "
             f"{key} itself{at}"
         )
-    if not dimension.contains(current):
-        raise ExperimentError(
-            f"{where} must contain the file's own value of {key}, which the search tries first and "
-            f"compares with, but got {current!r}{at}"
-        )
     for value in dimension.ends:
         trial = experiment.model_dump()
         trial["search"]["space"] = {}
@@ -282,13 +284,13 @@ def _message(error: ErrorDetails, places: Places) -> str:
         case "literal_error":
             rule = f"be {context['expected']}"
         case "greater_than":
-            rule = f"be > {context['gt']}"
+            rule = f"be > {context['gt']:g}"
         case "greater_than_equal":
-            rule = f"be >= {context['ge']}"
+            rule = f"be >= {context['ge']:g}"
         case "less_than":
-            rule = f"be < {context['lt']}"
+            rule = f"be < {context['lt']:g}"
         case "less_than_equal":
-            rule = f"be <= {context['le']}"
+            rule = f"be <= {context['le']:g}"
         case "model_type" | "model_attributes_type" | "dict_type":
             rule = "be a section of keys"
         case _:

@@ -45,8 +45,6 @@ class Run:
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
-                if root.exists() and not root.is_dir():
-                    raise RunError(f"{root}: is a file; name a folder with --runs-dir") from None
                 continue
             except OSError as error:
                 raise RunError(
@@ -110,7 +108,12 @@ class Run:
     def read_json(self, name: str) -> Any:
         """Reads `RUN/name`; None where there is none."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path}: is damaged: {error}; remove it and go on") from error
 
     @property
     def seconds(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raymeta.errors import ExperimentError
 from raymeta.experiment import Experiment, Scalar
 
 Point = dict[str, Any]
@@ -51,5 +52,15 @@ def search_space(experiment: Experiment) -> list[Parameter]:
 
 
 def file_point(experiment: Experiment) -> Point:
-    """The point of the space that the experiment file itself names."""
+    """The point of the space that the experiment file itself names: first to try, and the control.
+
+    Raises:
+        ExperimentError: it lies outside the space.
+    """
+    for name, dimension in experiment.search.space.items():
+        if not dimension.contains(experiment.value(name)):
+            raise ExperimentError(
+                f"search.space.{name} must contain the experiment's own value of {name}, which the "
+                f"search tries first and compares with, but got {experiment.value(name)!r}"
+            )
     return {name: experiment.value(name) for name in experiment.search.space}

@@ -17,6 +17,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from raymeta.errors import ResourceError, SearchError
 from raymeta.experiment import Experiment, Resources
+from raymeta.experiment_file import with_values
 from raymeta.runs import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.searcher import AxSearcher, saved_records
@@ -216,7 +217,8 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         )
     return tune.Tuner(
         trainable,
-        param_space={"experiment": experiment.model_dump()},
+        # Trials need no space; without one, a proposal that rounding put past an end is no error.
+        param_space={"experiment": with_values(experiment, {"search.space": {}}).model_dump()},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

@@ -23,7 +23,7 @@ NUM_VAL_WRITERS, NUM_TEST_WRITERS = 2, 2
 
 _GROUP = re.compile(r"^\.COMMENT Class #\d+: \[\S+\] = \{(?P<members>.*)\}$")
 _SEGMENT = re.compile(r'^\.SEGMENT CHARACTER \S+ \? "(?P<character>.)"$')
-_POINT = re.compile(r"^ *(?P<x>-?\d+) +(?P<y>-?\d+)$")
+_POINT = re.compile(r"^ *(?P<x>-?\d{1,9}) +(?P<y>-?\d{1,9})$")
 
 
 @dataclass(frozen=True)

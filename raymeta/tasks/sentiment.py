@@ -47,7 +47,7 @@ def read_domain(path: Path) -> tuple[Sentences, Sentences]:
     """
     try:
         rows: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(rows, list):
         raise DataError(

@@ -58,8 +58,9 @@ def test_support_and_query_share_no_point(split: Split) -> None:
     tasks = load_sinusoid(num_shots=10, num_queries=10, seed=1)
     for index in range(50):
         episode = tasks.episode(split, index)
-        assert not np.isin(episode.query_x, episode.support_x).any()
         assert episode.support_ids is not None
+        assert episode.query_ids is not None
+        assert not np.isin(episode.query_x, episode.support_x).any()
         assert not np.isin(episode.query_ids, episode.support_ids).any()
 
 

@@ -1,0 +1,104 @@
+"""What the tests of searches and trials share: a small Ray, and an experiment of seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+import ray
+import torch
+
+from raymeta.experiment import Experiment
+from raymeta.experiment_file import load_experiment
+from raymeta.models import Params
+from raymeta.trial import MetaTrial
+
+# Over `pen`: every setting that these tests build on, whatever the shipped file says.
+TINY = [
+    "search.space={}",
+    "search.early_stopping=none",
+    "tasks.num_points=8",
+    "model={cell: gru, hidden_size: 8}",
+    "maml={adaptation_steps: 1, inner_lr: 0.1}",
+    "training={meta_steps: 6, eval_every: 3, meta_batch_size: 4, val_episodes: 4}",
+    "resources={}",
+    "evaluation={num_episodes: 4, adaptation_steps: 2}",
+]
+SPACE = [
+    "search.space.maml.inner_lr={low: 0.01, high: 1, log: true}",
+    "search.space.training.outer_lr={low: 0.0001, high: 0.1, log: true}",
+]
+
+
+def tiny_experiment(*overrides: str) -> Experiment:
+    """A `pen` that trains within a second."""
+    return load_experiment("pen", [*TINY, *overrides])
+
+
+@contextmanager
+def local_ray(num_cpus: int) -> Iterator[None]:
+    """A Ray of its own with so many CPUs, which need not exist."""
+    ray.init(
+        "local",
+        num_cpus=num_cpus,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_pids() -> list[int]:
+    """The data-parallel workers of this process's Ray."""
+    pids = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            title = process.cmdline()
+        except psutil.Error:  # ended meanwhile
+            continue
+        if title and title[0].startswith("ray::Worker"):
+            pids.append(process.pid)
+    return pids
+
+
+def kill_driver(driver: subprocess.Popen[bytes]) -> None:
+    """Kills a driver, and waits until its Ray, whose processes are its descendants, is gone."""
+    if driver.poll() is not None:
+        return
+    descendants = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(descendants, timeout=5)
+    for process in alive:  # Ray's agents notice it a minute later
+        process.kill()
+    psutil.wait_procs(alive, timeout=30)
+
+
+def trial_config(experiment: Experiment, **values: Any) -> dict[str, Any]:
+    """A trial's configuration as Tune hands it over, `values` by dotted key."""
+    return {"experiment": experiment.model_dump(), **values}
+
+
+@contextmanager
+def new_trial(experiment: Experiment, **values: Any) -> Iterator[MetaTrial]:
+    """The inside of a trial actor in this process, its workers in theirs."""
+    trial = MetaTrial(trial_config(experiment, **values))
+    try:
+        yield trial
+    finally:
+        trial.stop()
+
+
+def assert_same_bits(found: Params, expected: Params) -> None:
+    """The same tensors, bit for bit."""
+    assert found.keys() == expected.keys()
+    differing = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not differing

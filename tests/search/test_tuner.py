@@ -1,0 +1,208 @@
+"""Whole searches: trials on reused workers, lost workers, divergence, early stopping, resources."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from safetensors.torch import load_file
+
+from raymeta.errors import ResourceError, SearchError
+from raymeta.experiment import Resources
+from raymeta.runs import Run
+from raymeta.search.records import Status, TrialRecord
+from raymeta.search.space import file_point
+from raymeta.search.tuner import (
+    TrialEvent,
+    TrialSummary,
+    _Asha,
+    _new_tuner,
+    best_trial,
+    default_trial,
+    read_trials,
+    run_search,
+    start_ray,
+)
+from raymeta.training import CHECKPOINT_NAME
+from tests.search.helpers import (
+    SPACE,
+    assert_same_bits,
+    local_ray,
+    new_trial,
+    tiny_experiment,
+    worker_pids,
+)
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_four_cpus() -> Iterator[None]:
+    with local_ray(num_cpus=4):
+        yield
+
+
+class Journal:
+    """Notes what trials do, and the worker processes that there are."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.events: list[tuple[str, str, int]] = []  # trial, kind, meta-steps
+        self.workers: list[frozenset[int]] = []
+        self._kill_at = kill_at
+
+    def __call__(self, event: TrialEvent) -> None:
+        steps = event.result.get("meta_steps", 0)
+        self.events.append((event.trial_id, event.kind, steps))
+        if event.kind != "result":
+            return
+        self.workers.append(frozenset(worker_pids()))
+        if steps == self._kill_at:
+            self._kill_at = None
+            os.kill(max(worker_pids()), signal.SIGKILL)
+
+    def steps(self) -> list[int]:
+        """The step of every report."""
+        return [steps for _, kind, steps in self.events if kind == "result"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    experiment = tiny_experiment("resources.num_workers=2", "training.meta_steps=9")
+    run, journal = Run.create(tmp_path, experiment), Journal(kill_at=6)
+    (trial,) = run_search(experiment, run, observer=journal)
+
+    assert trial.record.status == "completed"
+    assert [step for step, _, _ in trial.record.curve] == [3, 6, 9]
+    assert [kind for _, kind, _ in journal.events].count("started") == 2
+    assert journal.workers[0].isdisjoint(journal.workers[-1])  # a new group of workers
+    before, after = journal.steps()[:2], journal.steps()[2:]
+    assert before == [3, 6]
+    assert after in ([6, 9], [9])  # whichever of the two was saved last; not from the start
+    with new_trial(experiment) as undisturbed:
+        for _ in range(3):
+            undisturbed.train()
+        undisturbed.save_checkpoint(str(tmp_path))
+    assert trial.checkpoint is not None
+    assert_same_bits(load_file(trial.checkpoint), load_file(tmp_path / CHECKPOINT_NAME))
+
+
+@pytest.mark.slow
+def test_diverging_trials_are_abandoned_and_the_search_goes_on_with_the_same_workers(
+    tmp_path: Path,
+) -> None:
+    experiment = tiny_experiment(
+        "resources={num_workers: 2, max_failures: 0}",
+        "training.max_skipped=0",
+        "search.num_trials=4",
+        "search.num_sobol=2",
+        "search.space.maml.inner_lr={choices: [0.1, 1.0e+300]}",
+        "search.space.model.cell={choices: [gru, rnn]}",
+    )
+    run, journal = Run.create(tmp_path, experiment), Journal()
+    trials = run_search(experiment, run, observer=journal)
+
+    points = [(t.record.point["maml.inner_lr"], t.record.point["model.cell"]) for t in trials]
+    assert points[0] == (0.1, "gru")
+    assert set(points) == {(0.1, "gru"), (0.1, "rnn"), (1e300, "gru"), (1e300, "rnn")}
+    for trial in trials:
+        if trial.record.point["maml.inner_lr"] == 0.1:
+            assert (trial.record.status, trial.steps) == ("completed", 6)
+        else:
+            assert trial.record.status == "abandoned"
+            assert math.isnan(trial.value)
+        assert trial.error is None
+    assert len(set(journal.workers)) == 1, "workers were started anew"
+    assert len(journal.workers[0]) == 2
+    assert read_trials(run) == {trial.trial_id: trial.record for trial in trials}
+    written = run.read_json("trials.json")
+    assert [t["status"] for t in written] == [t.record.status for t in trials]
+    assert best_trial(experiment, trials).record.status == "completed"
+    assert default_trial(experiment, trials) is trials[0]
+
+
+def test_asha_lets_the_given_point_train_to_its_end_and_stops_others(tmp_path: Path) -> None:
+    def scores(config: dict[str, Any]) -> None:
+        for step in range(1, 7):
+            tune.report({"score": config["x"], "meta_steps": step})
+
+    results = tune.Tuner(
+        scores,
+        param_space={"x": tune.grid_search([0.8, 0.9, 0.1, 0.2])},
+        tune_config=tune.TuneConfig(
+            scheduler=_Asha(
+                {"x": 0.1},
+                time_attr="meta_steps",
+                metric="score",
+                mode="max",
+                grace_period=2,
+                max_t=6,
+                reduction_factor=2,
+            ),
+            max_concurrent_trials=1,
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    steps = {r.config["x"]: r.metrics["meta_steps"] for r in results if r.config and r.metrics}
+    assert steps == {0.8: 6, 0.9: 6, 0.1: 6, 0.2: 2}
+
+
+def test_a_search_spares_the_files_own_point(tmp_path: Path) -> None:
+    experiment = tiny_experiment(*SPACE, "search.early_stopping=asha", "search.grace_steps=2")
+    tuner = _new_tuner(experiment, Run.create(tmp_path, experiment), Sleeper, lambda _: None)
+    assert tuner._local_tuner is not None
+    scheduler = tuner._local_tuner._tune_config.scheduler
+    assert isinstance(scheduler, _Asha)
+    assert scheduler._given == file_point(experiment)
+    assert scheduler._max_t == experiment.training.meta_steps
+
+
+class Sleeper(tune.Trainable):
+    """Never run."""
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        (
+            Resources(num_workers=5),
+            r"needs 5 CPUs \(resources.num_workers = 5 × resources.cpus_per_worker\).* are 4;",
+        ),
+        (
+            Resources(num_workers=1, cpus_per_worker=8),
+            r"needs 8 CPUs \(resources.num_workers = 1 × resources.cpus_per_worker\).* are 4;",
+        ),
+        (
+            Resources(num_workers=2, gpus_per_worker=0.5),
+            r"needs 1 GPUs \(resources.num_workers = 2 × resources.gpus_per_worker\).* are 0;",
+        ),
+    ],
+)
+def test_a_trial_larger_than_the_cluster_is_refused_by_its_keys(
+    resources: Resources, message: str
+) -> None:
+    with pytest.raises(ResourceError, match=message):
+        start_ray(resources, verbose=False)
+
+
+def summary(status: Status, value: float, error: str | None = None) -> TrialSummary:
+    record = TrialRecord({"x": value}, "bo", status, [(6, value, 0.1)])
+    return TrialSummary(str(value), record, Path(CHECKPOINT_NAME), error)
+
+
+def test_the_best_trial_has_used_the_full_budget() -> None:
+    trials = [summary("completed", 0.5), summary("completed", 0.7), summary("early_stopped", 0.9)]
+    assert best_trial(tiny_experiment(), trials) is trials[1]
+
+
+def test_a_search_without_a_finished_trial_names_the_first_error() -> None:
+    trials = [summary("failed", 0.5, "Traceback\n  …\nOSError: disk full\n")]
+    with pytest.raises(SearchError, match=r"none of 1 trials .* first error: OSError: disk full"):
+        best_trial(tiny_experiment(), trials)

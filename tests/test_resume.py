@@ -1,0 +1,172 @@
+"""A search whose driver is killed with SIGKILL, and `tune(resume=…)` after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from raymeta import api
+from raymeta.experiment import Experiment
+from raymeta.runs import Run, list_runs
+from raymeta.search.records import TrialRecord
+from raymeta.search.tuner import TrialEvent, read_trials
+from tests.search.helpers import SPACE, TINY, kill_driver, local_ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_TRIALS = 4
+META_STEPS, EVAL_EVERY = 96, 6
+OVERRIDES = [
+    *TINY,
+    *SPACE,
+    f"training.meta_steps={META_STEPS}",
+    f"training.eval_every={EVAL_EVERY}",
+    f"search.num_trials={NUM_TRIALS}",
+    "search.num_sobol=2",
+]
+DRIVER = """
+import sys
+from raymeta import api
+api.tune("pen", overrides=sys.argv[2:], runs_dir=sys.argv[1])
+"""
+TIMEOUT_S = 240
+
+
+@dataclass
+class Watcher:
+    """Notes the reports of trials."""
+
+    reports: list[tuple[str, int]] = field(default_factory=list)  # trial_id, meta-steps
+    started_trials: set[str] = field(default_factory=set)
+
+    def started(self, run: Run, experiment: Experiment) -> None: ...
+
+    def trial(self, event: TrialEvent) -> None:
+        self.started_trials.add(event.trial_id)
+        if event.kind == "result":
+            self.reports.append((event.trial_id, event.result["meta_steps"]))
+
+    def phase(self, text: str) -> None: ...
+
+
+@dataclass
+class Resumed:
+    """A search before and after it was interrupted."""
+
+    run: Run
+    before: dict[str, TrialRecord]
+    files_before: dict[str, tuple[int, bytes]]  # of each trial, its results as Tune wrote them
+    watcher: Watcher
+    report: api.Report
+
+    def finished(self) -> list[str]:
+        """The trials that had come to their end before the interruption."""
+        return [i for i, record in self.before.items() if record.status == "completed"]
+
+    def unfinished(self) -> list[str]:
+        """Those that had not."""
+        return [i for i, record in self.before.items() if record.status == "running"]
+
+
+def results_files(run: Run) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of each trial's results."""
+    files = sorted(run.tune_dir.glob("*/result.json"))
+    return {f.parent.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+def is_midway(run: Run) -> bool:
+    """Whether two trials are done and a third has begun, as the run's files say."""
+    if not all(file.stat().st_size for file in run.tune_dir.glob("*stat*")):
+        return False  # Tune empties its state files before it writes them
+    records = read_trials(run).values()
+    done = [record for record in records if record.status == "completed"]
+    begun = [record for record in records if record.status == "running" and len(record.curve) > 2]
+    return len(done) >= 2 and len(begun) == 1
+
+
+def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
+    """Stops the driver in the middle of its search, so that its files stay as they are."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and driver.poll() is None:
+        os.kill(driver.pid, signal.SIGSTOP)
+        for run in list_runs(runs_dir):
+            if is_midway(run):
+                return run
+        os.kill(driver.pid, signal.SIGCONT)
+        time.sleep(0.1)
+    pytest.fail("the search did not come to its middle")
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    runs_dir = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-c", DRIVER, str(runs_dir), *OVERRIDES]
+    driver = subprocess.Popen(command, start_new_session=True)
+    try:
+        run = freeze_midway(driver, runs_dir)
+    finally:
+        kill_driver(driver)
+    assert run.status == "unfinished"
+    before, files_before = read_trials(run), results_files(run)
+    watcher = Watcher()
+    with local_ray(num_cpus=2):
+        report = api.tune(resume=run.path.name, runs_dir=runs_dir, watcher=watcher)
+    return Resumed(run, before, files_before, watcher, report)
+
+
+def test_the_search_was_interrupted_midway(resumed: Resumed) -> None:
+    assert len(resumed.finished()) >= 2
+    assert len(resumed.unfinished()) == 1
+    assert len(resumed.before) < NUM_TRIALS
+
+
+def test_finished_trials_are_kept_and_not_run_again(resumed: Resumed) -> None:
+    files = results_files(resumed.run)
+    for trial_id in resumed.finished():
+        assert resumed.report.trials[trial_id] == resumed.before[trial_id]
+        assert files[trial_id] == resumed.files_before[trial_id]
+    assert resumed.watcher.started_trials.isdisjoint(resumed.finished())
+
+
+def test_a_running_trial_goes_on_from_its_checkpoint(resumed: Resumed) -> None:
+    (trial_id,) = resumed.unfinished()
+    known = [step for step, _, _ in resumed.before[trial_id].curve]
+    after = [steps for trial, steps in resumed.watcher.reports if trial == trial_id]
+    assert known[-1] <= after[0] <= known[-1] + 2 * EVAL_EVERY  # not from the start
+    assert after == list(range(after[0], META_STEPS + 1, EVAL_EVERY))
+    curve = resumed.report.trials[trial_id].curve
+    assert curve[: len(known)] == resumed.before[trial_id].curve
+    assert [step for step, _, _ in curve] == list(range(EVAL_EVERY, META_STEPS + 1, EVAL_EVERY))
+
+
+def test_no_trial_is_lost_or_run_twice(resumed: Resumed) -> None:
+    trials = resumed.report.trials
+    assert len(trials) == NUM_TRIALS
+    assert list(trials)[: len(resumed.before)] == list(resumed.before)
+    assert {record.status for record in trials.values()} == {"completed"}
+    points = {tuple(record.point.values()) for record in trials.values()}
+    assert len(points) == NUM_TRIALS
+    folders = {path.parent.name for path in resumed.run.tune_dir.glob("*/result.json")}
+    assert folders == set(trials)
+    written = resumed.run.read_json("trials.json")
+    assert [trial["trial_id"] for trial in written] == list(trials)
+
+
+def test_the_search_remembers_what_it_knew(resumed: Resumed) -> None:
+    sources = [record.source for record in resumed.report.trials.values()]
+    assert sources[:2] == ["given", "sobol"]
+    assert sources[2:] == ["bo", "bo"]
+
+
+def test_the_run_is_finished_by_the_resumed_search(resumed: Resumed) -> None:
+    assert resumed.run.status == "done"
+    again = api.tune(resume=str(resumed.run.path))
+    assert again.trials == resumed.report.trials
+    assert again.meta_test == resumed.report.meta_test
