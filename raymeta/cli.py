@@ -128,7 +128,7 @@ def _console(verbose: bool) -> Console:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(message)s"
     )
-    return Console()
+    return Console(markup=False)
 
 
 def main() -> None:
@@ -136,5 +136,7 @@ def main() -> None:
     try:
         app()
     except RaymetaError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        Console(stderr=True, markup=False).print(
+            f"error: {error}", style="red", highlight=False, soft_wrap=True
+        )
         sys.exit(1)

@@ -226,15 +226,21 @@ def print_report(console: Console, report: Report) -> None:
     console.print(_curve_table(result.rows, result.metric))
     console.print()
     lost = [row.label for row in result.rows[1:] if not result.beats(row)]
-    if lost:
+    if experiment.search.space and all(row.name != "default" for row in result.rows):
+        console.print("the file's configuration did not finish: no comparison", style="yellow")
+    elif lost:
         console.print(
-            f"not beaten beyond both intervals: {'; '.join(lost)}", style="yellow", highlight=False
+            f"not beaten beyond both intervals: {'; '.join(lost)}",
+            style="yellow",
+            highlight=False,
+            markup=False,
         )
     else:
         console.print("every control is beaten, and no interval overlaps", style="green")
     console.print(
         f"\n{_clock(report.seconds)} in all; files in {report.run.path}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
 
@@ -286,6 +292,8 @@ def _table(title: str) -> Table:
 def _curve_steps(rows: Sequence[Row]) -> list[int]:
     """The adaptation steps to show: all of a short curve, about six of a long one."""
     longest = max(len(row.curve) for row in rows) - 1
+    if longest <= 10:
+        return list(range(longest + 1))
     wanted = {0, 1, 2, 3, 5, 10, 20, 50, 100, longest}
     return [step for step in sorted(wanted) if step <= longest]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raymeta.meta.maml import RATE_PREFIX
 from raymeta.models import Params
 
 
@@ -45,7 +46,13 @@ class OuterOptimizer:
     def __init__(self, params: Params, *, clip: float | None, weight_decay: float) -> None:
         self._params = params
         self._clip = clip
-        self._adamw = torch.optim.AdamW(list(params.values()), weight_decay=weight_decay)
+        # Decay draws to zero, which for the logarithm of a rate would be a rate of one.
+        rates = [value for name, value in params.items() if name.startswith(RATE_PREFIX)]
+        weights = [value for name, value in params.items() if not name.startswith(RATE_PREFIX)]
+        groups: list[dict[str, object]] = [{"params": weights, "weight_decay": weight_decay}]
+        if rates:
+            groups.append({"params": rates, "weight_decay": 0.0})
+        self._adamw = torch.optim.AdamW(groups)
         for value in params.values():
             # The moments exist from the start, so that step 0 is saved like any other.
             self._adamw.state[value] = {

@@ -48,6 +48,7 @@ def train_joint(
         group: the ranks that share the work; all get the same network.
     """
     group = group or Group()
+    tasks = tasks.for_joint_training()
     spec = joint_spec(spec, tasks.num_train_classes, tasks.fixed_labels)
     generator = torch.Generator().manual_seed(seed)
     params = {k: v.to(device) for k, v in init_params(spec, generator, dtype).items()}

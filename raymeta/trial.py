@@ -153,7 +153,12 @@ class WorkerGroup:
                 # Whichever is first: a dead rank must be seen while the others still wait for it.
                 (done,), waiting = ray.wait(waiting, num_returns=1)
                 ray.get(done)
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            if isinstance(getattr(error, "cause", None), TrainingError):
+                # All ranks give up at the same step, and are ready for another trial.
+                if waiting:
+                    ray.wait(waiting, num_returns=len(waiting))
+                raise
             self.close()
             raise
         return ray.get(answers[0])

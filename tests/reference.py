@@ -265,6 +265,7 @@ class Poisoned(TaskDistribution):
         episode = super().episode(split, index)
         if split != "train" or index not in self.bad:
             return episode
+        assert episode.query_y.dtype.kind == "f", "only numbers can be NaN"
         return replace(episode, query_y=np.full_like(episode.query_y, np.nan))
 
 

@@ -161,6 +161,8 @@ class AxSearcher(Searcher):
 
     def _prepare_start_point(self) -> None:
         """Start points depend on no result, so the next is prepared while trials run."""
+        if not self._parameters:
+            return  # a space of one point, which was given
         if self._pending is None and not self._given and len(self.records) < self._num_sobol:
             self._pending = self._ask("propose")
 

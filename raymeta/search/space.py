@@ -35,8 +35,11 @@ def search_space(experiment: Experiment) -> list[Parameter]:
         integer = experiment.is_integer(name)
         choices = None
         if dimension.choices is not None:
-            real = isinstance(experiment.value(name), float)
-            choices = tuple(float(c) if real else c for c in dimension.choices)
+            choices = tuple(dimension.choices)
+            if integer:
+                choices = tuple(int(choice) for choice in choices)
+            elif isinstance(experiment.value(name), float):
+                choices = tuple(float(choice) for choice in choices)
         parameters.append(
             Parameter(
                 name=name,

@@ -83,6 +83,14 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     total = ray.cluster_resources()
+    share = resources.gpus_per_worker
+    room = total.get("GPU", 0) * (1 // share) if 0 < share < 1 else math.inf
+    if resources.num_workers > room:
+        raise ResourceError(
+            f"one trial needs {resources.num_workers} workers of {share:g} GPU each, but "
+            f"{total.get('GPU', 0):g} GPUs hold {room:g}; lower resources.num_workers or "
+            "resources.gpus_per_worker"
+        )
     for kind in ("CPU", "GPU"):
         needed = sum(bundle.get(kind, 0) for bundle in placement_bundles(resources))
         if needed > total.get(kind, 0):
@@ -202,7 +210,7 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         max_steps=training.meta_steps,
         num_sobol=search.num_sobol,
         seed=experiment.seed,
-        points_to_evaluate=[file_point(experiment)] if parameters else [],
+        points_to_evaluate=[file_point(experiment)],
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if search.early_stopping == "asha" and search.grace_steps < training.meta_steps:

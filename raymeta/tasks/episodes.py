@@ -104,9 +104,10 @@ class Episode:
 class TaskDistribution:
     """A source of episodes with disjoint meta-train, meta-val and meta-test tasks.
 
-    `sample_episode(split, rng)` draws one episode.  `class_mean_features` maps `x` (and lengths) of
-    one example set to the vectors `[E, N, F]` that the class-mean control compares; None for
-    regression.
+    `sample_episode(split, rng)` draws one episode; `sample_joint` the same for joint training, where
+    no class may be made up (None: `sample_episode` makes up none).  `class_mean_features` maps `x`
+    (and lengths) of one example set to the vectors `[E, N, F]` that the class-mean control compares;
+    None for regression.
     """
 
     name: str
@@ -117,6 +118,13 @@ class TaskDistribution:
     num_train_classes: int = 0
     fixed_labels: bool = False
     note: str = ""
+    sample_joint: Callable[[Split, np.random.Generator], Episode] | None = None
+
+    def for_joint_training(self) -> TaskDistribution:
+        """The same tasks with every class known to the whole distribution."""
+        if self.sample_joint is None:
+            return self
+        return replace(self, sample_episode=self.sample_joint)
 
     def episode(self, split: Split, index: int) -> Episode:
         """Episode `index` of `split`: a function of (seed, split, index) and of nothing else."""

@@ -8,7 +8,8 @@ Shape legend: W ways, M examples of a class, T time steps.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def load_pen(
     for split, pool in pools.items():
         pool.check(split, num_ways, num_shots + num_queries)
 
-    def sample(split: Split, rng: np.random.Generator) -> Episode:
+    def sample(augmentation: Augmentation, split: Split, rng: np.random.Generator) -> Episode:
         pool = pools[split]
         paths, pens, ids, classes = pool.draw(num_ways, num_shots + num_queries, rng)
         if split == "train":
@@ -255,7 +256,8 @@ def load_pen(
         name="pen",
         input_spec=InputSpec("classification", num_ways, num_features=NUM_FEATURES),
         seed=seed,
-        sample_episode=sample,
+        sample_episode=partial(sample, augmentation),
+        sample_joint=partial(sample, replace(augmentation, class_blend=0.0)),
         class_mean_features=_class_mean_features,
         num_train_classes=4 * pools["train"].num_characters,
         note=(
