@@ -24,6 +24,7 @@ SHOWN_TRIALS = 16
 BAR_WIDTH = 12
 FIXED_COLUMNS_WIDTH = 54  # trial, state, meta-steps and metric
 VALUE_WIDTH = 9
+CURVE_LABEL_WIDTH = 34
 STEP_KEY = "meta_steps"
 
 
@@ -276,7 +277,7 @@ def _score_table(report: Report) -> Table:
 def _curve_table(rows: Sequence[Row], metric: str) -> Table:
     steps = _curve_steps(rows)
     table = _table(f"{metric.capitalize()} after so many adaptation steps")
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, max_width=CURVE_LABEL_WIDTH)
     for step in steps:
         table.add_column(str(step), justify="right", no_wrap=True)
     for number, row in enumerate(row for row in rows if row.curve):
@@ -294,7 +295,7 @@ def _curve_steps(rows: Sequence[Row]) -> list[int]:
     longest = max(len(row.curve) for row in rows) - 1
     if longest <= 10:
         return list(range(longest + 1))
-    wanted = {0, 1, 2, 3, 5, 10, 20, 50, 100, longest}
+    wanted = {0, 1, 2, 5, 10, 20, 50, 100, longest}
     return [step for step in sorted(wanted) if step <= longest]
 
 

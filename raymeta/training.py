@@ -35,6 +35,7 @@ from raymeta.tasks import Split, TaskDistribution, load_tasks
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 _META = "meta_params."
+_COUNTERS = "counters"
 EVALUATION_CHUNK = 64  # episodes adapted at once; bounds memory, never changes a score
 
 
@@ -237,7 +238,7 @@ class Trainer:
         """The whole state in safetensors form: reading it back runs no code."""
         tensors = self._state()
         counters = torch.tensor([self.step, self.num_skipped, self._skipped_in_a_row])
-        tensors["counters"] = counters
+        tensors[_COUNTERS] = counters
         return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
     def _state(self) -> Params:
@@ -251,13 +252,19 @@ class Trainer:
         """
         tensors = _parse(state, "checkpoint")
         saved = self._state()
-        for name, value in saved.items():
-            found = tensors.get(name)
-            if found is None or found.shape != value.shape or found.dtype != value.dtype:
+        expected = saved | {_COUNTERS: torch.zeros(3, dtype=torch.int64)}
+        for name in sorted(expected.keys() | tensors.keys()):
+            wanted, found = expected.get(name), tensors.get(name)
+            if (
+                wanted is None
+                or found is None
+                or found.shape != wanted.shape
+                or found.dtype != wanted.dtype
+            ):
                 raise RunError(f"checkpoint: does not fit this experiment's network at {name}")
         for name, value in saved.items():
             value.copy_(tensors[name])
-        self.step, self.num_skipped, self._skipped_in_a_row = tensors["counters"].tolist()
+        self.step, self.num_skipped, self._skipped_in_a_row = tensors[_COUNTERS].tolist()
 
 
 def model_bytes(meta_params: Params) -> bytes:

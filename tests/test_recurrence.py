@@ -13,6 +13,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 from raymeta.recurrence import NUM_GATES, Cell, recurrence
 
+PADDINGS = ("none", "behind", "before", "between")
 every_cell = pytest.mark.parametrize("cell", get_args(Cell))
 Problem = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # inputs, weight, bias, valid
 
@@ -35,7 +36,8 @@ def problem(
 
     lengths = torch.randint(1, steps + 1, (episodes, 1, examples), generator=generator)
     inside = torch.arange(steps)[None, :, None] < lengths
-    valid = {"none": None, "behind": inside, "before": inside.flip(1)}[padding]
+    holes = torch.rand(episodes, steps, examples, generator=generator) < 0.6
+    valid = {"none": None, "behind": inside, "before": inside.flip(1), "between": holes}[padding]
     return (
         leaf(episodes, steps, examples, width),
         leaf(episodes, hidden, width),
@@ -89,7 +91,7 @@ def derivatives(states: Tensor, leaves: list[Tensor], seed: int = 1) -> list[Ten
 
 
 @every_cell
-@pytest.mark.parametrize("padding", ["none", "behind", "before"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradient_and_its_gradient_are_those_of_finite_differences(cell, padding, bias):
     inputs, weight, own_bias, valid = problem(cell, padding=padding, bias=bias)
@@ -106,7 +108,7 @@ def test_gradient_and_its_gradient_are_those_of_finite_differences(cell, padding
 @given(
     cell=st.sampled_from(get_args(Cell)),
     sizes=st.tuples(*[st.integers(1, 4)] * 4),
-    padding=st.sampled_from(["none", "behind", "before"]),
+    padding=st.sampled_from(PADDINGS),
     bias=st.booleans(),
     seed=st.integers(0, 10**6),
 )

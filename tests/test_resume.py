@@ -49,7 +49,8 @@ class Watcher:
     def started(self, run: Run, experiment: Experiment) -> None: ...
 
     def trial(self, event: TrialEvent) -> None:
-        self.started_trials.add(event.trial_id)
+        if event.kind == "started":
+            self.started_trials.add(event.trial_id)
         if event.kind == "result":
             self.reports.append((event.trial_id, event.result["meta_steps"]))
 

@@ -104,10 +104,10 @@ class Episode:
 class TaskDistribution:
     """A source of episodes with disjoint meta-train, meta-val and meta-test tasks.
 
-    `sample_episode(split, rng)` draws one episode; `sample_joint` the same for joint training, where
-    no class may be made up (None: `sample_episode` makes up none).  `class_mean_features` maps `x`
-    (and lengths) of one example set to the vectors `[E, N, F]` that the class-mean control compares;
-    None for regression.
+    `sample_episode(split, rng)` draws one episode; `sample_joint` does for joint training, where no
+    class may be made up (None: `sample_episode` makes up none).  `class_mean_features` maps `x`
+    (and lengths) of one example set to the vectors `[E, N, F]` that the class-mean control
+    compares; None for regression.
     """
 
     name: str
