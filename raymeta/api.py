@@ -212,8 +212,8 @@ def _resume(
 def _ray(experiment: Experiment, verbose: bool) -> Iterator[None]:
     """Ray for the time of a search; one that ran before is left running."""
     was_running = ray.is_initialized()
-    start_ray(experiment.resources, verbose)
     try:
+        start_ray(experiment.resources, verbose)
         yield
     finally:
         if not was_running:

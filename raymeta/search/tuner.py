@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raymeta.errors import ResourceError, SearchError
+from raymeta.errors import ResourceError, RunError, SearchError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
 from raymeta.runs import Run
@@ -83,14 +83,6 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
     total = ray.cluster_resources()
-    share = resources.gpus_per_worker
-    room = total.get("GPU", 0) * (1 // share) if 0 < share < 1 else math.inf
-    if resources.num_workers > room:
-        raise ResourceError(
-            f"one trial needs {resources.num_workers} workers of {share:g} GPU each, but "
-            f"{total.get('GPU', 0):g} GPUs hold {room:g}; lower resources.num_workers or "
-            "resources.gpus_per_worker"
-        )
     for kind in ("CPU", "GPU"):
         needed = sum(bundle.get(kind, 0) for bundle in placement_bundles(resources))
         if needed > total.get(kind, 0):
@@ -100,6 +92,14 @@ def start_ray(resources: Resources, verbose: bool) -> None:
                 f"{resources.num_workers} × resources.{key}), but there are "
                 f"{total.get(kind, 0):g}; lower one of the two"
             )
+    share = resources.gpus_per_worker
+    room = total.get("GPU", 0) * (1 // share) if 0 < share < 1 else math.inf
+    if resources.num_workers > room:
+        raise ResourceError(
+            f"one trial needs {resources.num_workers} workers of {share:g} GPU each, but "
+            f"{total.get('GPU', 0):g} GPUs hold {room:g}; lower resources.num_workers or "
+            "resources.gpus_per_worker"
+        )
 
 
 def run_search(
@@ -128,7 +128,14 @@ def run_search(
         run_config.callbacks = [_Progress(observer)]
     else:
         tuner = _new_tuner(experiment, run, trainable, observer)
-    results = tuner.fit()
+    try:
+        results = tuner.fit()
+    except (OSError, EOFError) as error:  # EOFError: Tune's own file, left empty by a full disk
+        run.add_seconds(0.0)  # says so, if nothing can be written
+        raise RunError(
+            f"{run.path}: Tune's files there cannot be read or written ({error}); mend that and go "
+            f"on with `{run.resume_command}`"
+        ) from error
 
     records = saved_records(run.tune_dir)
     trials = []
