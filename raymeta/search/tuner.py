@@ -129,30 +129,13 @@ def run_search(
     else:
         tuner = _new_tuner(experiment, run, trainable, observer)
     try:
-        results = tuner.fit()
+        trials = _summaries(tuner.fit(), run)
     except (OSError, EOFError) as error:  # EOFError: Tune's own file, left empty by a full disk
         run.add_seconds(0.0)  # says so, if nothing can be written
         raise RunError(
             f"{run.path}: Tune's files there cannot be read or written ({error}); mend that and go "
             f"on with `{run.resume_command}`"
         ) from error
-
-    records = saved_records(run.tune_dir)
-    trials = []
-    for result in results:
-        trial_id = Path(result.path).name
-        record = records[trial_id]
-        folder = result.checkpoint.path if result.checkpoint else None
-        trials.append(
-            TrialSummary(
-                trial_id=trial_id,
-                record=record,
-                checkpoint=Path(folder) / CHECKPOINT_NAME if folder else None,
-                error=str(result.error) if result.error else None,
-            )
-        )
-    order = list(records)
-    trials.sort(key=lambda trial: order.index(trial.trial_id))
     run.write_json(
         "trials.json",
         [{"trial_id": t.trial_id, "error": t.error, **asdict(t.record)} for t in trials],
@@ -160,6 +143,25 @@ def run_search(
     if any(trial.record.status == "running" for trial in trials):
         raise SearchError(f"the search was interrupted; go on with `{run.resume_command}`")
     return trials
+
+
+def _summaries(results: tune.ResultGrid, run: Run) -> list[TrialSummary]:
+    """The trials of a search, in the order in which they were suggested."""
+    records = saved_records(run.tune_dir)
+    trials = []
+    for result in results:
+        trial_id = Path(result.path).name
+        folder = result.checkpoint.path if result.checkpoint else None
+        trials.append(
+            TrialSummary(
+                trial_id=trial_id,
+                record=records[trial_id],
+                checkpoint=Path(folder) / CHECKPOINT_NAME if folder else None,
+                error=str(result.error) if result.error else None,
+            )
+        )
+    order = list(records)
+    return sorted(trials, key=lambda trial: order.index(trial.trial_id))
 
 
 def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary:
