@@ -29,7 +29,8 @@ SCENARIOS = {
     "float64, 2 episodes": ("sentiment", "training.precision=float64", TWO),
     "float32, 5 episodes": ("sentiment", "training.precision=float32", FIVE),
     "float32, 2 episodes": ("sentiment", "training.precision=float32", TWO),
-    "pretrained": ("sentiment", "training.pretrain_steps=5", TWO),
+    "pretrained, 5 episodes": ("sentiment", "training.pretrain_steps=5", FIVE),
+    "pretrained, 2 episodes": ("sentiment", "training.pretrain_steps=5", TWO),
     "poisoned": ("sinusoid", FIVE),
 }
 BAD_STEPS = (2, 7)  # where the last episode, the last rank's, asks for NaN
@@ -76,8 +77,8 @@ def free_address() -> str:
 
 @pytest.fixture(scope="module")
 def experiments(tiny: Callable[..., Experiment]) -> dict[str, Experiment]:
-    budget = f"training.meta_steps={NUM_STEPS}"
-    return {name: tiny(*arguments, budget) for name, arguments in SCENARIOS.items()}
+    common = f"training.meta_steps={NUM_STEPS}", "training.outer_lr=0.001"
+    return {name: tiny(*arguments, *common) for name, arguments in SCENARIOS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,8 @@ def timeless(metrics: dict[str, float]) -> dict[str, float]:
     [
         (),
         ("training.outer_clip=0.05", "training.weight_decay=0.1"),
-        ("maml.learn_inner_lr=true", "maml.inner_clip=0.5", "training.schedule=constant"),
+        ("maml.learn_inner_lr=true", "maml.inner_clip=0.5", "training.weight_decay=0.1"),
+        ("training.schedule=constant", "training.outer_clip=null"),
         ("maml.first_order=true", "maml.adapt=head"),
     ],
     ids=lambda overrides: "-".join(overrides) or "plain",
@@ -247,15 +248,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind,
-        )
-        for kind in BROKEN
-    ],
-)
+@pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_checkpoint_is_refused_and_changes_nothing(tiny: Tiny, kind: str) -> None:
     trainer = build_trainer(tiny("sinusoid"))
     trainer.train(1)
@@ -267,9 +260,6 @@ def test_a_broken_checkpoint_is_refused_and_changes_nothing(tiny: Tiny, kind: st
     assert trainer.serialize() == before
 
 
-LARGER = ("model.num_layers=2", "maml.learn_inner_lr=true")
-
-
 @pytest.mark.parametrize(
     ("saved", "restored"),
     [
@@ -277,14 +267,10 @@ LARGER = ("model.num_layers=2", "maml.learn_inner_lr=true")
         ("model.cell=gru", ""),
         ("model.bidirectional=true", ""),
         ("training.precision=float32", ""),
-        *[("", larger) for larger in LARGER],
-        *[
-            pytest.param(
-                larger,
-                "",
-            )
-            for larger in LARGER
-        ],
+        ("model.num_layers=2", ""),
+        ("", "model.num_layers=2"),
+        ("maml.learn_inner_lr=true", ""),
+        ("", "maml.learn_inner_lr=true"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_and_changes_nothing(
