@@ -128,7 +128,7 @@ def dropout_masks(spec: NetworkSpec, seeds: Tensor, params: Mapping[str, Tensor]
     rows = []
     for seed in seeds.tolist():
         uniform = torch.rand(total, generator=torch.Generator().manual_seed(seed))
-        rows.append((uniform >= spec.dropout).float() / (1.0 - spec.dropout))
+        rows.append((uniform >= spec.dropout).double() / (1.0 - spec.dropout))
     reference = params["head.weight"]
     masks = torch.stack(rows).to(reference)[:, None, None, :]
     return list(torch.split(masks, sizes, dim=-1))

@@ -276,14 +276,17 @@ def load_meta_params(path: Path) -> Params:
     """The meta-parameters in a checkpoint or model file.
 
     Raises:
-        RunError: the file is missing or broken.
+        RunError: the file is missing, broken or another program's.
     """
     try:
         state = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
     tensors = _parse(state, str(path))
-    return {k.removeprefix(_META): v for k, v in tensors.items() if k.startswith(_META)}
+    found = {k.removeprefix(_META): v for k, v in tensors.items() if k.startswith(_META)}
+    if not found:
+        raise RunError(f"{path}: holds no network of raymeta")
+    return found
 
 
 def _parse(state: bytes, origin: str) -> Params:

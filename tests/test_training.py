@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
 from raymeta import training
 from raymeta.distributed import Group
@@ -367,3 +367,10 @@ def test_meta_training_starts_from_the_pretrained_network(tiny: Tiny) -> None:
     trainer.train(1)
     plain.train(1)
     torch.testing.assert_close(trainer.meta_params, plain.meta_params, rtol=0, atol=0)
+
+
+def test_a_tensor_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(RunError, match="holds no network of raymeta"):
+        load_meta_params(path)

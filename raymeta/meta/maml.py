@@ -60,7 +60,7 @@ def init_meta_params(maml: Maml, params: Mapping[str, Tensor]) -> Params:
     if maml.learn_inner_lr:
         for name, value in params.items():
             if maml.adapts(name):
-                start = torch.full((maml.adaptation_steps,), maml.inner_lr)
+                start = torch.full((maml.adaptation_steps,), maml.inner_lr, dtype=torch.float64)
                 meta_params[RATE_PREFIX + name] = start.log().to(value)
     return meta_params
 
@@ -92,7 +92,10 @@ def inner_rate(
 
 
 def episode_losses(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:
-    """The mean loss of each episode, `[E]`: cross-entropy, or squared error over all dimensions."""
+    """The mean loss of each episode, `[E]`: cross-entropy, or squared error over all dimensions.
+
+    An example of NO_CLASS counts as one without loss, so that sums over shards weigh all alike.
+    """
     if kind == "classification":
         loss = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
         return loss.view(targets.shape).mean(dim=1)
@@ -165,10 +168,11 @@ def adaptation_path(
 
 def clip_per_episode(grads: tuple[Tensor, ...], max_norm: float) -> tuple[Tensor, ...]:
     """Scales each episode's gradient, all tensors `[E, ...]` together, to `max_norm` at most."""
-    squared = torch.stack([g.flatten(1).square().sum(dim=1) for g in grads]).sum(dim=0)
+    # In float64, in which the squares of float32 gradients do not overflow.
+    squared = torch.stack([g.flatten(1).double().square().sum(dim=1) for g in grads]).sum(dim=0)
     # The floor keeps the derivative of the root finite where a gradient vanishes.
     norm = squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
-    scale = (max_norm / norm).clamp_max(1.0)
+    scale = (max_norm / norm).clamp_max(1.0).to(grads[0].dtype)
     return tuple(g * scale.view(-1, *[1] * (g.dim() - 1)) for g in grads)
 
 

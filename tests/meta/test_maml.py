@@ -466,3 +466,9 @@ def test_a_shared_head_is_one_row_of_zeros():
     assert torch.equal(meta_params["head.weight"], torch.zeros(1, 4, dtype=torch.float64))
     assert torch.equal(meta_params["head.bias"], torch.zeros(1, dtype=torch.float64))
     assert torch.equal(meta_params["rnn.weight_hh_l0"], params["rnn.weight_hh_l0"])
+
+
+def test_clipping_bounds_gradients_whose_squares_overflow():
+    (clipped,) = clip_per_episode((torch.full((1, 4), 1e25),), 2.0)
+    assert clipped.dtype == torch.float32
+    torch.testing.assert_close(clipped.norm(), torch.tensor(2.0))
