@@ -24,7 +24,7 @@ SHOWN_TRIALS = 16
 BAR_WIDTH = 12
 FIXED_COLUMNS_WIDTH = 54  # trial, state, meta-steps and metric
 VALUE_WIDTH = 9
-CURVE_LABEL_WIDTH = 34
+LONGEST_WHOLE_CURVE = 10  # in adaptation steps
 STEP_KEY = "meta_steps"
 
 
@@ -275,14 +275,12 @@ def _score_table(report: Report) -> Table:
 
 
 def _curve_table(rows: Sequence[Row], metric: str) -> Table:
-    steps = _curve_steps(rows)
     table = _table(f"{metric.capitalize()} after so many adaptation steps")
-    table.add_column("", no_wrap=True, max_width=CURVE_LABEL_WIDTH)
-    for step in steps:
-        table.add_column(str(step), justify="right", no_wrap=True)
-    for number, row in enumerate(row for row in rows if row.curve):
-        points = [f"{row.curve[s].mean:.3f}" if s < len(row.curve) else "" for s in steps]
-        table.add_row(row.label, *points, style="bold" if number == 0 else "")
+    curves = [row for row in rows if row.curve]
+    for heading in ("steps", *(row.name for row in curves)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for step in _curve_steps(curves):
+        table.add_row(str(step), *(f"{row.curve[step].mean:.3f}" for row in curves))
     return table
 
 
@@ -291,12 +289,11 @@ def _table(title: str) -> Table:
 
 
 def _curve_steps(rows: Sequence[Row]) -> list[int]:
-    """The adaptation steps to show: all of a short curve, about six of a long one."""
-    longest = max(len(row.curve) for row in rows) - 1
-    if longest <= 10:
-        return list(range(longest + 1))
-    wanted = {0, 1, 2, 5, 10, 20, 50, 100, longest}
-    return [step for step in sorted(wanted) if step <= longest]
+    """The adaptation steps to show: all of a short curve, some of a long one."""
+    last = min(len(row.curve) for row in rows) - 1
+    if last <= LONGEST_WHOLE_CURVE:
+        return list(range(last + 1))
+    return [step for step in range(last) if step in {0, 1, 2, 5} or step % 10 == 0] + [last]
 
 
 def print_runs(console: Console, runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> None:
