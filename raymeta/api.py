@@ -1,4 +1,4 @@
-"""What raymeta does, as functions: tune, train and evaluate.  The command line only calls these.
+"""What raymeta does, as functions: tune, train, evaluate, explain.  The command line calls them.
 
 from raymeta import tune
 report = tune("pen", overrides=["search.num_trials=8"])
@@ -17,17 +17,20 @@ from typing import Protocol
 import ray
 import torch
 
-from raymeta.errors import ExperimentError, RunError
+from raymeta.errors import ExperimentError, RunError, SearchError
 from raymeta.evaluation import MetaTest, meta_test, train_joint_control
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, shipped_experiments, to_yaml, with_values
-from raymeta.runs import DEFAULT_ROOT, Run, write_file
+from raymeta.files import write_file
+from raymeta.runs import DEFAULT_ROOT, Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.space import file_point
 from raymeta.search.tuner import (
     TrialEvent,
     best_trial,
     default_trial,
+    earlier_trials,
+    explain_search,
     past_events,
     read_trials,
     run_search,
@@ -100,7 +103,8 @@ def tune(
                 f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in "
                 "it, or use `raymeta train`"
             )
-        file_point(loaded)  # before anything is started
+        file_point(loaded)  # before anything is started, like what follows
+        earlier_trials(loaded, Path(runs_dir))
         return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
     return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
 
@@ -116,7 +120,8 @@ def train(
 ) -> Report:
     """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
     if resume is None:
-        loaded = with_values(_load(experiment, overrides), {"search.space": {}})
+        nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
+        loaded = with_values(_load(experiment, overrides), nothing)
         return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
     return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
 
@@ -145,6 +150,24 @@ def evaluate(
     watcher = watcher or _Silent()
     watcher.started(found, found.experiment())
     return _meta_test(found, watcher, num_episodes)
+
+
+def explain(run: str | Path, *, runs_dir: str | Path = DEFAULT_ROOT) -> Run:
+    """Says of a run's trials which keys matter and how; see `raymeta.search.explain`.
+
+    A search does so by itself at its end; this one does it for one that is under way, or was
+    interrupted.  The folder with tables and plots is `Run.search_dir`.
+
+    Raises:
+        RunError: there is no such run.
+        SearchError: nothing was searched, or too few trials came to their end.
+    """
+    found = Run.open(str(run), Path(runs_dir))
+    experiment = found.experiment()
+    if not experiment.search.space:
+        raise SearchError(f"{found.path}: nothing was searched in this run")
+    explain_search(experiment, found)
+    return found
 
 
 def load_report(run: Run) -> Report | None:
@@ -247,9 +270,15 @@ def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) ->
     for name, trial in (("tuned", best), ("default", default_trial(experiment, trials))):
         if trial is not None and trial.checkpoint is not None:
             write_file(run.model_file(name), model_bytes(load_meta_params(trial.checkpoint)))
-    # Last, since it says that the search is done.
+    # This file says that the search is done.
     tuned = with_values(experiment, best.record.point)
     write_file(run.path / "best.yaml", to_yaml(tuned).encode())
+    if experiment.search.space:
+        watcher.phase("explaining the search")
+        try:
+            explain_search(experiment, run)
+        except SearchError as error:
+            watcher.phase(f"no explanation of the search: {error}")
 
 
 def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raymeta.console import ProgressView, print_report, print_runs
+from raymeta.console import ProgressView, print_importance, print_report, print_runs
 from raymeta.errors import RaymetaError, RunError
 from raymeta.runs import DEFAULT_ROOT, list_runs
 
@@ -83,6 +83,18 @@ def evaluate(
     with ProgressView(console, verbose) as view:
         report = api.evaluate(run, num_episodes=episodes, runs_dir=runs_dir, watcher=view)
     print_report(console, report)
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run folder.")],
+    runs_dir: RunsDirOption = DEFAULT_ROOT,
+) -> None:
+    """Say which keys matter and how, from a run's trials so far: tables and plots."""
+    console = _console(verbose=False)
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    print_importance(console, api.explain(run, runs_dir=runs_dir))
 
 
 @app.command("list")

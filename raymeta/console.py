@@ -18,11 +18,12 @@ from raymeta.runs import Run
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
     from raymeta.api import Report
     from raymeta.evaluation import Row
+    from raymeta.search.records import TrialRecord
     from raymeta.search.tuner import TrialEvent
 
 SHOWN_TRIALS = 16
 BAR_WIDTH = 12
-FIXED_COLUMNS_WIDTH = 54  # trial, state, meta-steps and metric
+FIXED_COLUMNS_WIDTH = 63  # trial, state, meta-steps, metric and speed
 VALUE_WIDTH = 9
 LONGEST_WHOLE_CURVE = 10  # in adaptation steps
 STEP_KEY = "meta_steps"
@@ -37,6 +38,7 @@ class _TrialLine:
     value: float | None = None
     sem: float | None = None
     speed: float | None = None
+    memory: str = ""
 
 
 @dataclass
@@ -89,7 +91,13 @@ class ProgressView:
         result = event.result
         if STEP_KEY in result:
             line.steps = int(result[STEP_KEY])
-            line.speed = result.get("meta_steps_per_s")
+            line.speed = result.get("meta_steps_per_s", line.speed)
+            if "planned_mb" in result:
+                graph = "full" if result["graph_steps"] else "flat"
+                line.memory = (
+                    f"{graph} graph, {result['chunk_size']:.0f} episodes at once, about "
+                    f"{result['planned_mb']:.0f} MB a worker"
+                )
         if experiment.metric in result:
             line.value = result[experiment.metric]
             line.sem = result.get(f"{experiment.metric}_sem")
@@ -118,7 +126,9 @@ class ProgressView:
         if kind == "started":
             point = "  ".join(f"{_short(k)}={_value(v)}" for k, v in line.point.items())
             return f"{head} started  {point}"
-        return f"{head} {line.state} at step {line.steps}: {self._measure(line)}"
+        speed = f"  {line.speed:.1f} meta-steps/s" if line.speed else ""
+        memory = f"  {line.memory}" if self.verbose and line.memory else ""
+        return f"{head} {line.state} at step {line.steps}: {self._measure(line)}{speed}{memory}"
 
     def _measure(self, line: _TrialLine) -> str:
         return "" if line.value is None else _plus_minus(line.value, line.sem)
@@ -149,6 +159,7 @@ class ProgressView:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("trial", "state", "meta-steps", experiment.metric):
             table.add_column(name, justify="right" if name == "trial" else "left", no_wrap=True)
+        table.add_column("steps/s", justify="right", no_wrap=True)
         keys = self._fitting_keys()
         for key in keys:
             table.add_column(_short(key), justify="right", no_wrap=True)
@@ -161,6 +172,7 @@ class ProgressView:
                 line.state,
                 bar + Text(f" {line.steps}"),
                 self._measure(line),
+                f"{line.speed:.1f}" if line.speed else "",
                 *[_value(line.point.get(key)) for key in keys],
                 style="bold" if line is best else _STATE_STYLES[line.state],
             )
@@ -208,10 +220,18 @@ def print_report(console: Console, report: Report) -> None:
         table.add_column("key")
         table.add_column("tuned", justify="right")
         table.add_column("in the file", justify="right", style="dim")
+        importance = report.run.importance
+        if importance:
+            table.add_column("share of the variance", justify="right", style="dim")
         for key in experiment.search.space:
-            table.add_row(key, _value(report.best.value(key)), _value(experiment.value(key)))
+            share = [f"{100 * importance[key]:.0f} %"] if key in importance else []
+            values = _value(report.best.value(key)), _value(experiment.value(key))
+            table.add_row(key, *values, *share)
         console.print()
         console.print(table)
+        if experiment.search.against is not None:
+            console.print()
+            console.print(_front_table(experiment, report.trials))
         statuses = [record.status for record in report.trials.values()]
         counts = ", ".join(
             f"{statuses.count(status)} {word}"
@@ -255,6 +275,25 @@ _STATUS_WORDS = {
 }
 
 
+def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> Table:
+    """Trials that none is better than in both objectives, the best by the metric first."""
+    from raymeta.search.records import pareto_front  # noqa: PLC0415  (its package imports Ray)
+
+    names = [name for name, _ in experiment.objectives]
+    table = _table(f"Pareto front: {' against '.join(names)}")
+    for name in (*names, *map(_short, experiment.search.space)):
+        table.add_column(name, justify="right", no_wrap=True)
+    sign = -1 if experiment.mode == "max" else 1
+    front = pareto_front(trials, experiment.objectives)
+    for trial_id in sorted(front, key=lambda i: sign * front[i][0]):
+        score, cost = front[trial_id]
+        point = trials[trial_id].point
+        shown = f"{cost:.0f}" if cost >= 1 else f"{cost:.2g}"
+        keys = (_value(point[key]) if key in point else "" for key in experiment.search.space)
+        table.add_row(f"{score:.3f}", shown, *keys)
+    return table
+
+
 def _score_table(report: Report) -> Table:
     result, tasks = report.meta_test, report.experiment.tasks
     problem = f"{tasks.num_shots} points"
@@ -294,6 +333,22 @@ def _curve_steps(rows: Sequence[Row]) -> list[int]:
     if last <= LONGEST_WHOLE_CURVE:
         return list(range(last + 1))
     return [step for step in range(last) if step in {0, 1, 2, 5} or step % 10 == 0] + [last]
+
+
+def print_importance(console: Console, run: Run) -> None:
+    """The searched keys by their share of the metric's variance, and where the plots are."""
+    table = _table(f"What {run.experiment().metric} depends on")
+    table.add_column("key")
+    table.add_column("share of the variance", justify="right")
+    for key, share in run.importance.items():
+        table.add_row(key, f"{100 * share:.0f} %")
+    console.print(table)
+    console.print(
+        "as the search's model has it, interactions counted with every key that takes part\n"
+        f"plots: {run.search_dir / 'report.html'}; their data beside it",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_runs(console: Console, runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Scalar = bool | int | float | str
@@ -122,8 +122,24 @@ class Training(Section):
         description="meta-steps between validations and checkpoints; the end has both",
     )
     val_episodes: int = Field(200, ge=2)
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float64", "float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="tf32: float32, but products of GPUs that can in TF32; bfloat16: recurrent "
+        "layers in bfloat16, all else in float32",
+    )
     max_skipped: int = Field(20, ge=0, description="non-finite steps in a row that end a trial")
+    graph: Literal["auto", "full", "flat"] = Field(
+        "auto",
+        description="keep the graphs of all adaptation steps (full: fastest), or take the steps "
+        "again on the way back (flat: memory that does not grow with them); auto: full if it fits",
+    )
+    chunk_size: int | None = Field(
+        None, ge=1, description="episodes that a worker takes at once; by default as many as fit"
+    )
+    cuda_graph: bool = Field(
+        False, description="on a GPU, the whole meta-gradient as one CUDA graph per shape"
+    )
+    memory_gb: float = Field(4.0, gt=0, description="what a worker's meta-step may take, in 1e9 B")
 
 
 class Resources(Section):
@@ -146,13 +162,18 @@ class Resources(Section):
 
 
 class Dimension(Section):
-    """One searched key: a range (`low`, `high`, and `log` or `step`) or a list of `choices`."""
+    """One searched key: a range (`low`, `high`, and `log` or `step`) or a list of `choices`.
+
+    `when` makes it conditional: `{KEY: VALUES}`, KEY being searched among choices, VALUES those of
+    them under which this key is searched.  Otherwise it keeps the file's own value.
+    """
 
     low: float | None = None
     high: float | None = None
     log: bool = False
     step: float | None = Field(None, gt=0)
     choices: list[Scalar] | None = Field(None, min_length=2)
+    when: dict[str, list[Scalar]] | None = Field(None, min_length=1, max_length=1)
 
     @property
     def ends(self) -> list[Scalar]:
@@ -171,6 +192,13 @@ class Dimension(Section):
         if not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         return self.step is None or _is_multiple(value - self.low, self.step)
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_or_several(cls, when: object) -> object:
+        if not isinstance(when, dict):
+            return when
+        return {k: v if isinstance(v, list) else [v] for k, v in when.items()}
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> Self:
@@ -206,7 +234,33 @@ class Search(Section):
     early_stopping: Literal["asha", "none"] = "asha"
     grace_steps: int = Field(100, ge=1, description="meta-steps before a trial may be stopped")
     reduction_factor: float = Field(3, gt=1)
+    method: Literal["bo", "sobol", "random"] = Field(
+        "bo", description="Bayesian optimisation, or points that no result has a part in"
+    )
+    model: Literal["auto", "gp", "saas"] = Field(
+        "auto", description="saas: few of many keys matter; auto: from 20 keys on"
+    )
+    acquisition: Literal["auto", "log_ei", "log_nei", "ucb"] = "auto"
+    curves: Literal["extrapolate", "ignore"] = Field(
+        "extrapolate", description="what the model learns of trials that were stopped early"
+    )
+    against: Literal["adaptation_seconds", "num_parameters"] | None = Field(
+        None,
+        description="a second objective, to be least: the search is then for the Pareto front; the "
+        "best trial is still the best by the metric",
+    )
+    warm_start: str | None = Field(None, description="an earlier run to learn from: its folder")
+    constraints: list[str] = Field([], description="such as `KEY + 2 * KEY <= 3`")
     space: dict[str, Dimension] = {}
+
+    @model_validator(mode="after")
+    def _acquisition_of_several(self) -> Self:
+        if self.against is not None and self.acquisition != "auto":
+            raise ValueError(
+                "`acquisition` must be auto beside `against`, but got "
+                f"{self.acquisition}, which is for one objective"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -248,6 +302,13 @@ class Experiment(Section):
     def mode(self) -> Literal["min", "max"]:
         """The direction of `metric`."""
         return "min" if self.kind == "regression" else "max"
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:
+        """What the search is for, the metric first."""
+        if self.search.against is None:
+            return ((self.metric, self.mode),)
+        return ((self.metric, self.mode), (self.search.against, "min"))
 
     def value(self, key: str) -> Any:
         """The value, or the section, at a dotted key; KeyError where there is none."""

@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raymeta.recurrence import NUM_GATES, Cell, recurrence
+from raymeta.recurrence import product, recurrence
+from raymeta.scans import NUM_GATES, Cell
 
 Params = dict[str, Tensor]
 Pooling = Literal["last", "mean", "attention"]
@@ -31,7 +32,8 @@ class NetworkSpec:
     Exactly one of `num_features` (real-valued input `[E, N, T, D]`) and `vocabulary_size` (token
     ids `[E, N, T]` through a learned embedding of `embedding_size`) is set.  `dropout` is the
     probability with which a unit of a layer's output (and of the embedding) is dropped for a whole
-    sequence (Gal and Ghahramani 2016).
+    sequence (Gal and Ghahramani 2016).  The recurrent layers compute in `layer_dtype`, if it is not
+    that of the parameters; parameters, pooling, head and losses keep theirs.
     """
 
     num_outputs: int
@@ -44,6 +46,7 @@ class NetworkSpec:
     bidirectional: bool = False
     dropout: float = 0.0
     pooling: Pooling = "last"
+    layer_dtype: torch.dtype | None = None
 
     @property
     def input_size(self) -> int:
@@ -167,10 +170,16 @@ def recurrent_features(
 ) -> tuple[Tensor, Tensor | None]:
     """The last layer's states `[E, T, N, F]` and the valid steps `[E, T, N, 1]` (None: all)."""
     pending = list(masks or [])
+    own_dtype = params["head.weight"].dtype
+    if spec.layer_dtype is not None:
+        dtype = spec.layer_dtype
+        params = {k: v.to(dtype) if k.startswith("rnn.") else v for k, v in params.items()}
+        pending = [mask.to(dtype) for mask in pending]
     if spec.vocabulary_size is not None:
         x = _embed(params["embedding.weight"], x)
         if pending:
             x = x * pending.pop(0)
+    x = x.to(spec.layer_dtype or own_dtype)
     sequence = x.transpose(1, 2)  # time before examples: each step is then one contiguous slice
     valid = None
     if lengths is not None:
@@ -182,7 +191,7 @@ def recurrent_features(
         sequence = _layer(spec, params, sequence, valid, layer)
         if pending:
             sequence = sequence * pending.pop(0)
-    return sequence, valid
+    return sequence.to(own_dtype), valid
 
 
 def _embed(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -206,30 +215,39 @@ def _layer(
     turned round: half the small operations of two loops.
     """
     episodes, steps, examples, size = sequence.shape
-    flat = sequence.reshape(episodes, steps * examples, size)
 
     def weights(name: str) -> list[Tensor]:
         return [params[f"rnn.{name}_l{layer}{suffix}"] for suffix in spec.suffixes]
 
-    w_hh = torch.cat(weights("weight_hh")).transpose(1, 2)
-    b_hh = torch.cat(weights("bias_hh")) if spec.cell == "gru" else None
+    # A GRU needs its recurrent bias inside the reset gate; elsewhere the biases only add up.
+    b_ih, b_hh = weights("bias_ih"), None
+    if spec.cell == "gru":
+        b_hh = _stacked(weights("bias_hh"))
+    else:
+        b_ih = [one + other for one, other in zip(b_ih, weights("bias_hh"), strict=True)]
+    # The input's part of the gates for all time steps in one product, out of the loop.  The bias is
+    # the weight of a feature that is always one: a sum over all steps less in every derivative.
+    ones = sequence.new_ones(()).expand(*sequence.shape[:3], 1)
+    sequence = torch.cat([sequence, ones], dim=-1)
     projected = []
-    for direction, (w_ih, b_ih) in enumerate(
-        zip(weights("weight_ih"), weights("bias_ih"), strict=True)
-    ):
-        # A GRU needs its recurrent bias inside the reset gate; elsewhere the biases only add up.
-        bias = b_ih if spec.cell == "gru" else b_ih + weights("bias_hh")[direction]
-        # The input's part of the gates for all time steps in one product, out of the loop.
-        gates = torch.baddbmm(bias.unsqueeze(1), flat, w_ih.transpose(1, 2))
-        gates = gates.view(episodes, steps, examples, -1)
-        projected.append(gates.flip(1) if direction else gates)
+    for direction, (weight, bias) in enumerate(zip(weights("weight_ih"), b_ih, strict=True)):
+        flat = (sequence.flip(1) if direction else sequence).view(episodes, -1, size + 1)
+        w_ih = torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
+        gates = product(flat, w_ih.transpose(1, 2))
+        projected.append(gates.view(episodes, steps, examples, -1))
     inside = None
     if valid is not None:
         inside = torch.cat([valid, valid.flip(1)][: len(projected)]).squeeze(-1)
-    states = recurrence(spec.cell, torch.cat(projected), w_hh, b_hh, inside)
+    w_hh = _stacked(weights("weight_hh")).transpose(1, 2)
+    states = recurrence(spec.cell, _stacked(projected), w_hh, b_hh, inside)
     if not spec.bidirectional:
         return states
     return torch.cat([states[:episodes], states[episodes:].flip(1)], dim=-1)
+
+
+def _stacked(directions: list[Tensor]) -> Tensor:
+    """One behind the other on the episode axis; a single one is not copied."""
+    return directions[0] if len(directions) == 1 else torch.cat(directions)
 
 
 def _pool(

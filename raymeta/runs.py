@@ -3,6 +3,7 @@
 RUN/experiment.yaml     the experiment as it ran, defaults and overrides included
 RUN/tune/               Ray Tune's own state: trials, their results and checkpoints
 RUN/trials.json         the table of trials
+RUN/search/             what the search has found out: report.html and its data
 RUN/best.yaml           the experiment with the best trial's values in it
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
@@ -12,8 +13,6 @@ RUN/time.json           the time spent
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from raymeta.errors import RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, to_yaml
+from raymeta.files import write_file
 
 DEFAULT_ROOT = Path("runs")
 
@@ -80,6 +80,17 @@ class Run:
     def tune_dir(self) -> Path:
         """Ray Tune's own state."""
         return self.path / "tune"
+
+    @property
+    def search_dir(self) -> Path:
+        """What the search has found out about its space."""
+        return self.path / "search"
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Searched keys' shares of the metric's variance, the greatest first; empty if unknown."""
+        shares: dict[str, float] | None = self.read_json("search/importance.json")
+        return shares or {}
 
     def experiment(self) -> Experiment:
         """The experiment as it ran."""
@@ -153,25 +164,3 @@ def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
         Run(path)
         for path in sorted(found, key=lambda p: ((p / "experiment.yaml").stat().st_mtime, p.name))
     ]
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it: complete or not at all.
-
-    Raises:
-        RunError: it cannot be written (disk full, folder gone or read-only).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed either
-            temporary.unlink()
-        raise RunError(
-            f"{path}: cannot be written: {error.strerror}; what was there is unharmed"
-        ) from error

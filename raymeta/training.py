@@ -21,6 +21,7 @@ from torch import Tensor
 from raymeta.distributed import Group
 from raymeta.errors import RunError, TrainingError
 from raymeta.experiment import Experiment
+from raymeta.meta.cuda_graph import GraphedMetaGradient
 from raymeta.meta.maml import (
     Kind,
     Maml,
@@ -28,6 +29,7 @@ from raymeta.meta.maml import (
     init_meta_params,
     meta_gradient,
 )
+from raymeta.meta.memory import GraphMode, MemoryPlan, plan_memory
 from raymeta.models import NetworkSpec, Params, init_params, is_head
 from raymeta.outer import OuterLoop, OuterOptimizer, flat_sums
 from raymeta.pretraining import train_joint
@@ -51,6 +53,10 @@ class Recipe:
     seed: int
     dtype: torch.dtype
     eval_steps: int  # adaptation steps of meta-validation and meta-test
+    graph: GraphMode = "auto"
+    chunk_size: int | None = None  # episodes at once; None: as many as fit
+    memory_bytes: float = math.inf  # what a worker's meta-step may take
+    cuda_graph: bool = False
 
 
 def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
@@ -63,6 +69,7 @@ def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
             num_outputs=spec.num_outputs,
             num_features=spec.num_features,
             vocabulary_size=spec.vocabulary_size,
+            layer_dtype=torch.bfloat16 if training.precision == "bfloat16" else None,
             **model,
         ),
         maml=Maml(**experiment.maml.model_dump()),
@@ -80,8 +87,12 @@ def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
         pretrain_lr=training.pretrain_lr,
         kind=experiment.kind,
         seed=experiment.seed,
-        dtype=getattr(torch, training.precision),
+        dtype=torch.float64 if training.precision == "float64" else torch.float32,
         eval_steps=experiment.evaluation.adaptation_steps,
+        graph=training.graph,
+        chunk_size=training.chunk_size,
+        memory_bytes=training.memory_gb * 1e9,
+        cuda_graph=training.cuda_graph,
     )
 
 
@@ -89,6 +100,9 @@ def build_trainer(
     experiment: Experiment, group: Group | None = None, device: torch.device | None = None
 ) -> Trainer:
     """A trainer at step 0, for one rank of `group` (None: the only one) on `device` (None: CPU)."""
+    # Of the whole process, which may have trained another way before.
+    tf32 = experiment.training.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     tasks = load_tasks(experiment)
     return Trainer(
         tasks,
@@ -118,6 +132,9 @@ class Trainer:
         )
         self.step = 0
         self.num_skipped = 0
+        graphed = recipe.cuda_graph and device.type == "cuda"
+        self._meta_gradient = GraphedMetaGradient() if graphed else meta_gradient
+        self.plan: MemoryPlan | None = None  # of the last step with episodes for this rank
         self._skipped_in_a_row = 0
 
     def train(self, num_steps: int) -> dict[str, float]:
@@ -125,8 +142,9 @@ class Trainer:
 
         Returns:
             `train_loss` and `train_score` (means over the episodes of the steps taken),
-            `meta_grad_norm` (mean, before clipping), `num_skipped` (non-finite steps so far) and
-            `meta_steps_per_s`.
+            `meta_grad_norm` (mean, before clipping), `num_skipped` (non-finite steps so far),
+            `meta_steps_per_s`; and this rank's memory plan: `planned_mb` (the estimated peak, 1e6
+            bytes), `chunk_size` and `graph_steps`.
 
         Raises:
             TrainingError: more than `max_skipped` steps in a row were not finite.
@@ -151,6 +169,15 @@ class Trainer:
             "meta_grad_norm": norm * mean,
             "num_skipped": float(self.num_skipped),
             "meta_steps_per_s": taken / seconds if seconds > 0 else math.nan,
+        } | self._planned()
+
+    def _planned(self) -> dict[str, float]:
+        if self.plan is None:
+            return {}
+        return {
+            "planned_mb": self.plan.num_bytes / 1e6,
+            "chunk_size": float(self.plan.chunk_size),
+            "graph_steps": float(self.plan.graph_steps),
         }
 
     def _meta_step(self) -> tuple[float, float, float] | None:
@@ -208,9 +235,31 @@ class Trainer:
             return torch.zeros(size + 3, dtype=torch.float64, device=self.device)
         episodes = self.tasks.episodes("train", indices).to(self.device, self.recipe.dtype)
         recipe = self.recipe
-        result = meta_gradient(recipe.maml, recipe.spec, recipe.kind, self.meta_params, episodes)
-        count = result.loss.new_full((1,), result.num_episodes)
-        return flat_sums(result.grads, result.loss, result.score, count)
+        self.plan = plan_memory(
+            recipe.maml,
+            recipe.spec,
+            self.meta_params,
+            episodes,
+            mode=recipe.graph,
+            chunk_size=recipe.chunk_size,
+            limit_bytes=recipe.memory_bytes,
+        )
+        size = self.plan.chunk_size
+        sums = None
+        for start in range(0, len(episodes), size):
+            result = self._meta_gradient(
+                recipe.maml,
+                recipe.spec,
+                recipe.kind,
+                self.meta_params,
+                episodes[start : start + size],
+                graph_steps=self.plan.graph_steps,
+            )
+            count = result.loss.new_full((1,), result.num_episodes)
+            chunk = flat_sums(result.grads, result.loss, result.score, count)
+            sums = chunk if sums is None else sums + chunk
+        assert sums is not None, "there are episodes"
+        return sums
 
     def validate(self) -> dict[str, float]:
         """Mean validation score after adaptation and its standard error over the episodes.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,8 @@ from raymeta.distributed import Group, join_group
 from raymeta.errors import TrainingError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
-from raymeta.runs import write_file
+from raymeta.files import write_file
+from raymeta.native import keep_freed_memory
 from raymeta.training import CHECKPOINT_NAME, Trainer, build_trainer
 
 STEP_METRIC = "meta_steps"
@@ -47,6 +49,7 @@ class Worker:
 
     def __init__(self, num_threads: int, use_gpu: bool) -> None:
         torch.set_num_threads(num_threads)
+        keep_freed_memory()
         self._device = torch.device("cuda:0" if use_gpu else "cpu")  # Ray shows a worker its own
         self._group = Group()
         self._trainer: Trainer | None = None
@@ -74,7 +77,17 @@ class Worker:
         """Trains and validates; the metrics, with the step reached."""
         trainer = self._training()
         metrics = trainer.train(num_steps)
-        return {STEP_METRIC: trainer.step, **metrics, **trainer.validate()}
+        began = time.perf_counter()
+        scores = trainer.validate()
+        spent = (time.perf_counter() - began) * self._group.world_size
+        return {
+            STEP_METRIC: trainer.step,
+            **metrics,
+            **scores,
+            # Of a worker for an episode, adapted among others in one batch, as in use.
+            "adaptation_seconds": spent / trainer.recipe.outer.val_episodes,
+            "num_parameters": float(sum(v.numel() for v in trainer.meta_params.values())),
+        }
 
     def serialize(self) -> bytes:
         """The trainer's state."""

@@ -39,9 +39,11 @@ class ReferenceNetwork(nn.Module):
         bidirectional: bool = False,
         pooling: str = "last",
         dropout: float = 0.0,
+        layer_dtype: None = None,
     ) -> None:
         super().__init__()
         del dropout  # its masks come from outside: `thinned`
+        del layer_dtype  # the reference computes in that of its parameters
         self.cell, self.pooling, self.num_directions = cell, pooling, 2 if bidirectional else 1
         input_size = num_features
         if vocabulary_size is not None:

@@ -31,8 +31,12 @@ LAYERS = (
     "raymeta.meta",
     "raymeta.models",
     "raymeta.recurrence",
+    "raymeta.native",
+    "raymeta.scans",
     "raymeta.tasks",
     "raymeta.runs",
+    "raymeta.storage",
+    "raymeta.files",
     "raymeta.experiment_file",
     "raymeta.experiments",
     "raymeta.experiment",
@@ -40,6 +44,7 @@ LAYERS = (
 )
 NUMERICS = (
     "raymeta.recurrence",
+    "raymeta.scans",
     "raymeta.models",
     "raymeta.meta",
     "raymeta.outer",
@@ -47,16 +52,18 @@ NUMERICS = (
 )
 # Library -> the only modules that import it.
 KNOWN_TO = {
-    "ax": {"raymeta.search.ax_model"},
+    "ax": {"raymeta.search.ax_model", "raymeta.search.explain"},
     "botorch": {"raymeta.search.ax_model"},
-    "linear_operator": {"raymeta.search.ax_model"},
     "yaml": {"raymeta.experiment_file"},
     "pydantic": {"raymeta.experiment", "raymeta.experiment_file"},
     "typer": {"raymeta.cli"},
     "rich": {"raymeta.cli", "raymeta.console"},
+    "fsspec": {"raymeta.storage"},
+    "pyarrow": {"raymeta.storage"},
     "ray": {
         "raymeta.api",
         "raymeta.search.searcher",
+        "raymeta.search.tune_space",
         "raymeta.search.tuner",
         "raymeta.trial",
     },
@@ -73,7 +80,9 @@ NOT_FOR_NUMERICS = {
     "raymeta.errors",
     "raymeta.experiment",
     "raymeta.experiment_file",
+    "raymeta.files",
     "raymeta.runs",
+    "raymeta.storage",
     "safetensors",
     "shutil",
     "socket",

@@ -25,6 +25,9 @@ TINY = [
 ]
 
 
+CONDITION = "search.space.maml.inner_lr={low: 0.1, high: 1, when: {model.cell: lstm}}"
+
+
 @pytest.fixture
 def run_cli(tmp_path, monkeypatch, capsys):
     """Runs a command in this process, in an empty folder: exit code, output, error output."""
@@ -62,6 +65,15 @@ def write(path: Path, text: str) -> str:
         (["train", "pen", "--set", "tasks.num_shots=4"], ["tasks.num_shots + tasks.num_queries"]),
         (["train", "pen", "--set", "tasks.data_dir=nowhere"], ["nowhere", "tasks.data_dir"]),
         (["tune", "sinusoid", "--set", "search.space={}"], ["search.space is empty"]),
+        (
+            ["tune", "pen", "--set", CONDITION],
+            ["maml.inner_lr depends on model.cell", "must be a choice in the search space"],
+        ),
+        (
+            ["tune", "pen", "--set", "search.constraints=[maml.inner_lr * 2 < 1]"],
+            ["maml.inner_lr * 2 < 1", "must be linear"],
+        ),
+        (["tune", "pen", "--set", "search.warm_start=gone"], ["gone", "no run folder"]),
         (["tune", "--resume", "gone"], ["gone", "no run folder"]),
         (["evaluate", "gone"], ["gone", "no run folder"]),
         (["train", "pen", "--set", "resources.num_workers=5000"], ["resources.num_workers"]),
@@ -163,6 +175,10 @@ def test_tune_evaluate_and_list_as_a_newcomer_runs_them(tmp_path):
     assert run.path.name in listed.stdout
     assert f"{second['rows'][0]['score']['mean']:.3f}" in listed.stdout
 
+    explained = raymeta("explain", run.path.name, cwd=tmp_path)
+    assert explained.returncode == 1
+    assert "of 3 trials came to their end" in explained.stderr
+
     finished = raymeta("tune", "--resume", run.path.name, cwd=tmp_path)
     assert finished.returncode == 0
     assert run.read_json("results.json")["meta_test"] == second  # nothing was done again
@@ -189,7 +205,7 @@ def test_search_without_a_usable_trial_says_why_and_exits_nonzero(tmp_path):
 @pytest.mark.skipif(
     os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small file system: root on Linux"
 )
-def test_full_disk_gives_one_message_and_harms_nothing(tmp_path):
+def test_search_stopped_by_a_full_disk_goes_on_once_there_is_room(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -205,5 +221,10 @@ def test_full_disk_gives_one_message_and_harms_nothing(tmp_path):
         assert "Traceback" not in full.stderr + full.stdout
         (run,) = list_runs(disk)
         assert run.experiment().name == "sinusoid"  # what was there is unharmed
+
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        resumed = raymeta("train", "--resume", str(run.path), cwd=tmp_path)
+        assert resumed.returncode == 0, resumed.stderr
+        assert run.status == "done"
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -24,7 +24,7 @@ from raymeta.models import (
     is_head,
     recurrent_features,
 )
-from raymeta.recurrence import NUM_GATES, Cell
+from raymeta.scans import NUM_GATES, Cell
 from raymeta.tasks.episodes import Examples
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
@@ -290,3 +290,27 @@ def test_the_episode_axis_copies_no_parameter():
         assert value.shape == (5, *params[name].shape)
         assert value.data_ptr() == params[name].data_ptr()
         assert value.stride(0) == 0
+
+
+# ------------------------------------------------------------------- precision
+
+
+@every_cell
+@pytest.mark.parametrize("spec", [SPEC, TEXT], ids=["features", "tokens"])
+def test_layers_in_bfloat16_are_near_those_in_double_precision(
+    cell: Cell, spec: NetworkSpec
+) -> None:
+    exact = replace(spec, cell=cell, hidden_size=16, num_layers=2, bidirectional=True)
+    params, examples = problem(exact, padded=True)
+    single = {name: value.float() for name, value in params.items()}
+    x = examples.x.float() if examples.x.is_floating_point() else examples.x
+
+    def outputs(layer_dtype: torch.dtype | None) -> Tensor:
+        spec = replace(exact, layer_dtype=layer_dtype, dropout=0.2)
+        masks = dropout_masks(spec, torch.arange(2), single)
+        return forward(spec, single, x, examples.lengths, masks)
+
+    low, full = outputs(torch.bfloat16), outputs(None)
+    assert low.dtype == torch.float32
+    apart = ((low - full).norm() / full.norm()).item()
+    assert 1e-5 < apart < 0.03, apart

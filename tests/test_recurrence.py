@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from raymeta.recurrence import NUM_GATES, Cell, recurrence
+from raymeta.recurrence import recurrence
+from raymeta.scans import NUM_GATES, Cell
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 PADDINGS = ("none", "behind", "before", "between")
 every_cell = pytest.mark.parametrize("cell", get_args(Cell))
@@ -107,7 +110,7 @@ def test_gradient_and_its_gradient_are_those_of_finite_differences(cell, padding
 @settings(deadline=None, max_examples=30)
 @given(
     cell=st.sampled_from(get_args(Cell)),
-    sizes=st.tuples(*[st.integers(1, 4)] * 4),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 40)),
     padding=st.sampled_from(PADDINGS),
     bias=st.booleans(),
     seed=st.integers(0, 10**6),
@@ -205,3 +208,36 @@ def test_third_derivative_is_refused(cell):
     (first,) = grad(states.square().sum(), weight, create_graph=True)
     with pytest.raises(RuntimeError, match="no third derivative"):
         grad(first.square().sum(), weight, create_graph=True)
+
+
+@every_cell
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_comes_through_as_in_single_steps(cell, bad, dtype):
+    inputs, weight, bias, _ = problem(cell, sizes=(2, 4, 3, 20))
+    assert bias is not None
+    with torch.no_grad():
+        inputs[0, 1, 2, ::3] = bad
+    p, w, b = layer = [x.detach().to(dtype).requires_grad_() for x in (inputs, weight, bias)]
+    mine = derivatives(recurrence(cell, p, w, b), layer)
+    plain = derivatives(plain_recurrence(cell, p, w, b, None), layer)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(mine, plain, rtol=tolerance, atol=tolerance, equal_nan=True)
+    # The other example of the episode, and the other episode, see nothing of it.
+    assert mine[0][0, :, :2].isfinite().all()
+    assert mine[2][1].isfinite().all()
+
+
+@every_cell
+def test_single_precision_is_within_a_few_units_of_double_precision(cell):
+    inputs, weight, bias, valid = problem(cell, sizes=(3, 12, 7, 33), padding="behind")
+    assert bias is not None
+    exact = [value.detach().requires_grad_() for value in (inputs * 3, weight / 6, bias)]
+    single = [value.detach().float().requires_grad_() for value in exact]
+    states = [recurrence(cell, p, w, b, valid) for p, w, b in (single, exact)]
+    torch.testing.assert_close(states[0].double(), states[1], rtol=0, atol=2e-6)
+    grads = [
+        grad(s.pow(2).sum(), leaves) for s, leaves in zip(states, (single, exact), strict=True)
+    ]
+    for mine, wanted in zip(*grads, strict=True):
+        assert (mine.double() - wanted).abs().max() < 1e-5 * wanted.abs().max()

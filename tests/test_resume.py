@@ -84,8 +84,6 @@ def results_files(run: Run) -> dict[str, tuple[int, bytes]]:
 
 def is_midway(run: Run) -> bool:
     """Whether two trials are done and a third has begun, as the run's files say."""
-    if not all(file.stat().st_size for file in run.tune_dir.glob("*stat*")):
-        return False  # Tune empties its state files before it writes them
     records = read_trials(run).values()
     done = [record for record in records if record.status == "completed"]
     begun = [record for record in records if record.status == "running" and len(record.curve) > 2]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,30 +11,14 @@ import pytest
 from raymeta.errors import RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import to_yaml, with_values
-from raymeta.runs import Run, list_runs, write_file
+from raymeta.files import write_file
+from raymeta.runs import Run, list_runs
 
 
 @pytest.fixture
 def experiment() -> Experiment:
     maml = {"inner_lr": 0.025}
     return Experiment.model_validate({"name": "own", "tasks": {"source": "pen"}, "maml": maml})
-
-
-@pytest.fixture
-def read_only_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which nobody can write; root takes a read-only mount."""
-    folder = tmp_path / "read-only"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        folder.chmod(0o500)
-        yield folder
-        folder.chmod(0o700)
-        return
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)]
-    if not sys.platform.startswith("linux") or subprocess.run(mount, check=False).returncode:
-        pytest.skip("root may write anywhere, and nothing can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 # Making
@@ -77,70 +57,6 @@ def test_a_read_only_root_is_told_with_the_remedy(
 
 
 # Writing
-
-
-def test_a_written_file_holds_the_content_and_nothing_else_remains(tmp_path: Path) -> None:
-    target = tmp_path / "models" / "tuned.safetensors"
-    for content in (b"first", b"", b"second\x00" * 1000):
-        write_file(target, content)
-        assert target.read_bytes() == content
-        assert list(target.parent.iterdir()) == [target]
-
-
-def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
-    """A limit on file size fails a write half-way, as a full disk does."""
-    target = tmp_path / "results.json"
-    write_file(target, b"old")
-    script = """
-import resource, sys
-from pathlib import Path
-from raymeta.errors import RunError
-from raymeta.runs import write_file
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    write_file(Path(sys.argv[1]), bytes(8192))
-except RunError as error:
-    print(error)
-"""
-    told = subprocess.run(
-        [sys.executable, "-c", script, str(target)], capture_output=True, text=True, check=True
-    ).stdout
-    assert told.startswith(f"{target}: cannot be written: ")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
-    target = tmp_path / "trials.json"
-    contents = [bytes([number]) * 200_000 for number in range(2)]
-    write_file(target, contents[0])
-    stop = threading.Event()
-
-    def rewrite() -> None:
-        while not stop.is_set():
-            for content in contents:
-                write_file(target, content)
-
-    writer = threading.Thread(target=rewrite)
-    writer.start()
-    try:
-        seen = {target.read_bytes() for _ in range(300)}
-    finally:
-        stop.set()
-        writer.join()
-    assert seen <= set(contents)
-
-
-def test_writing_below_a_file_is_a_run_error(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(RunError, match="cannot be written"):
-        write_file(tmp_path / "taken" / "results.json", b"")
-
-
-def test_writing_to_a_read_only_folder_is_a_run_error(read_only_folder: Path) -> None:
-    with pytest.raises(RunError, match="cannot be written"):
-        write_file(read_only_folder / "results.json", b"")
 
 
 def test_json_is_read_back_and_absent_where_there_is_none(

@@ -310,6 +310,28 @@ def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
         load_meta_params(tmp_path / "gone.safetensors")
 
 
+@pytest.mark.parametrize("changes", [{"chunk_size": 2}, {"chunk_size": 3}, {"graph": "flat"}])
+def test_chunks_and_flat_memory_leave_the_steps_as_they_are(
+    tiny: Tiny, changes: dict[str, object]
+) -> None:
+    def trained(*overrides: str) -> Trainer:
+        trainer = build_trainer(tiny("sentiment", "training.meta_batch_size=5", *overrides))
+        trainer.train(4)
+        return trainer
+
+    whole, parts = trained(), trained(*(f"training.{k}={v}" for k, v in changes.items()))
+    torch.testing.assert_close(parts.meta_params, whole.meta_params, rtol=1e-10, atol=1e-10)
+    assert parts.plan is not None
+    assert parts.plan.chunk_size == changes.get("chunk_size", 5)
+    assert (parts.plan.graph_steps == 0) == ("graph" in changes)
+
+
+def test_a_small_memory_limit_takes_the_steps_again_in_chunks(tiny: Tiny) -> None:
+    trainer = build_trainer(tiny("sentiment", "training.memory_gb=1e-9"))
+    metrics = trainer.train(1)
+    assert (metrics["chunk_size"], metrics["graph_steps"]) == (1, 0)
+
+
 @pytest.mark.parametrize(("name", "metric"), [("sinusoid", "val_loss"), ("pen", "val_accuracy")])
 def test_validation_is_mean_and_standard_error_over_episodes(
     tiny: Tiny, name: str, metric: str
@@ -374,3 +396,24 @@ def test_a_tensor_file_of_another_program_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(RunError, match="holds no network of raymeta"):
         load_meta_params(path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "layer_dtype", "products"),
+    [
+        ("float64", torch.float64, None, "highest"),
+        ("tf32", torch.float32, None, "high"),
+        ("float32", torch.float32, None, "highest"),  # after tf32: nothing of it remains
+        ("bfloat16", torch.float32, torch.bfloat16, "highest"),
+    ],
+)
+def test_precision_is_that_of_the_setting(
+    tiny: Tiny, precision: str, dtype: torch.dtype, layer_dtype: torch.dtype | None, products: str
+) -> None:
+    trainer = build_trainer(tiny("sinusoid", f"training.precision={precision}"))
+    metrics = trainer.train(2)
+    assert {value.dtype for value in trainer.meta_params.values()} == {dtype}
+    assert trainer.recipe.spec.layer_dtype == layer_dtype
+    assert torch.get_float32_matmul_precision() == products
+    assert math.isfinite(metrics["train_loss"])
+    assert metrics["num_skipped"] == 0

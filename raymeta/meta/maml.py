@@ -22,6 +22,9 @@ from raymeta.models import NetworkSpec, Params, dropout_masks, expand_params, fo
 from raymeta.tasks.episodes import Episodes, Examples
 
 RATE_PREFIX = "log_inner_lr."
+# Adaptation steps that are taken again at a time: half as many parameter sets to keep as with one,
+# for the graph of one step more.
+SEGMENT = 2
 
 Kind = Literal["classification", "regression"]
 # (params with episode axis, examples) -> outputs [E, N, O]
@@ -102,13 +105,15 @@ def episode_losses(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:
     return (outputs - targets).square().mean(dim=(1, 2))
 
 
-def bind_network(
-    spec: NetworkSpec, meta_params: Mapping[str, Tensor], seeds: Tensor | None
-) -> Network:
-    """The network as a function; `seeds` `[E]` switch dropout on, one mask set an episode."""
-    masks = None
-    if seeds is not None and spec.dropout > 0:
-        masks = dropout_masks(spec, seeds, meta_params)
+def episode_masks(
+    spec: NetworkSpec, meta_params: Mapping[str, Tensor], seeds: Tensor
+) -> list[Tensor] | None:
+    """The dropout masks of episodes with these `seeds` `[E]`; None without dropout."""
+    return dropout_masks(spec, seeds, meta_params) if spec.dropout > 0 else None
+
+
+def bind_network(spec: NetworkSpec, masks: list[Tensor] | None) -> Network:
+    """The network as a function; `masks`, one set an episode, switch dropout on."""
 
     def network(params: Mapping[str, Tensor], examples: Examples) -> Tensor:
         return forward(spec, params, examples.x, examples.lengths, masks)
@@ -138,32 +143,57 @@ def adaptation_path(
         differentiable: whether φ is to be differentiated with respect to `meta_params`; without,
             each step's graph is freed at once.
     """
-    second_order = differentiable and not maml.first_order
-    params = network_params(meta_params)
-    path = [params]
+    path = [network_params(meta_params)]
     for step in range(num_steps):
-        adapted = {k: v for k, v in params.items() if maml.adapts(k)}
-        if not differentiable:
-            adapted = {k: v.detach().requires_grad_() for k, v in adapted.items()}
-        with torch.enable_grad():
-            losses = episode_losses(network({**params, **adapted}, support), support.y, kind)
-            # Episodes share no parameter copy, so the sum's gradient is every episode's own.
-            grads = torch.autograd.grad(
-                losses.sum(), list(adapted.values()), create_graph=second_order
+        path.append(
+            adaptation_step(
+                maml,
+                network,
+                kind,
+                path[-1],
+                meta_params,
+                support,
+                step=step,
+                differentiable=differentiable,
             )
-        if maml.inner_clip is not None:
-            grads = clip_per_episode(grads, maml.inner_clip)
-        updated = {}
-        for (name, value), grad in zip(adapted.items(), grads, strict=True):
-            rate = inner_rate(maml, meta_params, name, step)
-            if isinstance(rate, Tensor):
-                rate = rate.view(-1, *[1] * (grad.dim() - 1))
-            updated[name] = value - rate * grad
-        if not differentiable:
-            updated = {k: v.detach() for k, v in updated.items()}
-        params = {**params, **updated}
-        path.append(params)
+        )
     return path
+
+
+def adaptation_step(
+    maml: Maml,
+    network: Network,
+    kind: Kind,
+    params: Params,
+    meta_params: Mapping[str, Tensor],
+    support: Examples,
+    *,
+    step: int,
+    differentiable: bool,
+) -> Params:
+    """φ_{step+1} from φ_step (`params`); the other arguments are those of `adaptation_path`."""
+    adapted = {k: v for k, v in params.items() if maml.adapts(k)}
+    if not differentiable:
+        adapted = {k: v.detach().requires_grad_() for k, v in adapted.items()}
+    with torch.enable_grad():
+        losses = episode_losses(network({**params, **adapted}, support), support.y, kind)
+        # Episodes share no parameter copy, so the sum's gradient is every episode's own.
+        grads = torch.autograd.grad(
+            losses.sum(),
+            list(adapted.values()),
+            create_graph=differentiable and not maml.first_order,
+        )
+    if maml.inner_clip is not None:
+        grads = clip_per_episode(grads, maml.inner_clip)
+    updated = {}
+    for (name, value), grad in zip(adapted.items(), grads, strict=True):
+        rate = inner_rate(maml, meta_params, name, step)
+        if isinstance(rate, Tensor):
+            rate = rate.view(-1, *[1] * (grad.dim() - 1))
+        updated[name] = value - rate * grad
+    if not differentiable:
+        updated = {k: v.detach() for k, v in updated.items()}
+    return {**params, **updated}
 
 
 def clip_per_episode(grads: tuple[Tensor, ...], max_norm: float) -> tuple[Tensor, ...]:
@@ -195,40 +225,125 @@ def meta_gradient(
     kind: Kind,
     meta_params: Mapping[str, Tensor],
     episodes: Episodes,
+    *,
+    graph_steps: int | None = None,
 ) -> MetaGradient:
     """The gradient of Σ_episodes L_query(φ_S) with respect to the meta-parameters, dropout on.
 
     It is taken for each episode by itself and added up in float64: the sum of float32 shards then
     hardly depends on how the episodes were dealt out.
+
+    Of the last `graph_steps` adaptation steps (None: all) the graph is kept.  The steps before them
+    leave nothing but parameters and are taken again on the way back, SEGMENT at a time:
+
+        v_s = v_{s+1} - α ∘ H_s v_{s+1},   H_s the Hessian of L_support at φ_s,
+
+    or its like with clipping.  Memory then hardly grows with S; the result is the same.
     """
-    leaves = {
-        name: value.clone().requires_grad_()
-        for name, value in expand_meta_params(spec, meta_params, len(episodes)).items()
-    }
-    network = bind_network(spec, leaves, episodes.seeds)
-    path = adaptation_path(
+    masks = episode_masks(spec, meta_params, episodes.seeds)
+    return masked_meta_gradient(
         maml,
-        network,
+        spec,
         kind,
-        leaves,
+        meta_params,
         episodes.support,
-        num_steps=maml.adaptation_steps,
-        differentiable=True,
+        episodes.query,
+        masks,
+        graph_steps=graph_steps,
     )
-    outputs = network(path[-1], episodes.query)
-    losses = episode_losses(outputs, episodes.query.y, kind)
-    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
-    with torch.no_grad():
-        scores = episode_scores(outputs, episodes.query.y, kind)
+
+
+def masked_meta_gradient(
+    maml: Maml,
+    spec: NetworkSpec,
+    kind: Kind,
+    meta_params: Mapping[str, Tensor],
+    support: Examples,
+    query: Examples,
+    masks: list[Tensor] | None,
+    *,
+    graph_steps: int | None = None,
+) -> MetaGradient:
+    """`meta_gradient` as a function of tensors alone: `masks` are those of `episode_masks`."""
+    num_episodes = query.y.shape[0]
+    leaves = _as_leaves(expand_meta_params(spec, meta_params, num_episodes))
+    rates = {k: v for k, v in leaves.items() if k.startswith(RATE_PREFIX)}
+    network = bind_network(spec, masks)
+    total = maml.adaptation_steps
+    kept = total if graph_steps is None else min(graph_steps, total)
+
+    def steps(params: Params, numbers: range, *, differentiable: bool) -> Params:
+        for number in numbers:
+            params = adaptation_step(
+                maml,
+                network,
+                kind,
+                params,
+                rates,
+                support,
+                step=number,
+                differentiable=differentiable,
+            )
+        return params
+
+    theta = network_params(leaves)
+    adapted = [name for name in theta if maml.adapts(name)]
+    segments = [
+        range(first, min(first + SEGMENT, total - kept))
+        for first in range(0, total - kept, SEGMENT)
+    ]
+    # What the segments end with, in one block: tensors that outlive a step, scattered among all
+    # those that do not, would leave holes in the memory.
+    ends = {name: theta[name].new_empty(len(segments), *theta[name].shape) for name in adapted}
+
+    def start_of(number: int) -> Params:
+        return theta | {name: ends[name][number - 1] for name in adapted if number > 0}
+
+    for number, segment in enumerate(segments):
+        after = steps(start_of(number), segment, differentiable=False)
+        for name in adapted:
+            ends[name][number] = after[name]
+        del after
+    start = _as_leaves(start_of(len(segments))) if segments else theta
+    params = steps(start, range(total - kept, total), differentiable=True)
+    outputs = network(params, query)
+    losses = episode_losses(outputs, query.y, kind)
+    grads = _vector_jacobian({"loss": losses}, {"loss": torch.ones_like(losses)}, start | rates)
+    loss, scores = losses.detach(), episode_scores(outputs.detach(), query.y, kind)
+    del params, outputs, losses, start  # and the graph with them
+    for number, segment in reversed(list(enumerate(segments))):
+        start = _as_leaves(start_of(number))
+        after = steps(start, segment, differentiable=True)
+        cotangents = {name: grads[name] for name in after}
+        earlier = _vector_jacobian(after, cotangents, start | rates)
+        for name in rates:
+            earlier[name] += grads[name]
+        grads = earlier
     return MetaGradient(
         grads={
-            name: grad.sum(dim=0, dtype=torch.float64).sum_to_size(meta_params[name].shape)
-            for name, grad in zip(leaves, grads, strict=True)
+            name: grads[name].sum(dim=0, dtype=torch.float64).sum_to_size(value.shape)
+            for name, value in meta_params.items()
         },
-        loss=losses.detach().sum(dtype=torch.float64),
+        loss=loss.sum(dtype=torch.float64),
         score=scores.sum(dtype=torch.float64),
-        num_episodes=len(episodes),
+        num_episodes=num_episodes,
     )
+
+
+def _as_leaves(params: Mapping[str, Tensor]) -> Params:
+    """The same values without a history, to differentiate by."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
+
+
+def _vector_jacobian(outputs: Params, cotangents: Params, inputs: Params) -> Params:
+    """Σ_outputs ⟨cotangent, ∂ output / ∂ input⟩ of every input."""
+    grads = torch.autograd.grad(
+        list(outputs.values()),
+        list(inputs.values()),
+        [cotangents[name] for name in outputs],
+        materialize_grads=True,
+    )
+    return dict(zip(inputs, grads, strict=True))
 
 
 def episode_scores(outputs: Tensor, targets: Tensor, kind: Kind) -> Tensor:
@@ -249,7 +364,7 @@ def adaptation_scores(
     """Query scores of every episode after 0 … S adaptation steps, `[E, S + 1]`, dropout off."""
     detached = {name: value.detach() for name, value in meta_params.items()}
     expanded = expand_meta_params(spec, detached, len(episodes))
-    network = bind_network(spec, expanded, None)
+    network = bind_network(spec, None)
     path = adaptation_path(
         maml,
         network,

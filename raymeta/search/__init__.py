@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from raymeta.search.searcher import AxSearcher
-from raymeta.search.space import Parameter, search_space
+from raymeta.search.space import Parameter, Space, search_space
 
-__all__ = ["AxSearcher", "Parameter", "search_space"]
+__all__ = ["AxSearcher", "Parameter", "Space", "search_space"]

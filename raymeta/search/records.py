@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from raymeta.search.space import Point
 
 Status = Literal["running", "completed", "early_stopped", "failed", "abandoned"]
-Source = Literal["given", "sobol", "bo", "random"]
+Source = Literal["given", "sobol", "bo", "random", "earlier"]
+Curve = list[tuple[int, float, float | None]]  # (step, mean, standard error or None)
+
+
+def pareto_front(
+    records: Mapping[str, TrialRecord], objectives: Sequence[tuple[str, Literal["min", "max"]]]
+) -> dict[str, list[float]]:
+    """The completed trials that none is better than in all objectives: their values, by trial."""
+    values = {
+        trial_id: [r.curve_of(number, name)[-1][1] for number, (name, _) in enumerate(objectives)]
+        for trial_id, r in records.items()
+        if r.status == "completed"
+    }
+    signs = [1 if mode == "max" else -1 for _, mode in objectives]
+
+    def dominates(a: list[float], b: list[float]) -> bool:
+        gains = [sign * (x - y) for sign, x, y in zip(signs, a, b, strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    return {i: v for i, v in values.items() if not any(dominates(o, v) for o in values.values())}
 
 
 @dataclass
 class TrialRecord:
     """All that the search knows of a trial; the list of these is the searcher's whole state.
 
-    `curve` holds (step, mean, standard error or None) as reported, finite means only.  `source`
-    says where the point came from: given by the user, Ax's Sobol sequence, its model (Bayesian
-    optimisation), or drawn at random where the model failed.
+    `curve` holds the (first) objective as reported, finite means only, and `others` the other
+    metrics that count, by name.  `source` says where the point came from: given by the user, Ax's
+    Sobol sequence, its model (Bayesian optimisation), drawn at random, or an earlier search.
     """
 
     point: Point
     source: Source
     status: Status = "running"
-    curve: list[tuple[int, float, float | None]] = field(default_factory=list)
+    curve: Curve = field(default_factory=list)
+    others: dict[str, Curve] = field(default_factory=dict)
+
+    def curve_of(self, number: int, metric: str) -> Curve:
+        """The curve of the metric that is the search's `number`-th."""
+        return self.curve if number == 0 else self.others.get(metric, [])
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
+        """From what `dataclasses.asdict` made, after a way through JSON."""
+
+        def curve(points: list[list[Any]]) -> Curve:
+            return [(step, mean, sem) for step, mean, sem in points]
+
+        return cls(
+            point=content["point"],
+            source=content["source"],
+            status=content["status"],
+            curve=curve(content["curve"]),
+            others={name: curve(points) for name, points in content.get("others", {}).items()},
+        )

@@ -19,9 +19,11 @@ from raymeta.errors import ResourceError, RunError, SearchError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
 from raymeta.runs import Run
-from raymeta.search.records import TrialRecord
+from raymeta.search.records import Status, TrialRecord
 from raymeta.search.searcher import AxSearcher, saved_records
+from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, file_point, search_space
+from raymeta.storage import run_storage
 from raymeta.training import CHECKPOINT_NAME
 from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
 
@@ -119,9 +121,14 @@ def run_search(
     trainable = tune.with_resources(
         MetaTrial, tune.PlacementGroupFactory(placement_bundles(experiment.resources))
     )
-    if resume and tune.Tuner.can_restore(str(run.tune_dir)):
+    if resume and tune.Tuner.can_restore(str(run.tune_dir), run_storage()):
+        # What a trial failed of, a full disk or a lost machine, may be mended: it gets another go.
         tuner = tune.Tuner.restore(
-            str(run.tune_dir), trainable, resume_unfinished=True, resume_errored=False
+            str(run.tune_dir),
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=run_storage(),
         )
         # The callbacks were pickled with the tuner, and tell an observer that is gone.
         run_config = tuner._local_tuner.get_run_config()  # noqa: SLF001  (`restore` takes none)
@@ -155,13 +162,18 @@ def _summaries(results: tune.ResultGrid, run: Run) -> list[TrialSummary]:
         trials.append(
             TrialSummary(
                 trial_id=trial_id,
-                record=records[trial_id],
+                record=records.get(trial_id) or TrialRecord(_point(result.config or {}), "given"),
                 checkpoint=Path(folder) / CHECKPOINT_NAME if folder else None,
                 error=str(result.error) if result.error else None,
             )
         )
-    order = list(records)
-    return sorted(trials, key=lambda trial: order.index(trial.trial_id))
+    order = {trial_id: number for number, trial_id in enumerate(records)}
+    return sorted(trials, key=lambda trial: order.get(trial.trial_id, len(order)))
+
+
+def _point(config: dict[str, Any]) -> Point:
+    """The trial's own values in its configuration."""
+    return {key: value for key, value in config.items() if key != "experiment"}
 
 
 def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary:
@@ -192,6 +204,63 @@ def read_trials(run: Run) -> dict[str, TrialRecord]:
     return saved_records(run.tune_dir)
 
 
+def earlier_trials(experiment: Experiment, root: Path) -> list[TrialRecord]:
+    """The trials of the run that `search.warm_start` names, at the budget of this experiment.
+
+    Keys that were not searched then had the value of that run's file.  A trial that went on longer
+    counts with what it had at this budget, one that ended before as stopped early.
+
+    Raises:
+        RunError: there is no such run, or it was judged by another metric.
+    """
+    if experiment.search.warm_start is None:
+        return []
+    run = Run.open(experiment.search.warm_start, root)
+    before = run.experiment()
+    judged, asked = (
+        " and ".join(metric for metric, _ in e.objectives) for e in (before, experiment)
+    )
+    if before.objectives[: len(experiment.objectives)] != experiment.objectives:
+        raise RunError(
+            f"search.warm_start: {run.path} was judged by {judged}, this experiment is by {asked}"
+        )
+    space, budget = search_space(experiment), experiment.training.meta_steps
+    records = []
+    for record in read_trials(run).values():
+        curve = [point for point in record.curve if point[0] <= budget]
+        if record.status not in ("completed", "early_stopped") or not curve:
+            continue
+        values = {p.name: record.point.get(p.name, before.value(p.name)) for p in space.parameters}
+        names = space.names_in(values)
+        ended: Status = "completed" if curve[-1][0] == budget else "early_stopped"
+        point = {name: value for name, value in values.items() if name in names}
+        others = {name: [p for p in c if p[0] <= budget] for name, c in record.others.items()}
+        records.append(TrialRecord(point, "earlier", ended, curve, others))
+    return records
+
+
+def explain_search(experiment: Experiment, run: Run) -> None:
+    """Leaves what the search has found out about its space in the run folder.
+
+    Raises:
+        SearchError: there are too few trials, or the model cannot be fitted to them.
+        RunError: the run folder cannot be written.
+    """
+    logging.disable(logging.INFO)  # Ax tells on import what it has found
+    try:
+        from raymeta.search.explain import explain  # noqa: PLC0415  (Ax takes seconds to import)
+    finally:
+        logging.disable(logging.NOTSET)
+    search = experiment.search
+    settings = SearchSettings(
+        objectives=experiment.objectives,
+        model=search.model,
+        curves=search.curves,
+        seed=experiment.seed,
+    )
+    explain(search_space(experiment), settings, read_trials(run)).write(run.search_dir)
+
+
 def past_events(experiment: Experiment, run: Run) -> Iterator[TrialEvent]:
     """The ends of the trials that an interrupted search has behind it."""
     for trial_id, record in read_trials(run).items():
@@ -209,17 +278,21 @@ def past_events(experiment: Experiment, run: Run) -> Iterator[TrialEvent]:
 
 def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Observer) -> tune.Tuner:
     search, training = experiment.search, experiment.training
-    parameters = search_space(experiment)
+    space = search_space(experiment)
     searcher = AxSearcher(
-        parameters,
-        metric=experiment.metric,
-        mode=experiment.mode,
-        sem_metric=f"{experiment.metric}_sem",
+        space,
+        metric=[metric for metric, _ in experiment.objectives],
+        mode=[mode for _, mode in experiment.objectives],
         step_metric=STEP_METRIC,
         max_steps=training.meta_steps,
+        curves=search.curves,
+        method=search.method,
+        model=search.model,
+        acquisition=search.acquisition,
         num_sobol=search.num_sobol,
         seed=experiment.seed,
         points_to_evaluate=[file_point(experiment)],
+        earlier=earlier_trials(experiment, run.path.parent),
     )
     scheduler: TrialScheduler = FIFOScheduler()
     if search.early_stopping == "asha" and search.grace_steps < training.meta_steps:
@@ -239,7 +312,7 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=search.num_trials if parameters else 1,
+            num_samples=search.num_trials if space.parameters else 1,
             max_concurrent_trials=experiment.resources.max_concurrent_trials,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -248,6 +321,7 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         run_config=tune.RunConfig(
             name=run.tune_dir.name,
             storage_path=str(run.path),
+            storage_filesystem=run_storage(),
             callbacks=[_Progress(observer)],
             failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
             # The last but one stays: Tune's saved state may still point to it.
@@ -275,7 +349,7 @@ class _Asha(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
-        given = all(trial.config[key] == value for key, value in self._given.items())
+        given = all(trial.config.get(key) == value for key, value in self._given.items())
         unfinished = result[STEP_METRIC] < self._max_t
         return TrialScheduler.CONTINUE if given and unfinished else decision
 
@@ -296,7 +370,7 @@ class _Progress(tune.Callback):
         result: dict[str, Any] | None = None,
     ) -> None:
         if self._observer is not None:
-            point = {key: value for key, value in trial.config.items() if key != "experiment"}
+            point = _point(trial.config)
             last = dict(result or trial.last_result or {})
             self._observer(TrialEvent(trial.trial_id, kind, point, last))
 

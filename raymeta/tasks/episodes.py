@@ -40,6 +40,10 @@ class Examples:
         lengths = None if self.lengths is None else self.lengths.to(device)
         return Examples(move(self.x), move(self.y), lengths)
 
+    def __getitem__(self, part: slice) -> Examples:
+        lengths = None if self.lengths is None else self.lengths[part]
+        return Examples(self.x[part], self.y[part], lengths)
+
 
 @dataclass(frozen=True)
 class Episodes:
@@ -58,6 +62,10 @@ class Episodes:
 
     def __len__(self) -> int:
         return self.support.y.shape[0]
+
+    def __getitem__(self, part: slice) -> Episodes:
+        classes = None if self.way_classes is None else self.way_classes[part]
+        return Episodes(self.support[part], self.query[part], self.seeds[part], classes)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Episodes:
         """The same episodes on `device`, floating-point values in `dtype`."""

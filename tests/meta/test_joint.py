@@ -12,7 +12,7 @@ from torch import Tensor
 from raymeta.meta.joint import joint_batch, joint_gradient, joint_spec, with_fresh_head
 from raymeta.meta.maml import Kind
 from raymeta.models import NetworkSpec, Params, dropout_masks, expand_params, forward
-from raymeta.recurrence import Cell
+from raymeta.scans import Cell
 from raymeta.tasks import Episodes, Examples
 from raymeta.tasks.episodes import NO_CLASS
 from tests.reference import (

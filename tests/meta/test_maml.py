@@ -28,7 +28,7 @@ from raymeta.meta.maml import (
     meta_gradient,
 )
 from raymeta.models import NetworkSpec, Params, dropout_masks, is_head
-from raymeta.recurrence import Cell
+from raymeta.scans import Cell
 from raymeta.tasks import Episodes, Examples, load_tasks
 from raymeta.training import build_recipe, initial_meta_params
 from tests.reference import (
@@ -39,6 +39,8 @@ from tests.reference import (
     random_episodes,
     random_params,
 )
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 every_cell = pytest.mark.parametrize("cell", get_args(Cell))
 SPEC = NetworkSpec(num_outputs=3, num_features=2, hidden_size=4)
@@ -68,9 +70,16 @@ class Problem:
                 self.meta_params[name] += 0.1
         self.episodes = random_episodes(self.network, regression=kind == "regression", **episodes)
 
-    def meta_gradient(self, **changes: Any) -> MetaGradient:
+    def meta_gradient(self, graph_steps: int | None = None, **changes: Any) -> MetaGradient:
         maml = replace(self.maml, **changes)
-        return meta_gradient(maml, self.spec, self.kind, self.meta_params, self.episodes)
+        return meta_gradient(
+            maml,
+            self.spec,
+            self.kind,
+            self.meta_params,
+            self.episodes,
+            graph_steps=graph_steps,
+        )
 
     def reference(self, **changes: Any) -> tuple[Params, Tensor]:
         masks = None
@@ -234,9 +243,10 @@ def test_meta_gradient_is_that_of_finite_differences(cell, num_steps, learn_inne
     ids=lambda changes: "-".join(changes) or "plain",
 )
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-def test_every_setting_gives_the_references_meta_gradient(cell, changes, padded):
+@pytest.mark.parametrize("graph_steps", [None, 2, 0])
+def test_every_setting_gives_the_references_meta_gradient(cell, changes, padded, graph_steps):
     problem = Problem(replace(SPEC, cell=cell), replace(MAML, **changes), padded=padded)
-    result = problem.meta_gradient()
+    result = problem.meta_gradient(graph_steps)
     assert_same((result.grads, result.loss), problem.reference())
 
 
@@ -251,10 +261,13 @@ def test_every_setting_gives_the_references_meta_gradient(cell, changes, padded)
     ids="-".join,
 )
 @pytest.mark.parametrize("text", [False, True], ids=["numbers", "tokens"])
-def test_every_architecture_gives_the_references_meta_gradient(cell, architecture, text):
+@pytest.mark.parametrize("graph_steps", [None, 0])
+def test_every_architecture_gives_the_references_meta_gradient(
+    cell, architecture, text, graph_steps
+):
     spec = replace(TEXT if text else SPEC, cell=cell, **architecture)
     problem = Problem(spec, padded=True)
-    result = problem.meta_gradient()
+    result = problem.meta_gradient(graph_steps)
     assert_same((result.grads, result.loss), problem.reference())
 
 
@@ -472,3 +485,25 @@ def test_clipping_bounds_gradients_whose_squares_overflow():
     (clipped,) = clip_per_episode((torch.full((1, 4), 1e25),), 2.0)
     assert clipped.dtype == torch.float32
     torch.testing.assert_close(clipped.norm(), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("cell", get_args(Cell))
+def test_meta_gradient_with_layers_in_bfloat16_is_within_three_per_cent(cell: Cell) -> None:
+    spec = replace(SPEC, cell=cell, hidden_size=16)
+    params = random_params(ReferenceNetwork(**asdict(spec)))
+    episodes = random_episodes(ReferenceNetwork(**asdict(spec)), padded=True)
+    maml = Maml(adaptation_steps=3)
+    exact = meta_gradient(maml, spec, "classification", params, episodes)
+    single = {name: value.float() for name, value in params.items()}
+    low = meta_gradient(
+        maml,
+        replace(spec, layer_dtype=torch.bfloat16),
+        "classification",
+        single,
+        episodes.to(torch.device("cpu"), torch.float32),
+    )
+    wanted, found = (
+        torch.cat([result.grads[name].flatten() for name in params]) for result in (exact, low)
+    )
+    apart = ((found - wanted).norm() / wanted.norm()).item()
+    assert 1e-4 < apart < 0.03, apart

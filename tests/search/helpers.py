@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
+import pytest
 import ray
 import torch
 
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment
 from raymeta.models import Params
+from raymeta.search import AxSearcher
+from raymeta.search.space import Point
 from raymeta.trial import MetaTrial
+
+TIMEOUT_S = 120  # for a candidate: Ax is imported and fits models meanwhile
 
 # Over `pen`: every setting that these tests build on, whatever the shipped file says.
 TINY = [
@@ -56,6 +62,18 @@ def local_ray(num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
+    """Asks again and again, as Tune does."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        point = searcher.suggest(trial_id)
+        if point is not None:
+            assert isinstance(point, dict)
+            return point
+        time.sleep(0.05)
+    pytest.fail("no point came")
+
+
 def worker_pids() -> list[int]:
     """The data-parallel workers of this process's Ray."""
     pids = []
@@ -69,14 +87,14 @@ def worker_pids() -> list[int]:
     return pids
 
 
-def kill_driver(driver: subprocess.Popen[bytes]) -> None:
+def kill_driver(driver: subprocess.Popen[bytes], grace_s: float = 5) -> None:
     """Kills a driver, and waits until its Ray, whose processes are its descendants, is gone."""
     if driver.poll() is not None:
         return
     descendants = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(descendants, timeout=5)
+    _, alive = psutil.wait_procs(descendants, timeout=grace_s)
     for process in alive:  # Ray's agents notice it a minute later
         process.kill()
     psutil.wait_procs(alive, timeout=30)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from ax.core.trial_status import TrialStatus
 from botorch.exceptions.errors import ModelFittingError
 
 from raymeta.search.ax_model import AxModel
-from raymeta.search.records import Source, Status, TrialRecord
-from raymeta.search.space import Parameter, Point
+from raymeta.search.records import Curve, Source, Status, TrialRecord
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import Parameter, Point, Space
+
+pytestmark = pytest.mark.slow  # each fits models
 
 METRIC = "val_accuracy"
 RATE = Parameter(name="rate", low=1e-4, high=1, log=True)
@@ -30,14 +35,19 @@ FEW = [Parameter(name="cell", choices=("rnn", "gru")), Parameter(name="layers", 
 
 
 def new_model(
-    parameters: list[Parameter],
+    parameters: Sequence[Parameter],
     *,
     mode: Any = "max",
-    num_sobol: int = 3,
-    seed: int = 0,
-    history: dict[str, TrialRecord] | None = None,
+    records: dict[str, TrialRecord] | None = None,
+    constraints: tuple[str, ...] = (),
+    earlier: Sequence[TrialRecord] = (),
+    **settings: Any,
 ) -> AxModel:
-    return AxModel(parameters, METRIC, mode, num_sobol, seed, history or {})
+    chosen = {"objectives": ((METRIC, mode),), "num_sobol": 3, **settings}
+    space = Space(tuple(parameters), constraints)
+    model = AxModel(space, SearchSettings(**chosen), earlier)
+    model.learn(records or {})
+    return model
 
 
 def run_trials(
@@ -46,23 +56,28 @@ def run_trials(
     """So many trials one after another, each told Ax from beginning to end."""
     trials = []
     for number in range(count):
-        proposal = model.propose()
+        proposal = model.propose({})
         assert proposal is not None
-        index, point, source = proposal
-        model.adopt(f"{prefix}{number}", index)
-        model.report(f"{prefix}{number}", 1, objective(point), 0.05)
-        model.finish(f"{prefix}{number}", "completed")
+        point, source = proposal
+        model.learn({f"{prefix}{number}": finished(point, objective(point), source)})
         trials.append((point, source))
     return trials
 
 
-def observations(model: AxModel) -> list[tuple[int, float, float, float]]:
-    """All that Ax knows, as (trial_index, step, mean, standard error)."""
+def finished(point: Point, value: float, source: Source = "sobol") -> TrialRecord:
+    """A trial that came to its end in one step."""
+    return TrialRecord(point, source, "completed", [(1, value, 0.05)])
+
+
+def observations(model: AxModel) -> list[tuple[str, float, float]]:
+    """What Ax knows of the metric that is optimised: trial_id, mean, standard error."""
     table = model._client._experiment.lookup_data().full_df
     if table.empty:
         return []
-    columns = [table[name].tolist() for name in ("trial_index", "step", "mean", "sem")]
-    return sorted(zip(*columns, strict=True))
+    names = {index: trial_id for trial_id, index in model._indices.items()}
+    table = table[table["metric_name"] == METRIC]
+    rows = zip(table["trial_index"], table["mean"], table["sem"], strict=True)
+    return sorted((names[index], mean, sem) for index, mean, sem in rows)
 
 
 def in_space(parameter: Parameter, value: Any) -> bool:
@@ -109,10 +124,7 @@ def test_sobol_points_come_first_and_then_the_models(
 
 
 def test_points_from_outside_count_as_start_points() -> None:
-    model = new_model([UNIT], num_sobol=2)
-    model.attach("given", {"x": 0.5})
-    model.report("given", 1, 0.5, 0.05)
-    model.finish("given", "completed")
+    model = new_model([UNIT], num_sobol=2, records={"given": finished({"x": 0.5}, 0.5)})
     sources = [source for _, source in run_trials(model, 2, lambda point: point["x"])]
     assert sources == ["sobol", "bo"]
 
@@ -131,121 +143,345 @@ def test_a_log_range_is_searched_on_a_log_scale() -> None:
 
 
 def test_the_seed_determines_the_proposals() -> None:
-    first, again, other = (new_model(SPACE, seed=seed).propose() for seed in (1, 1, 2))
+    first, again, other = (new_model(SPACE, seed=seed).propose({}) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("num_known", [0, 3], ids=["sobol", "bo"])
-def test_proposals_without_results_yet_differ(num_known: int) -> None:
+def test_proposals_for_trials_without_results_yet_differ(num_known: int) -> None:
     model = new_model([UNIT])
     run_trials(model, num_known, lambda point: point["x"])
-    proposals = [model.propose() for _ in range(3)]
-    points = [proposal[1]["x"] for proposal in proposals if proposal is not None]
+    points: list[float] = []
+    changes: dict[str, TrialRecord] = {}
+    for number in range(3):
+        proposal = model.propose(changes)
+        assert proposal is not None
+        points.append(proposal[0]["x"])
+        changes = {f"running {number}": TrialRecord(*proposal)}
     assert len({round(x, 3) for x in points}) == 3
 
 
-def test_a_curve_reaches_ax_with_means_and_standard_errors() -> None:
+def test_a_proposal_that_no_trial_takes_up_is_forgotten() -> None:
     model = new_model([UNIT])
-    model.attach("a", {"x": 0.2})
-    model.attach("b", {"x": 0.8})
-    model.report("a", 10, 0.4, 0.02)
-    model.report("b", 10, 0.5, 0.03)
-    model.report("a", 20, 0.6, 0.01)
-    assert observations(model) == [(0, 10, 0.4, 0.02), (0, 20, 0.6, 0.01), (1, 10, 0.5, 0.03)]
+    run_trials(model, 3, lambda point: point["x"])
+    first, again = model.propose({}), model.propose({})
+    assert first is not None
+    assert again is not None
+    # Were the first one pending, the second would keep away from it.
+    assert again[0]["x"] == pytest.approx(first[0]["x"], abs=0.02)
+    assert len(model.statuses()) == 3
 
 
-@pytest.mark.parametrize("sem", [None, math.nan, math.inf])
-def test_an_unknown_standard_error_is_left_to_ax(sem: float | None) -> None:
-    model = new_model([UNIT])
-    model.attach("a", {"x": 0.2})
-    model.report("a", 1, 0.4, sem)
-    ((_, _, mean, known),) = observations(model)
-    assert mean == 0.4
-    assert math.isnan(known)
-
-
-@pytest.mark.parametrize("mean", [math.nan, math.inf, -math.inf])
-def test_an_observation_that_is_not_finite_is_refused(mean: float) -> None:
-    model = new_model([UNIT])
-    model.attach("a", {"x": 0.2})
-    with pytest.raises(ValueError, match=f"must be finite, but got {mean}"):
-        model.report("a", 1, mean, 0.1)
-    assert observations(model) == []
+@pytest.mark.parametrize("sem", [None, 0.05])
+def test_the_standard_error_is_used_where_all_have_one(sem: float | None) -> None:
+    records = {"a": finished({"x": 0.2}, 0.4)}
+    model = new_model([UNIT], records=records)
+    assert observations(model) == [("a", 0.4, 0.05)]
+    model.learn({"b": TrialRecord({"x": 0.8}, "sobol", "completed", [(1, 0.5, sem)])})
+    known = observations(model)
+    assert [row[:2] for row in known] == [("a", 0.4), ("b", 0.5)]
+    assert [math.isnan(row[2]) for row in known] == [sem is None] * 2
+    assert run_trials(model, 2, lambda point: point["x"])[-1][1] == "bo"
 
 
 def test_every_trial_has_in_ax_the_status_it_ended_with() -> None:
+    records = records_of_every_end()
+    model = new_model(
+        [UNIT], records={i: TrialRecord(r.point, r.source) for i, r in records.items()}
+    )
+    assert set(model.statuses().values()) == {"running"}
+    model.learn(records)
+    assert model.statuses() == {trial_id: record.status for trial_id, record in records.items()}
+    rebuilt = new_model([UNIT], records=records)
+    assert rebuilt.statuses() == model.statuses()
+    assert observations(rebuilt) == observations(model) == [("completed", 0.2, 0.01)]
+
+
+def records_of_every_end() -> dict[str, TrialRecord]:
+    curve: Curve = [(1, 0.1, 0.02), (2, 0.2, 0.01)]
+    ends: list[Status] = ["completed", "early_stopped", "failed", "abandoned", "running"]
+    return {
+        status: TrialRecord({"x": number / 8}, "given", status, curve[: 2 - number % 2])
+        for number, status in enumerate(ends)
+    }
+
+
+def test_a_failed_trial_that_runs_again_may_complete() -> None:
+    records = records_of_every_end()
+    model = new_model([UNIT], records=records)
+    again = TrialRecord(records["failed"].point, "given", "running", records["failed"].curve)
+    model.learn({"failed": again})
+    assert model.statuses() == {i: r.status for i, r in records.items()} | {"failed": "running"}
+    model.learn({"failed": finished(again.point, 0.7)})
+    assert observations(model) == [("completed", 0.2, 0.01), ("failed", 0.7, 0.05)]
+
+
+# ------------------------------------------------------------------- trials stopped early
+
+
+def stopped_and_finished(gain: float = 0.3) -> dict[str, TrialRecord]:
+    """Trials that gain about as much from their first step to their second, and one stopped."""
+    records = {}
+    for number, x in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
+        late = x + gain + 0.01 * (-1) ** number
+        curve: Curve = [(10, x, 0.02), (20, late, 0.02)]
+        records[f"t{number}"] = TrialRecord({"x": x}, "sobol", "completed", curve)
+    records["stopped"] = TrialRecord({"x": 0.4}, "sobol", "early_stopped", [(10, 0.4, 0.02)])
+    return records
+
+
+def test_a_stopped_trial_counts_with_what_it_would_have_come_to() -> None:
+    model = new_model([UNIT], records=stopped_and_finished())
+    model.propose({})
+    ((_, mean, sem),) = [row for row in observations(model) if row[0] == "stopped"]
+    assert mean == pytest.approx(0.7, abs=0.02)
+    assert 0.01 < sem < 0.1  # less certain than one that was measured
+
+
+def test_the_estimate_follows_what_is_learnt_later() -> None:
+    records = stopped_and_finished()
+    model = new_model([UNIT], records={k: records[k] for k in ("t0", "t1", "stopped")})
+    model.propose({})
+    ((_, _, few),) = [row for row in observations(model) if row[0] == "stopped"]
+    model.propose(records)
+    ((_, _, many),) = [row for row in observations(model) if row[0] == "stopped"]
+    assert many != few
+
+
+@pytest.mark.parametrize("reason", ["ignored", "too few"])
+def test_a_low_budget_value_is_never_passed_off_as_a_final_one(reason: str) -> None:
+    records = stopped_and_finished()
+    if reason == "too few":
+        records = {name: records[name] for name in ("t0", "stopped")}
+    curves = "ignore" if reason == "ignored" else "extrapolate"
+    model = new_model([UNIT], records=records, curves=curves)
+    model.propose({})
+    assert "stopped" not in [name for name, _, _ in observations(model)]
+    assert model.statuses()["stopped"] == "early_stopped"
+
+
+# ------------------------------------------------------------------- spaces
+
+
+CONDITIONAL = [
+    Parameter(name="cell", choices=("rnn", "gru", "lstm")),
+    Parameter(name="gate", low=0, high=2, when=("cell", ("gru", "lstm"))),
+    Parameter(name="x", low=0, high=1),
+]
+
+
+def test_a_conditional_parameter_is_there_under_its_condition_alone() -> None:
+    model = new_model(CONDITIONAL)
+    trials = run_trials(model, 8, lambda p: p["x"] + p.get("gate", 0.0))
+    for point, _ in trials:
+        assert ("gate" in point) == (point["cell"] != "rnn")
+    assert {"gate" in point for point, _ in trials} == {False, True}
+    best = max((point for point, _ in trials), key=lambda p: p["x"] + p.get("gate", 0.0))
+    assert best["cell"] != "rnn"
+    assert [source for _, source in trials][3:] == ["bo"] * 5
+
+
+@pytest.mark.parametrize("method", ["bo", "sobol", "random"])
+def test_a_discrete_space_with_conditions_is_tried_whole_and_no_point_twice(method: str) -> None:
+    space = [
+        Parameter(name="cell", choices=("rnn", "lstm")),
+        Parameter(name="forget", low=1, high=3, integer=True, when=("cell", ("lstm",))),
+    ]
+    model = new_model(space, method=method)
+    trials = run_trials(model, 4, lambda point: float(point.get("forget", 0)))
+    points = sorted((point["cell"], point.get("forget")) for point, _ in trials)
+    assert points == [("lstm", 1), ("lstm", 2), ("lstm", 3), ("rnn", None)]
+    assert model.propose({}) is None
+
+
+def test_a_point_on_a_step_counts_as_tried_however_it_was_written() -> None:
+    steps = [Parameter(name="x", low=0.1, high=0.4, step=0.1)]
+    model = new_model(steps, records={"given": finished({"x": 0.3}, 1.0, "given")})
+    points = [point["x"] for point, _ in run_trials(model, 3, lambda point: point["x"])]
+    assert sorted(points) == pytest.approx([0.1, 0.2, 0.4])
+    assert model.propose({}) is None
+
+
+def test_whole_numbers_stand_for_real_ones_and_the_other_way_round() -> None:
+    space = [
+        Parameter(name="kind", choices=("plain", "stepped")),
+        Parameter(name="x", low=1, high=3, step=0.5, when=("kind", ("stepped",))),
+        Parameter(name="n", low=1, high=9, integer=True),
+    ]
+    model = new_model(space)
+    points: list[Point] = [{"kind": "plain", "n": 2.0}, {"kind": "stepped", "x": 2, "n": 3}]
+    model.learn({str(i): finished(point, 1.0) for i, point in enumerate(points)})
+    assert set(model.statuses().values()) == {"completed"}
+
+
+def test_a_wide_range_of_whole_numbers_is_searched_at_once() -> None:
+    model = new_model([Parameter(name="n", low=1, high=10**15, integer=True, log=True)])
+    for point, _ in run_trials(model, 4, lambda point: math.log(point["n"])):
+        assert type(point["n"]) is int
+
+
+@pytest.mark.parametrize("values", [[0.5] * 5, [1e-9, 1.0, 1e6, 3.0, 1e12]])
+def test_the_model_takes_equal_values_and_huge_ones(values: list[float]) -> None:
+    rest = iter(values)
+    trials = run_trials(new_model([UNIT]), 5, lambda _: next(rest))
+    assert [source for _, source in trials] == ["sobol"] * 3 + ["bo"] * 2
+
+
+def test_several_proposals_know_of_each_other_and_are_not_pending_later() -> None:
     model = new_model([UNIT])
-    ends: list[Status] = ["completed", "early_stopped", "failed", "abandoned"]
-    for number, status in enumerate(ends):
-        model.attach(status, {"x": number / 4})
-        model.report(status, 1, 0.5, 0.1)
-        model.finish(status, status)
-    model.attach("running", {"x": 1.0})
-    assert model.statuses() == {status: status for status in [*ends, "running"]}
-    with pytest.raises(ValueError, match="running"):
-        model.finish("running", "running")
+    run_trials(model, 4, lambda point: -((point["x"] - 0.3) ** 2))
+    several = model.propose_several({}, 3)
+    assert [source for _, source in several] == ["bo"] * 3
+    places = sorted(point["x"] for point, _ in several)
+    assert min(b - a for a, b in itertools.pairwise(places)) > 1e-3
+    assert not model._client._experiment.trial_indices_by_status[TrialStatus.RUNNING]
+    assert len(model.statuses()) == 4
+    discrete = new_model([Parameter(name="n", low=1, high=3, integer=True)])
+    points = [point["n"] for point, _ in discrete.propose_several({}, 5)]
+    assert sorted(points) == [1, 2, 3]
+    assert discrete.propose({}) is not None  # none of them has been tried
+
+
+@pytest.mark.parametrize("method", ["bo", "sobol", "random"])
+def test_linear_constraints_hold_for_every_proposal(method: str) -> None:
+    parameters = [Parameter(name=name, low=0, high=1) for name in ("a/x", "b.y")]
+    model = new_model(parameters, constraints=("a/x + 2 * b.y <= 1",), method=method)
+    trials = run_trials(model, 6, lambda point: point["a/x"] + 3 * point["b.y"])
+    for point, _ in trials:
+        assert point["a/x"] + 2 * point["b.y"] <= 1 + 1e-6
+    assert {source for _, source in trials} <= {method, "sobol"}
+
+
+def test_steps_hold_on_a_log_scale_and_where_they_are_many() -> None:
+    parameters = [
+        Parameter(name="rate", low=0.001, high=1, step=0.001, log=True),
+        Parameter(name="many", low=0, high=1000, step=4, integer=True),
+    ]
+    model = new_model(parameters)
+    for point, _ in run_trials(model, 5, lambda point: point["rate"]):
+        assert point["rate"] * 1000 == pytest.approx(round(point["rate"] * 1000))
+        assert type(point["many"]) is int
+        assert point["many"] % 4 == 0
+    # Ax knows the points that were tried, not those before rounding.
+    known = model._client._experiment.trials
+    tried = [known[index].arm.parameters for index in model._indices.values()]
+    assert tried == [record.point for record in model._records.values()]
+
+
+# ------------------------------------------------------------------- objectives and methods
+
+
+def test_several_objectives_are_searched_to_their_front() -> None:
+    model = new_model(
+        [UNIT],
+        objectives=(("accuracy", "max"), ("seconds", "min")),
+        outcome_constraints=("accuracy >= 0.2",),
+    )
+    points = []
+    for number in range(6):
+        proposal = model.propose({})
+        assert proposal is not None
+        point, source = proposal
+        x = point["x"]
+        others: dict[str, Curve] = {"seconds": [(1, x**2, 0.01)]}
+        model.learn({str(number): TrialRecord(point, source, "completed", [(1, x, 0.01)], others)})
+        points.append((x, source))
+    chosen = [x for x, source in points if source == "bo"]
+    assert len(chosen) == 3
+    assert len({round(x, 2) for x in chosen}) == 3
+
+
+def test_a_bound_on_another_metric_is_heeded() -> None:
+    model = new_model([UNIT], outcome_constraints=("megabytes <= 0.5",))
+    chosen = []
+    for number in range(8):
+        proposal = model.propose({})
+        assert proposal is not None
+        point, source = proposal
+        others: dict[str, Curve] = {"megabytes": [(1, point["x"], 0.001)]}
+        value: Curve = [(1, point["x"], 0.001)]
+        model.learn({str(number): TrialRecord(point, source, "completed", value, others)})
+        chosen += [point["x"]] if source == "bo" else []
+    assert max(x for x in chosen if x <= 0.51) > 0.4
+    assert sum(x <= 0.52 for x in chosen) >= 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"acquisition": "log_ei"},
+        {"acquisition": "log_nei"},
+        {"acquisition": "ucb"},
+        {"model": "saas"},
+    ],
+    ids=str,
+)
+def test_model_and_acquisition_by_name_find_the_better_end(settings: dict[str, Any]) -> None:
+    trials = run_trials(new_model([UNIT], **settings), 6, lambda point: point["x"])
+    assert [source for _, source in trials] == ["sobol"] * 3 + ["bo"] * 3
+    assert max(point["x"] for point, source in trials if source == "bo") > 0.9
+
+
+def test_many_parameters_bring_the_sparse_model() -> None:
+    parameters = [Parameter(name=f"x{i}", low=0, high=1) for i in range(20)]
+    assert "SAAS" in new_model(parameters)._client._generation_strategy.name
+    assert "SAAS" not in new_model(parameters[1:])._client._generation_strategy.name
+    assert "SAAS" not in new_model(parameters, model="gp")._client._generation_strategy.name
+
+
+@pytest.mark.parametrize("method", ["sobol", "random"])
+def test_baselines_ignore_the_results(method: str) -> None:
+    runs = [
+        run_trials(new_model([UNIT, RATE], method=method), 6, objective)
+        for objective in (lambda p: p["x"], lambda p: -p["x"])
+    ]
+    assert runs[0] == runs[1]
+    assert {source for _, source in runs[0]} == {method}
+
+
+def test_an_earlier_search_is_learnt_from() -> None:
+    earlier = [finished({"x": x}, x, "earlier") for x in (0.1, 0.4, 0.6, 0.8)]
+    model = new_model([UNIT], earlier=earlier)
+    ((point, source),) = run_trials(model, 1, lambda point: point["x"])
+    assert source == "bo"
+    assert point["x"] > 0.9
+
+
+# ------------------------------------------------------------------- discrete spaces, rebuilding
 
 
 def test_an_exhausted_discrete_space_gives_none() -> None:
     model = new_model(FEW, num_sobol=2)
     points = [tuple(p.values()) for p, _ in run_trials(model, 4, lambda point: point["layers"])]
     assert len(set(points)) == 4
-    assert model.propose() is None
-
-
-def test_a_model_rebuilt_from_records_knows_everything() -> None:
-    records = {
-        "a": TrialRecord({"x": 0.1}, "given", "completed", [(1, 0.1, 0.02), (2, 0.2, 0.01)]),
-        "b": TrialRecord({"x": 0.5}, "sobol", "early_stopped", [(1, 0.5, 0.03)]),
-        "c": TrialRecord({"x": 0.6}, "sobol", "failed"),
-        "d": TrialRecord({"x": 0.7}, "sobol", "abandoned", [(1, 0.3, None)]),
-        "e": TrialRecord({"x": 0.9}, "bo", "running", [(1, 0.9, 0.05)]),
-    }
-    model = new_model([UNIT], history=records)
-    assert model.statuses() == {trial_id: record.status for trial_id, record in records.items()}
-    told = [(i, *point) for i, r in enumerate(records.values()) for point in r.curve]
-    known = observations(model)
-    assert [row[:3] for row in known] == [row[:3] for row in told]
-    assert [row[3] for row in known if not math.isnan(row[3])] == [0.02, 0.01, 0.03, 0.05]
-    # A trial that was running goes on.
-    model.report("e", 2, 0.95, 0.05)
-    model.finish("e", "completed")
-    assert model.statuses()["e"] == "completed"
+    assert model.propose({}) is None
 
 
 def test_a_rebuilt_model_goes_on_where_the_first_one_was() -> None:
     model = new_model([UNIT])
     trials = run_trials(model, 3, lambda point: point["x"])
-    records = {
-        f"t{i}": TrialRecord(point, "sobol", "completed", [(1, point["x"], 0.05)])
-        for i, (point, _) in enumerate(trials)
-    }
-    proposal = new_model([UNIT], history=records).propose()
+    records = {f"t{i}": finished(point, point["x"]) for i, (point, _) in enumerate(trials)}
+    proposal = new_model([UNIT], records=records).propose({})
     assert proposal is not None
-    assert proposal[2] == "bo"
+    assert proposal[1] == "bo"
 
 
 def test_a_rebuilt_model_repeats_no_sobol_point() -> None:
     first = run_trials(new_model(SPACE, num_sobol=6), 2, lambda point: point["x"])
-    records = {
-        f"t{i}": TrialRecord(point, "sobol", "completed", [(1, point["x"], 0.05)])
-        for i, (point, _) in enumerate(first)
-    }
-    rebuilt = new_model(SPACE, num_sobol=6, history=records)
+    records = {f"t{i}": finished(point, point["x"]) for i, (point, _) in enumerate(first)}
+    rebuilt = new_model(SPACE, num_sobol=6, records=records)
     rates = [p["rate"] for p, _ in [*first, *run_trials(rebuilt, 2, lambda p: p["x"], "later")]]
     assert len(set(rates)) == 4
 
 
 def test_an_exhausted_space_is_seen_by_a_rebuilt_model() -> None:
     records = {
-        f"{cell}{layers}": TrialRecord(
-            {"cell": cell, "layers": layers}, "sobol", "completed", [(1, layers, 0.1)]
-        )
+        f"{cell}{layers}": finished({"cell": cell, "layers": layers}, layers)
         for cell in ("rnn", "gru")
         for layers in (1, 2)
     }
-    assert new_model(FEW, num_sobol=2, history=records).propose() is None
+    assert new_model(FEW, num_sobol=2, records=records).propose({}) is None
 
 
 def test_where_the_model_fails_random_points_of_the_space_are_proposed(
@@ -255,13 +491,13 @@ def test_where_the_model_fails_random_points_of_the_space_are_proposed(
     monkeypatch.setattr(model._client, "get_next_trials", fails_to_fit)
     points = []
     for number in range(40):
-        proposal = model.propose()
+        proposal = model.propose({})
         assert proposal is not None
-        index, point, source = proposal
+        point, source = proposal
         assert source == "random"
         assert_in_space(point)
         points.append(point)
-        model.adopt(str(number), index)
+        model.learn({str(number): TrialRecord(point, source)})
     assert set(model.statuses().values()) == {"running"}  # Ax knows of them
     for parameter in SPACE:
         assert len({point[parameter.name] for point in points}) > 1, parameter.name

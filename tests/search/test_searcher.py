@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import ConcurrencyLimiter
 
-from raymeta.errors import RunError
+from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
 from raymeta.search.searcher import saved_records
-from raymeta.search.space import Point
+from tests.search.helpers import TIMEOUT_S, wait_for_point
 
 pytestmark = pytest.mark.ray
 
@@ -36,7 +41,6 @@ GIVEN = {
     "retried": {"x": 2.5, "fate": "flaky"},
 }
 NUM_TRIALS = 8
-TIMEOUT_S = 120
 
 
 class Fated(tune.Trainable):
@@ -97,7 +101,6 @@ def new_searcher(parameters: list[Parameter], **settings: Any) -> AxSearcher:
         parameters,
         metric="score",
         mode="max",
-        sem_metric="score_sem",
         step_metric="epochs",
         max_steps=BUDGET,
         **settings,
@@ -136,28 +139,23 @@ def run_tune(
     ).fit()
 
 
-def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
-    """Asks again and again, as Tune does."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        point = searcher.suggest(trial_id)
-        if point is not None:
-            assert isinstance(point, dict)
-            return point
-        time.sleep(0.05)
-    pytest.fail("no point came")
-
-
 def result(epoch: int, score: float) -> dict[str, Any]:
     return {"epochs": epoch, "score": score, "score_sem": SEM}
 
 
-def known_to_ax(searcher: AxSearcher) -> list[tuple[float, ...]]:
-    """Every (step, mean, standard error) that Ax was told, in the order of trials and steps."""
-    call = searcher._actor.__ray_call__
-    table = ray.get(call.remote(lambda ax: ax._model._client._experiment.lookup_data().full_df))
-    table = table.sort_values(["trial_index", "step"])
-    return list(table[["step", "mean", "sem"]].itertuples(index=False, name=None))
+def known_to_ax(searcher: AxSearcher) -> dict[str, tuple[float, float]]:
+    """The final (mean, standard error) that Ax knows of trials."""
+    searcher.statuses()  # brings it up to date
+
+    def known(ax: Any) -> dict[str, tuple[float, float]]:
+        table = ax._model._client._experiment.lookup_data().full_df
+        names = {index: trial_id for trial_id, index in ax._model._indices.items()}
+        table = table[table["metric_name"] == "score"]
+        rows = zip(table["trial_index"], table["mean"], table["sem"], strict=True)
+        return {names[index]: (mean, sem) for index, mean, sem in rows}
+
+    found: dict[str, tuple[float, float]] = ray.get(searcher._actor.__ray_call__.remote(known))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +205,16 @@ def test_curves_hold_every_finite_result_once(searched: AxSearcher) -> None:
     }
 
 
-def test_means_and_standard_errors_reach_ax(searched: AxSearcher) -> None:
-    told = [point for record in searched.records.values() for point in record.curve]
-    assert known_to_ax(searched) == told
+def finals(searcher: AxSearcher) -> dict[str, tuple[float, float | None]]:
+    """Of the trials that came to their end, the final mean and standard error."""
+    completed = [(i, r) for i, r in searcher.records.items() if r.status == "completed"]
+    return {trial_id: record.curve[-1][1:] for trial_id, record in completed}
+
+
+def test_final_means_and_standard_errors_reach_ax(searched: AxSearcher) -> None:
+    known, stopped = known_to_ax(searched), [r.status for r in searched.records.values()]
+    assert {i: value for i, value in known.items() if i in finals(searched)} == finals(searched)
+    assert len(known) <= len(finals(searched)) + stopped.count("early_stopped")
 
 
 def test_given_points_come_first_then_sobol_then_the_model(searched: AxSearcher) -> None:
@@ -235,8 +240,7 @@ def test_a_search_outlives_its_ax_actor_and_ends_when_the_space_is_exhausted(
     assert searcher.statuses() == {
         trial_id: record.status for trial_id, record in searcher.records.items()
     }
-    told = [point for record in searcher.records.values() for point in record.curve]
-    assert known_to_ax(searcher) == told
+    assert finals(searcher).items() <= known_to_ax(searcher).items()
 
 
 # ------------------------------------------------------------------- Tune's calls, one by one
@@ -275,7 +279,7 @@ def test_a_killed_ax_actor_is_rebuilt_with_all_trials() -> None:
     searcher.on_trial_result("b", result(1, 2.0))  # nobody hears this
     wait_for_point(searcher, "c")
     assert searcher.statuses() == {"a": "completed", "b": "running", "c": "running"}
-    assert known_to_ax(searcher) == [(BUDGET, 1.0, SEM), (1, 2.0, SEM)]
+    assert known_to_ax(searcher) == {"a": (1.0, SEM)}
     assert searcher.records["c"].source == "bo"
 
 
@@ -296,7 +300,7 @@ def test_a_restored_searcher_goes_on_where_the_saved_one_was(tmp_path: Path) -> 
     restored.on_trial_result("b", result(1, 2.0))  # the trial repeats it on its way back
     restored.on_trial_complete("b", result(BUDGET, 6.0))
     assert restored.statuses() == {"a": "completed", "b": "completed", "c": "running"}
-    assert known_to_ax(restored) == [(BUDGET, 1.0, SEM), (1, 2.0, SEM), (BUDGET, 6.0, SEM)]
+    assert known_to_ax(restored) == {"a": (1.0, SEM), "b": (6.0, SEM)}
 
 
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -304,6 +308,70 @@ def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
     path.write_text('{"version": 0, "given": [], "records": {}}')
     with pytest.raises(RunError, match=r"state: searcher state of version 0"):
         new_searcher([SPACE[0]]).restore(str(path))
+
+
+def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
+    for trial_id in "ab":
+        searcher.suggest(trial_id)
+        searcher.on_trial_result(trial_id, result(1, 1.0))
+        searcher.on_trial_complete(trial_id, error=True)
+    wait_for_point(searcher, "c")  # Ax knows of the failures
+    assert searcher.statuses() == {"a": "failed", "b": "failed", "c": "running"}
+    searcher.save(str(tmp_path / "state"))
+
+    restored = new_searcher([SPACE[0]], num_sobol=1)
+    restored.restore(str(tmp_path / "state"))
+    restored.statuses()
+    restored.on_trial_result("a", result(2, 4.0))
+    assert restored.statuses() == {"a": "running", "b": "failed", "c": "running"}
+    restored.on_trial_complete("a", result(BUDGET, 5.0))
+    assert restored.statuses()["a"] == "completed"
+    assert restored.records["a"].curve == [(1, 1.0, SEM), (2, 4.0, SEM), (3, 5.0, SEM)]
+    assert known_to_ax(restored) == {"a": (5.0, SEM)}
+    restored.on_trial_complete("b", error=True)  # and fails once more
+    assert restored.statuses()["b"] == "failed"
+
+
+def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: Path) -> None:
+    """Tune wraps the searcher so where `max_concurrent_trials` is set."""
+    given = [{"x": 1.0}, {"x": 2.0}]
+    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
+    limited = ConcurrencyLimiter(searcher, max_concurrent=1)
+    limited.suggest("a")
+    assert limited.suggest("b") is None
+    limited.on_trial_result("a", result(1, 1.0))
+    limited.on_trial_complete("a", error=True)
+    limited.save(str(tmp_path / "state"))
+
+    restored = new_searcher([SPACE[0]], num_sobol=1)
+    limited = ConcurrencyLimiter(restored, max_concurrent=1)
+    limited.restore(str(tmp_path / "state"))
+    limited.on_trial_result("a", result(2, 2.0))
+    assert limited.suggest("b") is None
+    limited.on_trial_complete("a", result(BUDGET, 3.0))
+    assert restored.records["a"].status == "completed"
+    assert limited.suggest("b") == {"x": 2.0}
+
+
+def test_a_trial_begun_after_the_last_save_is_taken_up() -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1)
+    searcher.on_trial_result("a", result(1, 1.0) | {"config": {"x": 3.0, "folder": "elsewhere"}})
+    searcher.on_trial_complete("a", result(BUDGET, 2.0))
+    record = searcher.records["a"]
+    assert (record.point, record.status) == ({"x": 3.0}, "completed")
+    searcher.on_trial_result("b", result(1, 1.0))  # of which nothing is known
+    assert "b" not in searcher.records
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_results_may_be_scalars_of_numpy_and_torch(kind: Any) -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": np.float32(1.0)}])
+    searcher.suggest("a")
+    reported = {"epochs": np.int64(BUDGET), "score": kind(0.5), "score_sem": kind(SEM)}
+    searcher.on_trial_complete("a", reported)
+    expected = TrialRecord({"x": 1.0}, "given", "completed", [(BUDGET, 0.5, SEM)])
+    assert searcher.records["a"] == expected
 
 
 @pytest.mark.parametrize(
@@ -336,3 +404,235 @@ def test_without_a_budget_every_regular_end_is_complete() -> None:
     searcher.suggest("a")
     searcher.on_trial_complete("a", {"training_iteration": 2, "score": 0.5})
     assert searcher.records["a"] == TrialRecord({"x": 1.0}, "given", "completed", [(2, 0.5, None)])
+
+
+# ------------------------------------------------------------------- from Tune's own arguments
+
+
+class Scored(tune.Trainable):
+    """Two metrics of a nested configuration."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def step(self) -> dict[str, Any]:
+        x, width = self._config["net"]["x"], self._config["net"]["width"]
+        assert self._config["name"] == "constant"
+        return {"score": x * width, "cost": width, "done": True}
+
+
+def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.ResultGrid:
+    space = {
+        "net": {"x": tune.uniform(0, 1), "width": tune.qrandint(8, 64, 8)},
+        "name": "constant",
+    }
+    return tune.Tuner(
+        Scored,
+        param_space=space,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=6, **settings),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def test_space_metric_and_mode_may_come_from_the_tuner(tmp_path: Path) -> None:
+    searcher = AxSearcher(num_sobol=3)
+    results = run_scored(tmp_path, searcher, metric="score", mode="max", max_concurrent_trials=2)
+    assert not results.errors
+    assert [record.source for record in searcher.records.values()][-1] == "bo"
+    for record in searcher.records.values():
+        assert record.status == "completed"
+        assert record.point.keys() == {"net/x", "net/width"}
+        assert record.point["net/width"] % 8 == 0
+    best = results.get_best_result()
+    assert best.config["net"]["x"] * best.config["net"]["width"] == best.metrics["score"]
+
+
+def test_given_points_of_a_nested_space_are_tried_first() -> None:
+    searcher = AxSearcher(
+        {"net": {"x": tune.uniform(0, 1)}, "name": "constant"},
+        metric="score",
+        mode="max",
+        points_to_evaluate=[{"net": {"x": 0.25}}],
+    )
+    assert searcher.suggest("a") == {"net": {"x": 0.25}, "name": "constant"}
+    assert searcher.records["a"].point == {"net/x": 0.25}
+
+
+def test_a_failure_within_ax_is_told_in_one_message() -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1)
+    wait_for_point(searcher, "a")
+    searcher.records["a"].point = {"x": "one"}  # which Ax cannot take up
+    with pytest.raises(SearchError, match="Ax cannot go on with this search"):
+        wait_for_point(searcher, "b")
+
+
+def test_a_bound_that_ax_cannot_read_is_told_in_one_message() -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1, outcome_constraints=["cost much"])
+    with pytest.raises(SearchError, match="Ax cannot go on with this search"):
+        wait_for_point(searcher, "a")
+
+
+def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
+    searcher = AxSearcher(metric=["score", "cost"], mode=["max", "min"], num_sobol=3)
+    assert not run_scored(tmp_path, searcher, max_concurrent_trials=1).errors
+    assert searcher.settings.objectives == (("score", "max"), ("cost", "min"))
+    for record in searcher.records.values():
+        ((_, cost, _),) = record.others["cost"]
+        assert cost == record.point["net/width"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needs a search space, a metric and a mode"),
+        ({"metric": "score", "mode": "max"}, "needs a search space, a metric and a mode"),
+        ({"metric": ["a", "b"], "mode": ["max"]}, "mode must be 'min' or 'max'"),
+        ({"metric": "a", "mode": "best"}, "mode must be 'min' or 'max'"),
+        ({"space": {"x": tune.randn()}, "metric": "a", "mode": "min"}, "x: a normal distribution"),
+        (
+            {
+                "space": {"net": {"x": tune.uniform(0, 1)}},
+                "metric": "a",
+                "mode": "min",
+                "points_to_evaluate": [{"net": {"x": 2.0}}],
+            },
+            "points_to_evaluate: .* is no point of the search space, which has net/x",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_first_trial(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SearchError, match=message):
+        AxSearcher(**settings).suggest("a")
+
+
+def test_an_earlier_search_is_learnt_from_where_it_fits_the_space() -> None:
+    earlier = [
+        TrialRecord({"x": x}, "earlier", "completed", [(BUDGET, x, SEM)]) for x in (1.0, 2.0, 3.0)
+    ]
+    outside = TrialRecord({"x": 9.0}, "earlier", "completed", [(BUDGET, 9.0, SEM)])
+    searcher = new_searcher([SPACE[0]], num_sobol=2, earlier=[*earlier, outside])
+    wait_for_point(searcher, "a")
+    assert searcher.records["a"].source == "bo"
+    assert set(searcher.statuses()) == {"a"}
+
+
+# ------------------------------------------------------------------- between two sessions
+
+
+def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(
+    tmp_path: Path,
+) -> None:
+    given = [GIVEN["completed"], GIVEN["failed"], GIVEN["abandoned"]]
+    searcher = new_searcher(SPACE, points_to_evaluate=given)
+    run_tune(searcher, tmp_path, 3)
+    (file,) = (tmp_path / "tune").glob("searcher-state-*")
+    state = json.loads(file.read_text())
+    expected = saved_records(tmp_path / "tune")
+    ids = {record.status: trial_id for trial_id, record in expected.items()}
+    assert set(ids) == {"completed", "failed", "abandoned"}
+    # Ours is older: of one trial it has not heard the end, of another nothing at all.
+    state["records"][ids["completed"]] |= {"status": "running", "curve": []}
+    state["records"][ids["failed"]] |= {"status": "running"}
+    del state["records"][ids["abandoned"]]
+    # And newer: it has handed out a point for a trial that Tune did not come to save.
+    ghost = {"point": GIVEN["retried"], "source": "bo", "status": "running", "curve": []}
+    state["records"]["ghost"] = ghost
+    file.write_text(json.dumps(state))
+
+    restored = new_searcher(SPACE)
+    restored.restore(str(file))
+    assert {i: r.status for i, r in restored.records.items()} == {
+        trial_id: record.status for trial_id, record in expected.items()
+    }
+    (last,) = restored.records[ids["completed"]].curve
+    assert last == expected[ids["completed"]].curve[-1]
+    restored.set_max_concurrency(1)
+    wait_for_point(restored, "next")  # no ghost takes the only slot
+    assert restored.statuses() == {i: r.status for i, r in restored.records.items()}
+
+
+def test_a_searcher_from_another_process_tells_ax_everything_anew() -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=1)
+    wait_for_point(searcher, "a")
+    searcher.on_trial_complete("a", result(BUDGET, 1.0))
+    assert searcher.statuses() == {"a": "completed"}
+    state = searcher.__getstate__()
+    for name in ("_stock", "_slots", "_handed"):  # as of a version that knew less
+        del state[name]
+    other = AxSearcher.__new__(AxSearcher)
+    other.__setstate__(pickle.loads(pickle.dumps(state)))  # noqa: S301  (our own)
+    wait_for_point(other, "b")
+    assert other.statuses() == {"a": "completed", "b": "running"}
+
+
+def test_of_candidates_prepared_together_none_is_a_point_that_was_handed_out_meanwhile() -> None:
+    space = [Parameter(name="n", low=1, high=9, integer=True)]
+    searcher = new_searcher(space, points_to_evaluate=[{"n": 5}, {"n": 7}])
+    searcher.suggest("a")
+    searcher._asked_handed = 1
+    searcher._pending = ray.put([({"n": n}, "bo") for n in (4, 7, 8, 9)])
+    searcher.suggest("b")
+    handed_out = [wait_for_point(searcher, trial_id)["n"] for trial_id in "cd"]
+    assert 7 not in handed_out
+
+
+# ------------------------------------------------------------------- waiting or preparing ahead
+
+
+def timed_searcher(trial_seconds: float, model_seconds: float) -> AxSearcher:
+    """With start points behind it, one running trial, and these durations seen so far."""
+    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
+    for trial_id in "ab":
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("a", result(BUDGET, 1.0))
+    searcher._trial_seconds, searcher._model_seconds = trial_seconds, model_seconds
+    wait_for_point(searcher, "c")
+    searcher._trial_seconds, searcher._model_seconds = trial_seconds, model_seconds
+    return searcher
+
+
+def test_a_slow_model_prepares_the_next_candidate_while_trials_run() -> None:
+    searcher = timed_searcher(trial_seconds=1.0, model_seconds=10.0)
+    assert searcher._pending is not None
+    ray.wait([searcher._pending], timeout=TIMEOUT_S)
+    searcher.on_trial_complete("b", result(BUDGET, 2.0))
+    # It does not know of b's end, but it is there at once.
+    assert searcher.suggest("d") is not None
+
+
+def test_many_slots_that_become_free_together_are_served_at_once() -> None:
+    given = [{"x": float(x)} for x in range(5)]
+    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
+    for trial_id in "abcde":
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("a", result(BUDGET, 0.0))
+    wait_for_point(searcher, "f")
+    deadline = time.monotonic() + TIMEOUT_S
+    while {c.source for c in searcher._stock} != {"bo"} and time.monotonic() < deadline:
+        assert searcher._pending is not None  # it is renewed without being asked for
+        ray.wait([searcher._pending], timeout=TIMEOUT_S)
+        searcher._collect()
+    for trial_id in "bcdef":
+        searcher.on_trial_complete(trial_id, result(BUDGET, 2.0))
+    # Whatever else is being prepared by now: it is renewed when half of it is left.
+    at_once = {trial_id: searcher.suggest(trial_id) for trial_id in "ghijk"}
+    assert sum(point is not None for point in at_once.values()) > 5 // 2
+    points = [point or wait_for_point(searcher, trial_id) for trial_id, point in at_once.items()]
+    assert len({point["x"] for point in points if isinstance(point, dict)}) == 5
+    assert {searcher.records[trial_id].source for trial_id in "ghijk"} == {"bo"}
+
+
+def test_beside_long_trials_a_candidate_waits_for_the_latest_result() -> None:
+    searcher = timed_searcher(trial_seconds=1000.0, model_seconds=1.0)
+    assert searcher._pending is None
+    searcher.on_trial_complete("b", result(BUDGET, 2.0))
+    assert searcher._pending is not None  # asked for as soon as the slot is free
+    wait_for_point(searcher, "d")
+    assert known_to_ax(searcher) == {"a": (1.0, SEM), "b": (2.0, SEM)}

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from ray import tune
 from safetensors.torch import load_file
 
-from raymeta.errors import ResourceError, SearchError
-from raymeta.experiment import Resources
+from raymeta.errors import ResourceError, RunError, SearchError
+from raymeta.experiment import Experiment, Resources
+from raymeta.experiment_file import load_experiment, with_values
 from raymeta.runs import Run
-from raymeta.search.records import Status, TrialRecord
+from raymeta.search import tuner
+from raymeta.search.records import Curve, Status, TrialRecord
 from raymeta.search.space import file_point
 from raymeta.search.tuner import (
     TrialEvent,
@@ -25,6 +28,8 @@ from raymeta.search.tuner import (
     _new_tuner,
     best_trial,
     default_trial,
+    earlier_trials,
+    explain_search,
     read_trials,
     run_search,
     start_ray,
@@ -206,3 +211,101 @@ def test_a_search_without_a_finished_trial_names_the_first_error() -> None:
     trials = [summary("failed", 0.5, "Traceback\n  …\nOSError: disk full\n")]
     with pytest.raises(SearchError, match=r"none of 1 trials .* first error: OSError: disk full"):
         best_trial(tiny_experiment(), trials)
+
+
+@pytest.mark.slow
+def test_a_search_with_conditional_keys_learns_from_an_earlier_one(tmp_path: Path) -> None:
+    first = tiny_experiment(
+        "search.num_trials=4",
+        "search.num_sobol=2",
+        "search.space.model.cell={choices: [rnn, gru]}",
+    )
+    earlier = Run.create(tmp_path, first)
+    known = run_search(first, earlier, observer=Journal())
+    assert {trial.record.status for trial in known} == {"completed"}
+
+    second = tiny_experiment(
+        f"search.warm_start={earlier.path.name}",
+        "search.num_trials=4",
+        "search.num_sobol=2",
+        "model.hidden_size=8",
+        "search.space.model.cell={choices: [rnn, gru, lstm]}",
+        "search.space.model.hidden_size={low: 4, high: 12, when: {model.cell: [lstm]}}",
+        "search.space.maml.adapt={choices: [all, head]}",
+        "search.space.maml.first_order={choices: [false, true], when: {maml.adapt: all}}",
+    )
+    records = earlier_trials(second, tmp_path)
+    assert [record.source for record in records] == ["earlier"] * len(known)
+    # What was not searched then had the value of that file, and counts where it exists here.
+    assert {tuple(record.point) for record in records} == {
+        ("model.cell", "maml.adapt", "maml.first_order")
+    }
+    trials = run_search(second, Run.create(tmp_path, second), observer=Journal())
+    assert {trial.record.status for trial in trials} == {"completed"}
+    for trial in trials:
+        point = trial.record.point
+        assert ("model.hidden_size" in point) == (point["model.cell"] == "lstm")
+        assert ("maml.first_order" in point) == (point["maml.adapt"] == "all")
+    assert [trial.record.source for trial in trials][:2] == ["given", "bo"]  # no Sobol points
+
+
+@pytest.mark.slow
+def test_a_search_for_two_objectives_keeps_both_and_is_explained(tmp_path: Path) -> None:
+    experiment = tiny_experiment(
+        "search.num_trials=6",
+        "search.num_sobol=3",
+        "search.against=num_parameters",
+        "search.space.model.hidden_size={low: 4, high: 12}",
+        "search.space.maml.inner_lr={low: 0.01, high: 1, log: true}",
+    )
+    run = Run.create(tmp_path, experiment)
+    trials = run_search(experiment, run, observer=Journal())
+    assert {trial.record.status for trial in trials} == {"completed"}
+    assert "bo" in {trial.record.source for trial in trials}
+    size = {t.record.point["model.hidden_size"]: t.record.others["num_parameters"] for t in trials}
+    assert [curve[-1][1] for _, curve in sorted(size.items())] == sorted(
+        curve[-1][1] for curve in size.values()
+    )
+    assert len(size) > 1
+    explain_search(experiment, run)
+    assert set(run.importance) == set(experiment.search.space)
+    assert (run.search_dir / "front-val_accuracy-num_parameters.csv").is_file()
+    shares = pd.read_csv(run.search_dir / "importance-num_parameters.csv")
+    assert shares.set_index("parameter_name").sensitivity.abs().idxmax() == "model.hidden_size"
+    assert [r.others for r in earlier_trials(_warm(experiment, run), tmp_path)] == [
+        trial.record.others for trial in trials
+    ]
+
+
+def _warm(experiment: Experiment, run: Run) -> Experiment:
+    return with_values(experiment, {"search.warm_start": str(run.path)})
+
+
+def test_an_earlier_trial_counts_at_the_budget_of_this_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tiny_experiment("search.space.maml.inner_lr={low: 0.01, high: 1}")
+    run = Run.create(tmp_path, before)
+    curve: Curve = [(3, 0.3, 0.1), (6, 0.5, 0.1), (9, 0.6, 0.1)]
+    ends: dict[str, Status] = {"a": "completed", "b": "early_stopped", "c": "failed"}
+    monkeypatch.setattr(
+        tuner,
+        "read_trials",
+        lambda _: {
+            name: TrialRecord({"maml.inner_lr": 0.1}, "bo", status, curve[: 3 - (name == "b")])
+            for name, status in ends.items()
+        },
+    )
+
+    def at_budget(steps: int) -> list[tuple[str, int]]:
+        space = "search.space.maml.inner_lr={low: 0.01, high: 1}"
+        warm = f"search.warm_start={run.path}"
+        experiment = tiny_experiment(space, warm, f"training.meta_steps={steps}")
+        return [(r.status, len(r.curve)) for r in earlier_trials(experiment, tmp_path)]
+
+    assert at_budget(6) == [("completed", 2), ("completed", 2)]
+    assert at_budget(9) == [("completed", 3), ("early_stopped", 2)]
+    assert at_budget(12) == [("early_stopped", 3), ("early_stopped", 2)]
+    sinusoid = load_experiment("sinusoid", ["search.space={}", f"search.warm_start={run.path}"])
+    with pytest.raises(RunError, match="was judged by val_accuracy"):
+        earlier_trials(sinusoid, tmp_path)

@@ -1,0 +1,89 @@
+"""Files that are written whole or not at all, whatever becomes of the process or the disk."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from raymeta.errors import RunError
+
+
+class WholeFile(io.FileIO):
+    """A file for writing that takes its name when it is closed, if all went well until then.
+
+    Up to that moment, and for good after a failed write or an exception in its `with` block, what
+    was there before under that name stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._is_whole = True
+        super().__init__(self._temporary, "wb")
+
+    def write(self, content: Any) -> int:
+        """Writes all of `content`: a system call may take a part of it, on a disk almost full.
+
+        Raises:
+            OSError: it cannot be written; the file will not take its name.
+        """
+        rest = memoryview(content).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError:
+            self._is_whole = False
+            raise
+        return size
+
+    def close(self) -> None:
+        """Gives the file its name, or takes it away."""
+        if self.closed:
+            return
+        try:
+            if self._is_whole:
+                os.fsync(self.fileno())
+        except OSError:
+            self._is_whole = False
+            raise
+        finally:
+            super().close()
+            if self._is_whole:
+                self._temporary.replace(self._path)
+            else:
+                with suppress(OSError):  # where nothing can be written, nothing can be removed
+                    self._temporary.unlink()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_whole = self._is_whole and kind is None
+        self.close()
+
+    def __del__(self) -> None:
+        self._is_whole = False  # nobody closed it: the writer gave up
+        self.close()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, and its folder if need be.
+
+    Raises:
+        RunError: it cannot be written (disk full, folder gone or read-only).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WholeFile(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror}; what was there is unharmed"
+        ) from error

@@ -1,0 +1,100 @@
+"""What a trial that was stopped early would have come to, from the curves of all trials.
+
+A value at a low budget is not a value at the full one.  From one budget to the next at which trials
+end, the value at the later is modelled as linear in that at the earlier,
+
+    y_{k+1} = y_k + a + b (y_k - m) + ε,   a, b, ε normal, m the mean of y_k,
+
+a Bayesian linear regression on the trials that went through both.  Chained up to the full budget,
+it gives the final value as a mean and a standard deviation: what was measured where a trial ended
+by itself, and a measurement with honest noise where it was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from raymeta.search.records import Curve
+
+_LEAST_PAIRS = 2  # trials that must have gone through both ends of a link
+_SLOPE_STD = 0.5  # of b before any trial is seen: by and large, orders are kept
+
+
+def final_values(
+    curves: Mapping[str, Curve], finished: Sequence[str], stopped: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """The estimated final (mean, standard deviation) of the trials that were stopped.
+
+    Args:
+        curves: by trial, running ones among them; those without an observation are left out.
+        finished: the trials whose last observation is the final one.
+        stopped: the trials to estimate.
+
+    Returns:
+        By trial; nothing of a trial as long as too few went further than it.
+    """
+    values: dict[str, dict[float, float]] = {
+        trial: {step: mean for step, mean, _ in curve} for trial, curve in curves.items()
+    }
+    values = {trial: by_step for trial, by_step in values.items() if by_step}
+    ends: dict[str, float] = {trial: max(by_step) for trial, by_step in values.items()}
+    done = {trial for trial in finished if trial in ends}
+    # A finished trial's last step may differ from another's: what counts is that it is the end.
+    full = math.inf
+    for trial in done:
+        values[trial][full] = values[trial][ends[trial]]
+    asked = [trial for trial in stopped if trial in ends and trial not in done]
+    rungs: list[float] = [*sorted({ends[trial] for trial in asked}), full]
+    links: dict[float, tuple[float, _Link] | None] = {}  # from a rung to the next one that is known
+    for number, early in enumerate(rungs[:-1]):
+        pairs = ((late, _link(values.values(), early, late)) for late in rungs[number + 1 :])
+        links[early] = next(((late, link) for late, link in pairs if link is not None), None)
+    found = {}
+    for trial in asked:
+        at: float = ends[trial]
+        sem = curves[trial][-1][2] or 0.0
+        mean, variance = values[trial][at], sem**2
+        while at != full and (step := links[at]) is not None:
+            at, link = step
+            mean, variance = link.predict(mean, variance)
+        if at == full:
+            found[trial] = (mean, math.sqrt(variance))
+    return found
+
+
+class _Link:
+    """From one budget to the next; the posterior of (a, b) and of the noise."""
+
+    def __init__(self, early: np.ndarray, late: np.ndarray) -> None:
+        self._centre = early.mean()
+        x, gain = early - self._centre, late - early
+        spread = max(float(np.std(np.concatenate([early, late]))), 1e-12)
+        # The scale of `a` is left to the data; b is held near zero until there are enough of them.
+        precision = np.diag([1e-6 / spread**2, 1.0 / _SLOPE_STD**2])
+        design = np.stack([np.ones_like(x), x], axis=1)
+        # The noise: residuals of the plain shift, which overstates it, with one degree of freedom
+        # spent, and never less than a hundredth of the spread.
+        noise = max(float(np.sum((gain - gain.mean()) ** 2)) / (len(gain) - 1), (spread / 100) ** 2)
+        self._covariance = np.linalg.inv(precision + design.T @ design / noise)
+        self._weights = self._covariance @ design.T @ gain / noise
+        self._noise = noise
+
+    def predict(self, mean: float, variance: float) -> tuple[float, float]:
+        """Mean and variance at the later budget, given those at the earlier."""
+        row = np.array([1.0, mean - self._centre])
+        slope = 1.0 + self._weights[1]
+        later = mean + float(row @ self._weights)
+        return later, float(
+            row @ self._covariance @ row + self._noise + max(slope, 0.0) ** 2 * variance
+        )
+
+
+def _link(values: Collection[Mapping[float, float]], early: float, late: float) -> _Link | None:
+    """None where too few trials went through both."""
+    pairs = [(by[early], by[late]) for by in values if early in by and late in by]
+    if len(pairs) < _LEAST_PAIRS:
+        return None
+    return _Link(*np.array(pairs).T)

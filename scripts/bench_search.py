@@ -1,0 +1,480 @@
+"""What the search costs, whether it holds anything up, and what it finds beside other engines.
+
+- stalls: a Tune run of 60 trials, 8 at a time, each reporting every 0.1 s for 10 s, 6 parameters;
+  the time that Tune's loop takes for a step while trials run, and the share of the time in which
+  trial slots are busy, from the start of the eighth trial to that of the last; beside it the same
+  searcher when it waits for Ax within `suggest`, as searchers commonly do;
+- state: time and size of a save at 500 trials of 20 reports;
+- curves: Hartmann-6 whose trials gain with their budget, under successive halving; the best final
+  value found when stopped trials count with what they would have come to, and when they are left
+  out, from the same seeds;
+- large: 1,000 simulated trials, 64 at a time, each reporting five times: the time of the searcher's
+  calls and the driver's memory as the search grows;
+- regret: against other engines from the same start points (`search_regret.py`), on test functions
+  and recorded tables (`search_problems.py`).  It needs `pip install -e '.[bench]'`.
+
+    python scripts/bench_search.py                                    # quick: under ten minutes
+    python scripts/bench_search.py --full --rows FILE --json FILE     # hours; --rows: goes on later
+    options: --only PART..., --seeds N, --processes N
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped, unused-ignore]
+import ray
+import torch
+from botorch.test_functions.synthetic import Hartmann
+from ray import tune
+from rich.console import Console
+from rich.table import Table
+
+from raymeta.search import AxSearcher, Parameter, Space
+from raymeta.search.ax_model import AxModel
+from raymeta.search.records import Curve, Status, TrialRecord
+from raymeta.search.settings import CurveUse, SearchSettings
+
+NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
+SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
+LONGEST_LARGE_SECONDS = 7200  # of the part on a large search
+REPORTS = 5  # of a trial in the part on a large search
+QUICK_PROBLEMS = ("hartmann6", "levy4", "pen_trials")
+RUNGS, KEEP = (1, 3, 9), 3  # budgets of successive halving, and one trial in so many goes on
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was measured against what must be reached; `holds` is None for what is only shown."""
+
+    what: str
+    must: str
+    seen: str
+    holds: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        return "" if self.holds is None else "holds" if self.holds else "falls short"
+
+
+# -------------------------------------------------------------------- stalls
+
+
+class Sleeper(tune.Trainable):
+    """Reports a value of Hartmann-6 every tenth of a second."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Evaluates it once."""
+        self._value = hartmann(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes over another trial."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """A tenth of a second."""
+        time.sleep(REPORT_SECONDS)
+        done = self.iteration + 1 >= TRIAL_SECONDS / REPORT_SECONDS
+        return {"value": self._value, "done": done}
+
+
+class Clock(tune.Callback):
+    """How long the steps of Tune's loop take, and when trials start and end."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.starts: list[float] = []
+        self.events: list[tuple[float, int]] = []
+        self._last = 0.0
+
+    def on_step_begin(self, **_: Any) -> None:
+        """A step begins."""
+        self._last = time.monotonic()
+
+    def on_step_end(self, **_: Any) -> None:
+        """It ends; with no trial running there is nothing to hold up, and Tune waits by itself."""
+        if sum(change for _, change in self.events) > 0:
+            self.steps.append(time.monotonic() - self._last)
+
+    def on_trial_start(self, **_: Any) -> None:
+        """A slot is busy."""
+        self.starts.append(time.monotonic())
+        self.events.append((time.monotonic(), 1))
+
+    def on_trial_complete(self, **_: Any) -> None:
+        """A slot is free."""
+        self.events.append((time.monotonic(), -1))
+
+    def busy_share(self) -> float:
+        """Of all slots, from the eighth start to the last."""
+        begin, end = self.starts[CONCURRENT - 1], self.starts[-1]
+        busy, running, at = 0.0, 0, begin
+        for when, change in sorted(self.events):
+            if when > begin:
+                busy += running * (min(when, end) - at)
+                at = min(when, end)
+            running += change
+        return busy / (CONCURRENT * (end - begin))
+
+
+class WaitingSearcher(AxSearcher):
+    """Waits for Ax on Tune's loop, with nothing prepared while trials run."""
+
+    def _prepares_ahead(self) -> bool:
+        return False
+
+    def _is_stock_low(self) -> bool:
+        return False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A point; None only when no slot is free."""
+        while (point := super().suggest(trial_id)) is None:
+            if sum(record.status == "running" for record in self.records.values()) >= CONCURRENT:
+                return None
+            ray.wait([self._pending], timeout=60)
+        return point
+
+
+def hartmann(point: dict[str, Any]) -> float:
+    """Minus Hartmann-6, to be maximised; its best value is 3.322."""
+    x = torch.tensor([[point[p.name] for p in SPACE]], dtype=torch.float64)
+    return -float(Hartmann(dim=6)(x))
+
+
+def run_tune(searcher: AxSearcher) -> Clock:
+    """The Tune run that the claims are about."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        tune.Tuner(
+            Sleeper,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=NUM_TRIALS,
+                max_concurrent_trials=CONCURRENT,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=folder,
+                callbacks=[clock],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    return clock
+
+
+def stall_claims() -> list[Claim]:
+    """Ours, and the one that waits."""
+    ray.init(
+        "local",
+        num_cpus=CONCURRENT,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    seen = {}
+    for searcher_class in (AxSearcher, WaitingSearcher):
+        searcher = searcher_class(SPACE, metric="value", mode="max", num_sobol=CONCURRENT)
+        seen[searcher_class] = run_tune(searcher)
+    ray.shutdown()
+    claims = []
+    for searcher_class, clock in seen.items():
+        steps = np.array(clock.steps)
+        p99, longest, busy = np.quantile(steps, 0.99), steps.max(), clock.busy_share()
+        ours = searcher_class is AxSearcher
+        name = "raymeta" if ours else "the same, waiting in suggest"
+        good = bool(p99 <= 0.3), bool(longest <= 1.0), bool(busy >= 0.95)
+        measures = (
+            ("p99 of the steps of Tune's loop", "≤ 0.3 s", f"{p99:.2f} s"),
+            ("longest step", "≤ 1 s", f"{longest:.2f} s"),
+            ("trial slots busy", "≥ 95 %", f"{100 * busy:.1f} %"),
+        )
+        claims += [
+            Claim(f"{what}: {name}", must, value, holds if ours else None)
+            for (what, must, value), holds in zip(measures, good, strict=True)
+        ]
+    return claims
+
+
+# -------------------------------------------------------------------- state
+
+
+def state_claims() -> list[Claim]:
+    """Saving 500 trials."""
+    searcher = AxSearcher(SPACE, metric="value", mode="max")
+    generator = np.random.default_rng(0)
+
+    def record() -> TrialRecord:
+        point = {p.name: float(generator.random()) for p in SPACE}
+        curve: Curve = [(step, float(generator.random()), 0.01) for step in range(20)]
+        return TrialRecord(point, "bo", "completed", curve)
+
+    found = {}
+    for count in (50, 500):
+        searcher.records = {f"trial{i}": record() for i in range(count)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state"
+            seconds = []
+            for _ in range(5):
+                start = time.perf_counter()
+                searcher.save(str(path))
+                seconds.append(time.perf_counter() - start)
+            found[count] = statistics.median(seconds), path.stat().st_size / count
+    (_, small), (seconds_500, large) = found[50], found[500]
+    return [
+        Claim(
+            "state of 500 trials: time to write it",
+            "≤ 50 ms",
+            f"{1e3 * seconds_500:.0f} ms, {large * 500 / 1e3:.0f} kB",
+            seconds_500 <= 0.05,
+        ),
+        Claim(
+            "bytes a trial at 500 trials against 50",
+            "no growth",
+            f"{large / small:.2f} ×",
+            large / small <= 1.02,
+        ),
+    ]
+
+
+# -------------------------------------------------------------------- curves
+
+
+def value_at(point: dict[str, Any], budget: int) -> float:
+    """Hartmann-6 as a trial comes near to it: quickly or slowly, as the first parameter says."""
+    return hartmann(point) - 2.0 * float(np.exp(-budget / (1.0 + 3.0 * point["x0"])))
+
+
+def search(curves: CurveUse, seed: int, num_trials: int) -> float:
+    """The best final value that a search by successive halving finds."""
+    settings = SearchSettings(objectives=(("value", "max"),), num_sobol=8, seed=seed, curves=curves)
+    torch.set_num_threads(1)
+    model = AxModel(Space(tuple(SPACE)), settings)
+    reached: dict[int, list[float]] = {budget: [] for budget in RUNGS}
+    best = -np.inf
+    changes: dict[str, TrialRecord] = {}
+    for number in range(num_trials):
+        proposal = model.propose(changes)
+        assert proposal is not None
+        point, source = proposal
+        curve: Curve = []
+        for budget in RUNGS:
+            value = value_at(point, budget)
+            curve.append((budget, value, 0.01))
+            reached[budget].append(value)
+            better = sorted(reached[budget], reverse=True)[: max(1, len(reached[budget]) // KEEP)]
+            if value < better[-1]:
+                break
+        ended = curve[-1][0] == RUNGS[-1]
+        if ended:
+            best = max(best, curve[-1][1])
+        status: Status = "completed" if ended else "early_stopped"
+        changes = {f"t{number}": TrialRecord(point, source, status, curve)}
+    return float(best)
+
+
+def curve_claims(seeds: int, num_trials: int = 30) -> list[Claim]:
+    """Estimates of stopped trials against leaving them out."""
+    found = {
+        use: [search(use, seed, num_trials) for seed in range(seeds)]
+        for use in ("extrapolate", "ignore")
+    }
+    differences = [a - b for a, b in zip(found["extrapolate"], found["ignore"], strict=True)]
+    wins = sum(difference > 0 for difference in differences)
+    gain = statistics.median(differences)
+    return [
+        Claim(
+            f"Hartmann-6 with curves, {num_trials} trials: best with estimates against without",
+            "better",
+            f"median {gain:+.3f} ({min(differences):+.3f} to {max(differences):+.3f}), better with "
+            f"{wins} of {seeds} seeds; {statistics.median(found['extrapolate']):.3f} against "
+            f"{statistics.median(found['ignore']):.3f}",
+            gain > 0 and wins > seeds / 2,
+        )
+    ]
+
+
+# -------------------------------------------------------------------- large
+
+
+def large_claims(num_trials: int, seconds: float, slots: int = 64) -> list[Claim]:
+    """A driver's calls to the searcher in real time; the trials are a function of the clock."""
+    ray.init(
+        "local",
+        num_cpus=1,
+        object_store_memory=100_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    searcher = AxSearcher(SPACE, metric="value", mode="max", num_sobol=20, max_steps=REPORTS)
+    rng, driver = np.random.default_rng(0), psutil.Process()
+    running: dict[str, tuple[float, float, float]] = {}  # start, seconds a report, value
+    reported: dict[str, int] = {}
+    calls: list[tuple[int, float]] = []  # trials ended, seconds of the call
+    memory: dict[int, float] = {}  # MB by trials ended
+    ended = 0
+
+    def timed(call: Callable[..., Any], *args: Any) -> Any:
+        began = time.perf_counter()
+        answer = call(*args)
+        calls.append((ended, time.perf_counter() - began))
+        return answer
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved = time.monotonic()
+        patience = time.monotonic() + LONGEST_LARGE_SECONDS
+        while ended < num_trials and time.monotonic() < patience:
+            time.sleep(0.02)
+            if time.monotonic() - saved > 1:
+                timed(searcher.save, str(Path(folder) / "state"))
+                saved = time.monotonic()
+            for trial, (start, pace, value) in list(running.items()):
+                due = min(int((time.monotonic() - start) / pace), REPORTS)
+                while reported[trial] < due:
+                    reported[trial] += 1
+                    step = reported[trial]
+                    result = {"training_iteration": step, "value": value * step / REPORTS}
+                    timed(searcher.on_trial_result, trial, result)
+                if due == REPORTS:
+                    timed(searcher.on_trial_complete, trial, result)
+                    del running[trial]
+                    ended += 1
+                    if ended % (num_trials // 4) == 0:
+                        memory[ended] = driver.memory_info().rss / 1e6
+            if len(running) < slots and len(reported) < num_trials:
+                trial = f"trial{len(reported)}"
+                point = timed(searcher.suggest, trial)
+                if isinstance(point, dict):
+                    pace = seconds / REPORTS * float(np.exp(0.25 * rng.standard_normal()))
+                    running[trial] = (time.monotonic(), pace, hartmann(point))
+                    reported[trial] = 0
+    ray.shutdown()
+    name = f"{num_trials} trials, {slots} at once"
+    claims = [Claim(name, "completes", f"{ended} came to their end", ended == num_trials)]
+    for part, (count, megabytes) in enumerate(memory.items()):
+        times = np.array([t for at, t in calls if part == at // (num_trials // 4)])
+        claims.append(
+            Claim(
+                f"{name}, up to trial {count}: time of a call; memory",
+                "shown",
+                f"median {1e6 * np.median(times):.0f} µs, longest {1e3 * times.max():.0f} ms; "
+                f"{megabytes:.0f} MB",
+                None,
+            )
+        )
+    return claims
+
+
+# -------------------------------------------------------------------- regret
+
+
+def regret_claims(
+    problems: Sequence[str] | None,
+    concurrent: Sequence[int],
+    seeds: int,
+    rows: Path | None,
+    jobs: int,
+) -> list[Claim]:
+    """Ranks, by regret at 40 trials and by that in the time of 40 trials; None: all problems."""
+    # The other engines are not needed for the other parts.
+    from search_problems import PROBLEMS  # noqa: PLC0415
+    from search_regret import ENGINES, run_all, standings  # noqa: PLC0415
+
+    problems = list(PROBLEMS) if problems is None else problems
+    engines = list(ENGINES)
+    found = standings(run_all(engines, problems, concurrent, seeds, rows, jobs))
+    best = min(found, key=lambda standing: standing.rank[0])
+    claims = []
+    for standing in found:
+        ours = standing.engine == engines[0]
+        rank, in_time = (
+            "{:.2f} ({:.2f} to {:.2f})".format(*r) for r in (standing.rank, standing.rank_in_time)
+        )
+        p = "" if standing.p_value is None else f", p {standing.p_value:.1g}"
+        worse = standing.worse_than_random
+        claims.append(
+            Claim(
+                f"average rank of {len(engines)}, {len(problems)} problems, {seeds} seeds: "
+                f"{standing.engine}",
+                "the best" if ours else "",
+                f"{rank}, with its own time counted {in_time}{p}; {standing.seconds:.2f} s a trial",
+                standing is best if ours else None,
+            )
+        )
+        if ours:
+            claims.append(
+                Claim(
+                    "problems where its median regret is above that of random search",
+                    "none",
+                    ", ".join(worse) or "none",
+                    not worse,
+                )
+            )
+    return claims
+
+
+def print_claims(console: Console, claims: Sequence[Claim]) -> None:
+    """The table."""
+    table = Table(box=None)
+    for name in ("what", "must reach", "seen", "verdict"):
+        table.add_column(name, overflow="fold")
+    for claim in claims:
+        table.add_row(claim.what, claim.must, claim.seen, claim.verdict)
+    console.print(table)
+
+
+def main() -> None:
+    """Measures, prints the table, and writes it as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("stalls", "state", "curves", "large", "regret")
+    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
+    parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
+    parser.add_argument("--seeds", type=int, help="of curves and regret; 10 in the full form")
+    parser.add_argument("--processes", type=int, default=2, help="for the part on regret")
+    parser.add_argument("--rows", type=Path, help="where runs of the part on regret are kept")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    arguments = parser.parse_args()
+    full = arguments.full
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours
+    claims: list[Claim] = []
+    if "stalls" in arguments.only:
+        claims += stall_claims()
+    if "state" in arguments.only:
+        claims += state_claims()
+    if "curves" in arguments.only:
+        claims += curve_claims(arguments.seeds or (10 if full else 3))
+    if "large" in arguments.only:
+        claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
+    if "regret" in arguments.only:
+        problems = None if full else QUICK_PROBLEMS
+        seeds = arguments.seeds or (10 if full else 2)
+        concurrent = (1, 4) if full else (4,)
+        claims += regret_claims(problems, concurrent, seeds, arguments.rows, arguments.processes)
+    print_claims(console, claims)
+    if arguments.json is not None:
+        content = {
+            "command": " ".join(["python", *sys.argv]),
+            "claims": [asdict(claim) | {"verdict": claim.verdict} for claim in claims],
+        }
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

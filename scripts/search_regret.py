@@ -1,0 +1,375 @@
+"""Search engines on equal terms: the same problems, start points, noise and trial durations.
+
+A run simulates trials on a number of slots.  An engine is asked for a point as soon as a slot is
+free, and told of a trial when it ends; running trials it knows as pending.  Asking and telling take
+the processor time that they really take, during which nothing else is asked.  Runs are kept as
+lines of JSON: one that is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import optuna
+import torch
+from ax.api.client import Client
+from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
+from ax.utils.common.logger import set_ax_logger_levels
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna_integration import BoTorchSampler
+from scipy.stats import qmc, rankdata, wilcoxon
+from search_problems import PROBLEMS, Problem
+
+from raymeta.search import Parameter, Space
+from raymeta.search.ax_model import AxModel
+from raymeta.search.records import TrialRecord
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import Point
+
+NUM_STARTS = 10  # the default of all three samplers of Optuna
+TRIAL_SECONDS = 10.0
+SPREAD = 0.25  # standard deviation of the logarithm of a trial's duration
+
+
+class Engine(Protocol):
+    """Chooses points; a trial is known by its number."""
+
+    def start(self, number: int, point: Point) -> None:
+        """A start point has been given to a trial."""
+
+    def ask(self, number: int) -> Point:
+        """The point of a new trial."""
+
+    def tell(self, number: int, value: float) -> None:
+        """A trial has ended with a value, to be minimised."""
+
+
+class Raymeta:
+    """The model behind `AxSearcher`."""
+
+    def __init__(self, problem: Problem, seed: int, concurrent: int) -> None:  # noqa: ARG002
+        settings = SearchSettings(
+            objectives=(("value", "min"),), num_sobol=NUM_STARTS, seed=seed, curves="ignore"
+        )
+        self._model = AxModel(Space(problem.parameters), settings)
+        self._records: dict[str, TrialRecord] = {}
+        self._changed: set[str] = set()
+
+    def start(self, number: int, point: Point) -> None:
+        self._records[str(number)] = TrialRecord(point, "given")
+        self._changed.add(str(number))
+
+    def ask(self, number: int) -> Point:
+        proposal = self._model.propose({key: self._records[key] for key in self._changed})
+        self._changed.clear()
+        assert proposal is not None
+        self.start(number, proposal[0])
+        return proposal[0]
+
+    def tell(self, number: int, value: float) -> None:
+        record = self._records[str(number)]
+        record.curve.append((1, value, None))
+        record.status = "completed"
+        self._changed.add(str(number))
+
+
+class Ax:
+    """Ax by itself, with its own defaults but for the start points."""
+
+    def __init__(self, problem: Problem, seed: int, concurrent: int) -> None:  # noqa: ARG002
+        set_ax_logger_levels(logging.CRITICAL)
+        self._client = Client(random_seed=seed)
+        self._client.configure_experiment([_for_ax(p) for p in problem.parameters])
+        self._client.configure_optimization("-value")
+        self._client.configure_generation_strategy(
+            initialization_budget=NUM_STARTS, initialize_with_center=False
+        )
+        self._indices: dict[int, int] = {}
+
+    def start(self, number: int, point: Point) -> None:
+        self._indices[number] = self._client.attach_trial(dict(point))
+
+    def ask(self, number: int) -> Point:
+        ((index, point),) = self._client.get_next_trials(max_trials=1).items()
+        self._indices[number] = index
+        return dict(point)
+
+    def tell(self, number: int, value: float) -> None:
+        self._client.complete_trial(self._indices[number], raw_data={"value": value})
+
+
+class Optuna:
+    """A sampler of Optuna, with its own defaults."""
+
+    def __init__(self, problem: Problem, sampler: optuna.samplers.BaseSampler) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(sampler=sampler)
+        self._distributions = {p.name: _for_optuna(p) for p in problem.parameters}
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def start(self, number: int, point: Point) -> None:
+        self._study.enqueue_trial(point)
+        assert self.ask(number) == point
+
+    def ask(self, number: int) -> Point:
+        trial = self._study.ask(self._distributions)
+        self._trials[number] = trial
+        return dict(trial.params)
+
+    def tell(self, number: int, value: float) -> None:
+        self._study.tell(self._trials[number], value)
+
+
+class Uniform:
+    """Random search."""
+
+    def __init__(self, problem: Problem, seed: int, concurrent: int) -> None:  # noqa: ARG002
+        self._problem = problem
+        self._rng = np.random.default_rng((seed, 1))
+
+    def start(self, number: int, point: Point) -> None:
+        """Nothing depends on it."""
+
+    def ask(self, number: int) -> Point:  # noqa: ARG002
+        return self._problem.point(self._rng.random(len(self._problem.parameters)).tolist())
+
+    def tell(self, number: int, value: float) -> None:
+        """Nor on this."""
+
+
+def _for_ax(parameter: Parameter) -> RangeParameterConfig | ChoiceParameterConfig:
+    if parameter.choices is not None:
+        return ChoiceParameterConfig(
+            name=parameter.name, values=list(parameter.choices), parameter_type="str"
+        )
+    return RangeParameterConfig(
+        name=parameter.name,
+        bounds=(parameter.low, parameter.high),
+        parameter_type="int" if parameter.integer else "float",
+    )
+
+
+def _for_optuna(parameter: Parameter) -> BaseDistribution:
+    if parameter.choices is not None:
+        return CategoricalDistribution(parameter.choices)
+    assert parameter.low is not None
+    assert parameter.high is not None
+    if parameter.integer:
+        return IntDistribution(round(parameter.low), round(parameter.high))
+    return FloatDistribution(parameter.low, parameter.high)
+
+
+def _tpe(problem: Problem, seed: int, concurrent: int) -> Engine:
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=concurrent > 1)
+    return Optuna(problem, sampler)
+
+
+def _gp(problem: Problem, seed: int, concurrent: int) -> Engine:  # noqa: ARG001
+    return Optuna(problem, optuna.samplers.GPSampler(seed=seed))
+
+
+def _botorch(problem: Problem, seed: int, concurrent: int) -> Engine:
+    return Optuna(problem, BoTorchSampler(seed=seed, consider_running_trials=concurrent > 1))
+
+
+ENGINES: dict[str, Callable[[Problem, int, int], Engine]] = {
+    "raymeta": Raymeta,
+    "Ax": Ax,
+    "Optuna GPSampler": _gp,
+    "Optuna BoTorchSampler": _botorch,
+    "Optuna TPE": _tpe,
+    "random": Uniform,
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What one engine did with one problem.
+
+    `regrets` holds, after every tenth trial to end, the distance from the optimum of the true value
+    of the trial that was seen as the best; `in_time` that at the moment when an engine that takes
+    no time would be done with all; `asking` the processor seconds of the engine in all.
+    """
+
+    engine: str
+    problem: str
+    concurrent: int
+    seed: int
+    regrets: list[float]
+    in_time: float
+    asking: float
+
+
+Key = tuple[str, str, int, int]
+
+
+def run_search(key: Key, num_trials: int = 40) -> Search:
+    """Simulates it; the key is engine, problem, concurrent trials and seed."""
+    engine_name, problem_name, concurrent, seed = key
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    warnings.filterwarnings("ignore")  # of the engines' libraries, about each other
+    problem = PROBLEMS[problem_name]()
+    rng = np.random.default_rng(seed)
+    starts = qmc.Sobol(len(problem.parameters), rng=rng).random(16)[:NUM_STARTS]
+    durations = TRIAL_SECONDS * np.exp(SPREAD * rng.standard_normal(num_trials))
+    noise = problem.noise_std * rng.standard_normal(num_trials)
+    engine = ENGINES[engine_name](problem, seed, concurrent)
+    running: list[tuple[float, int, Point]] = []
+    best, regret = np.inf, np.inf
+    history: list[tuple[float, float]] = []  # (when a trial ended, regret from then on)
+    clock = asking = 0.0
+    for number in range(num_trials + concurrent):
+        if number >= concurrent:
+            end, ended, point = heapq.heappop(running)
+            clock = max(clock, end)
+            true = problem.value(point)
+            observed = true + noise[ended]
+            if observed < best:
+                best, regret = observed, max(true - problem.optimum, 0.0)
+            history.append((end, regret))
+            began = time.process_time()
+            engine.tell(ended, observed)
+            took = time.process_time() - began
+            asking, clock = asking + took, clock + took
+        if number < num_trials:
+            began = time.process_time()
+            if number < NUM_STARTS:
+                point = problem.point(starts[number].tolist())
+                engine.start(number, point)
+            else:
+                point = engine.ask(number)
+            took = time.process_time() - began
+            asking, clock = asking + took, clock + took
+            heapq.heappush(running, (clock + durations[number], number, point))
+    in_time = [regret for end, regret in history if end <= _makespan(durations, concurrent)]
+    return Search(*key, [r for _, r in history[9::10]], in_time[-1], asking)
+
+
+def _makespan(durations: np.ndarray, concurrent: int) -> float:
+    """When the last trial ends if each begins as soon as a slot is free."""
+    slots = [0.0] * concurrent
+    for duration in durations:
+        heapq.heapreplace(slots, slots[0] + duration)
+    return max(slots)
+
+
+def run_all(
+    engines: Sequence[str],
+    problems: Sequence[str],
+    concurrent: Sequence[int],
+    seeds: int,
+    rows: Path | None,
+    processes: int,
+) -> list[Search]:
+    """Runs what is not yet in `rows`, and adds it there; a seed of all before the next seed."""
+    wanted = [
+        (engine, problem, slots, seed)
+        for seed, problem, slots, engine in itertools.product(
+            range(seeds), problems, concurrent, engines
+        )
+    ]
+    known: dict[Key, Search] = {}
+    if rows is not None and rows.is_file():
+        for line in rows.read_text(encoding="utf-8").splitlines():
+            search = Search(**json.loads(line))
+            known[search.engine, search.problem, search.concurrent, search.seed] = search
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_search, key) for key in wanted if key not in known]
+        for future in as_completed(futures):
+            search = future.result()
+            known[search.engine, search.problem, search.concurrent, search.seed] = search
+            if rows is not None:
+                with rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(search)) + "\n")
+    return [known[key] for key in wanted]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An engine among the others, over all problems and seeds.
+
+    Ranks are means over problems of means over seeds, with the 95 % interval of a bootstrap over
+    seeds; `p_value` is that of Wilcoxon's signed-rank test against the first engine, on the
+    logarithms of the regrets at the end in units of the problem's median under random search.
+    `worse_than_random` names the problems where the median regret at the end is above random's.
+    """
+
+    engine: str
+    rank: tuple[float, float, float]  # mean, lower and upper end
+    rank_in_time: tuple[float, float, float]
+    p_value: float | None
+    worse_than_random: list[str]
+    seconds: float  # of the processor, a trial
+
+
+def standings(searches: Sequence[Search]) -> list[Standing]:
+    """Of all engines that are there, in their order."""
+    engines = list(dict.fromkeys(search.engine for search in searches))
+    settings = list(dict.fromkeys((s.problem, s.concurrent) for s in searches))
+    seeds = sorted({search.seed for search in searches})
+    by_key = {(s.engine, s.problem, s.concurrent, s.seed): s for s in searches}
+
+    def table(value: Callable[[Search], float]) -> np.ndarray:
+        """Of shape (settings, seeds, engines)."""
+        return np.array(
+            [[[value(by_key[e, *s, seed]) for e in engines] for seed in seeds] for s in settings]
+        )
+
+    final, in_time = table(lambda s: s.regrets[-1]), table(lambda s: s.in_time)
+    ranks, ranks_in_time = _mean_ranks(final), _mean_ranks(in_time)
+    medians = np.median(final, axis=1)  # (settings, engines)
+    unit = medians[:, engines.index("random")][:, None, None] if "random" in engines else 1.0
+    logs = np.log(final / np.maximum(unit, 1e-12) + LEAST)
+    found = []
+    for number, engine in enumerate(engines):
+        difference = (logs[:, :, number] - logs[:, :, 0]).ravel()
+        worse = [
+            f"{problem} ({slots} at once)"
+            for (problem, slots), row in zip(settings, medians, strict=True)
+            if "random" in engines and row[number] > row[engines.index("random")]
+        ]
+        found.append(
+            Standing(
+                engine,
+                _interval(ranks[:, number]),
+                _interval(ranks_in_time[:, number]),
+                float(wilcoxon(difference).pvalue) if np.any(difference) else None,
+                worse,
+                float(np.median(table(lambda s: s.asking)[..., number])) / 40,
+            )
+        )
+    return found
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    mean, low, high = values.tolist()
+    return mean, low, high
+
+
+LEAST = 1e-3  # of random's median regret: smaller differences do not count in the test
+
+
+def _mean_ranks(values: np.ndarray, draws: int = 2000) -> np.ndarray:
+    """(mean, lower, upper) by engine, of values of shape (settings, seeds, engines)."""
+    ranks = rankdata(values, axis=-1).mean(axis=0)  # (seeds, engines): all settings count alike
+    rng = np.random.default_rng(0)
+    means = ranks[rng.integers(len(ranks), size=(draws, len(ranks)))].mean(axis=1)
+    return np.stack([ranks.mean(axis=0), *np.quantile(means, [0.025, 0.975], axis=0)])

@@ -1,0 +1,106 @@
+"""The memory plan: what it chooses, and how near the estimate is to what is taken."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from raymeta.meta.maml import Maml, meta_gradient
+from raymeta.meta.memory import MemoryPlan, plan_memory
+from raymeta.models import NetworkSpec, Params, init_params
+from raymeta.scans import Cell
+from raymeta.tasks.episodes import Episodes, Examples
+
+LIMIT = 10**9
+
+
+def problem(cell: Cell, size: int = 8, episodes: int = 4) -> tuple[NetworkSpec, Params, Episodes]:
+    """A network and episodes of 16 examples and 20 steps."""
+    spec = NetworkSpec(num_outputs=3, num_features=4, cell=cell, hidden_size=size)
+    generator = torch.Generator().manual_seed(0)
+
+    def examples() -> Examples:
+        x = torch.randn(episodes, 16, 20, 4, generator=generator)
+        return Examples(x, torch.zeros(episodes, 16, dtype=torch.int64))
+
+    params = init_params(spec, generator)
+    return spec, params, Episodes(examples(), examples(), torch.arange(episodes))
+
+
+def plan(
+    cell: Cell = "gru", adaptation_steps: int = 5, episodes: int = 4, **settings: Any
+) -> MemoryPlan:
+    spec, params, drawn = problem(cell, episodes=episodes)
+    return plan_memory(Maml(adaptation_steps=adaptation_steps), spec, params, drawn, **settings)
+
+
+def test_all_graphs_of_all_episodes_are_kept_where_they_fit():
+    chosen = plan(limit_bytes=LIMIT)
+    assert (chosen.chunk_size, chosen.graph_steps) == (4, 5)
+
+
+def test_graphs_are_given_up_before_episodes_are_parted():
+    full, flat = plan(mode="full").num_bytes, plan(mode="flat").num_bytes
+    assert flat < full
+    chosen = plan(limit_bytes=full - 1)
+    assert (chosen.chunk_size, chosen.graph_steps) == (4, 0)
+    chosen = plan(limit_bytes=flat - 1)
+    assert (chosen.chunk_size, chosen.graph_steps) == (3, 0)
+
+
+def test_what_does_not_fit_at_all_goes_one_by_one():
+    chosen = plan(limit_bytes=1)
+    assert (chosen.chunk_size, chosen.graph_steps) == (1, 0)
+
+
+def test_mode_and_chunk_size_are_the_users_if_given():
+    full = plan(mode="full", limit_bytes=1)
+    assert (full.chunk_size, full.graph_steps) == (1, 5)
+    chunks = plan(chunk_size=3, limit_bytes=1)
+    assert (chunks.chunk_size, chunks.graph_steps) == (3, 0)
+    assert plan(chunk_size=9, limit_bytes=LIMIT).chunk_size == 4
+
+
+def test_memory_of_the_flat_mode_hardly_grows_with_adaptation_steps():
+    few, many = plan(adaptation_steps=5, mode="flat"), plan(adaptation_steps=20, mode="flat")
+    assert many.num_bytes < 1.2 * few.num_bytes
+    full = plan(adaptation_steps=20, mode="full")
+    assert full.num_bytes > 2 * plan(adaptation_steps=5, mode="full").num_bytes
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    """What `step` adds to the resident memory at its highest."""
+
+    def status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith(key))
+
+    ctypes.CDLL(None).malloc_trim(0)
+    before = status("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
+    step()
+    return status("VmHWM:") - before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("cell", get_args(Cell))
+@pytest.mark.parametrize("mode", ["full", "flat"])
+def test_estimate_is_within_a_factor_of_two_of_what_a_step_takes(cell, mode):
+    spec, params, episodes = problem(cell, size=64, episodes=48)
+    maml = Maml(adaptation_steps=8)
+    chosen = plan_memory(maml, spec, params, episodes, mode=mode)
+
+    def step() -> None:
+        meta_gradient(
+            maml, spec, "classification", params, episodes, graph_steps=chosen.graph_steps
+        )
+
+    step()  # whatever is made once is made now
+    ratio = chosen.num_bytes / peak_bytes(step)
+    assert 0.5 < ratio < 2, ratio

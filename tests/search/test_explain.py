@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raymeta.errors import SearchError
+from raymeta.search.explain import Explanation, explain
+from raymeta.search.records import Curve, TrialRecord
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import Parameter, Point, Space
+
+SPACE = Space(
+    (
+        Parameter(name="cell", choices=("rnn", "gru", "lstm")),
+        Parameter(name="both", choices=(False, True), when=("cell", ("gru", "lstm"))),
+        Parameter(name="rate", low=1e-3, high=1, log=True),
+        Parameter(name="size", low=1, high=20, integer=True),
+    )
+)
+SETTINGS = SearchSettings(objectives=(("accuracy", "max"), ("seconds", "min")), method="random")
+
+
+def accuracy(point: Point) -> float:
+    """Best near a rate of 0.03, a little better with a GRU; the size has no part in it."""
+    return -((np.log10(point["rate"]) + 1.5) ** 2) + 0.3 * (point["cell"] == "gru")
+
+
+def records(count: int) -> dict[str, TrialRecord]:
+    rng = np.random.default_rng(0)
+    found = {}
+    for number in range(count):
+        point: Point = {"cell": str(rng.choice(["rnn", "gru", "lstm"]))}
+        if point["cell"] != "rnn":
+            point["both"] = bool(rng.integers(2))
+        point |= {"rate": float(10 ** rng.uniform(-3, 0)), "size": int(rng.integers(1, 21))}
+        curve: Curve = [(1, accuracy(point) - 1, 0.05), (2, accuracy(point), 0.05)]
+        seconds: Curve = [(step, float(point["size"]), None) for step in (1, 2)]
+        stopped = number % 5 == 4
+        found[f"trial{number}"] = TrialRecord(
+            point,
+            "random",
+            "early_stopped" if stopped else "completed",
+            curve[:1] if stopped else curve,
+            {"seconds": seconds[:1] if stopped else seconds},
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Explanation, Path]:
+    explanation = explain(SPACE, SETTINGS, records(20))
+    folder = tmp_path_factory.mktemp("search")
+    explanation.write(folder)
+    return explanation, folder
+
+
+@pytest.mark.slow
+def test_what_matters_comes_first_and_every_parameter_has_its_share(
+    written: tuple[Explanation, Path],
+) -> None:
+    explanation, folder = written
+    shares = explanation.importance
+    assert next(iter(shares)) == "rate"
+    assert set(shares) == {"cell", "both", "rate", "size"}
+    assert shares["rate"] > 0.5 > shares["cell"] > shares["size"]
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert json.loads((folder / "importance.json").read_text()) == shares
+    size = pd.read_csv(folder / "importance-seconds.csv").set_index("parameter_name")
+    assert size.sensitivity.abs().idxmax() == "size"
+
+
+@pytest.mark.slow
+def test_all_analyses_are_there_as_data_and_on_one_page(written: tuple[Explanation, Path]) -> None:
+    explanation, folder = written
+    assert not explanation.missing
+    kinds = {analysis.name.split("-")[0] for analysis in explanation.analyses}
+    assert kinds == {"best_value", "front", "cross_validation", "importance", "slice", "contour"}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for analysis in explanation.analyses:
+        assert len(pd.read_csv(folder / f"{analysis.name}.csv")) == len(analysis.table) > 0
+        assert f"<h2>{analysis.title}</h2>" in page
+    assert page.count("Plotly.newPlot(") >= len(explanation.analyses)
+    assert '<script src="http' not in page.lower()  # it is read without a network
+
+
+@pytest.mark.slow
+def test_the_data_are_those_of_the_trials(written: tuple[Explanation, Path]) -> None:
+    _, folder = written
+    finished = [r for r in records(20).values() if r.status == "completed"]
+    observed = {round(record.curve[-1][1], 6) for record in finished}
+    front = pd.read_csv(folder / "front-accuracy-seconds.csv")
+    assert observed <= {round(value, 6) for value in front.accuracy_mean}
+    folds = pd.read_csv(folder / "cross_validation-1.csv")
+    assert len(folds) >= len(finished)
+    assert np.corrcoef(folds.observed, folds.predicted)[0, 1] > 0.5  # left out, yet foretold
+
+
+@pytest.mark.slow
+def test_the_curve_of_the_best_value_never_falls() -> None:
+    single = SearchSettings(objectives=(("accuracy", "max"),))
+    trials = records(8)
+    (best,) = [a for a in explain(SPACE, single, trials).analyses if a.name == "best_value"]
+    values = best.table.utility.to_list()
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(
+        max(r.curve[-1][1] for r in trials.values() if r.status == "completed")
+    )
+
+
+def test_too_few_finished_trials_are_refused() -> None:
+    with pytest.raises(SearchError, match=r"3 of 3 trials came to their end; .* at least 4"):
+        explain(SPACE, SETTINGS, records(3))

@@ -1,0 +1,157 @@
+"""A search that is killed again and again, at any moment, ends as if it had not been."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from raymeta.search.records import TrialRecord
+from raymeta.search.searcher import saved_records
+from tests.search.helpers import kill_driver
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_KILLS = 20
+NUM_TRIALS = 80  # more than twenty interrupted sessions can finish
+STEPS = 3
+TIMEOUT_S = 120
+LAST_TIMEOUT_S = 600  # of the session that is left in peace
+DRIVER = f"""
+import os, sys, time
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0.5"
+from pathlib import Path
+import ray
+from ray import tune
+from raymeta.search import AxSearcher, Parameter
+from raymeta.storage import run_storage
+
+folder = Path(sys.argv[1])
+
+class Steps(tune.Trainable):
+    def setup(self, config):
+        self._x, self._step = config["x"], 0
+    def step(self):
+        time.sleep(0.1)
+        self._step += 1
+        done = self._step == {STEPS}
+        if done:
+            with open(folder / "ends", "a") as file:
+                file.write(self.trial_id + "\\n")
+        return {{"score": self._x * self._step, "done": done}}
+    def save_checkpoint(self, checkpoint_dir):
+        (Path(checkpoint_dir) / "step").write_text(str(self._step))
+    def load_checkpoint(self, checkpoint):
+        self._step = int((Path(checkpoint) / "step").read_text())
+
+ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
+         log_to_driver=False, logging_level="ERROR")
+path = str(folder / "tune")
+if tune.Tuner.can_restore(path, run_storage()):
+    tuner = tune.Tuner.restore(path, Steps, resume_unfinished=True, resume_errored=True,
+                               storage_filesystem=run_storage())
+else:
+    space = [Parameter(name="x", low=0, high=1)]
+    searcher = AxSearcher(space, metric="score", mode="max", num_sobol=4, max_steps={STEPS},
+                          points_to_evaluate=[{{"x": 0.5}}])
+    tuner = tune.Tuner(
+        Steps,
+        tune_config=tune.TuneConfig(search_alg=searcher, num_samples={NUM_TRIALS},
+                                    max_concurrent_trials=2),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder), storage_filesystem=run_storage(), verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1)))
+(folder / "began").touch()
+results = tuner.fit()
+(folder / "done").write_text("\\n".join(sorted(Path(r.path).name for r in results)))
+"""
+
+
+@dataclass
+class Killed:
+    """A search that came to its end after so many kills."""
+
+    folder: Path
+    records: dict[str, TrialRecord]
+    kills: int = 0
+    finished_before: list[set[str]] = field(default_factory=list)  # at each kill, as saved
+    ends_before: list[int] = field(default_factory=list)  # and how many trials had ended until then
+
+    def ends(self) -> list[str]:
+        """The trials in the order in which they came to their ends."""
+        return (self.folder / "ends").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "ends").touch()
+    rng = random.Random(0)  # noqa: S311  (moments, not secrets)
+    found = Killed(folder, {})
+    while not (folder / "done").exists():
+        (folder / "began").unlink(missing_ok=True)
+        with (folder / "log").open("ab") as log:
+            command = [sys.executable, "-c", DRIVER, str(folder)]
+            driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not (folder / "began").exists() and driver.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            # A kill may come at once, before Ax has been asked, or in the midst of trials.
+            moment = rng.uniform(0, 8) if found.kills < NUM_KILLS else LAST_TIMEOUT_S
+            try:
+                code = driver.wait(timeout=moment)
+                assert code == 0, (folder / "log").read_text()[-3000:]
+            except subprocess.TimeoutExpired:
+                found.kills += 1
+        finally:
+            kill_driver(driver, grace_s=0.5)
+        records = saved_records(folder / "tune")
+        found.finished_before.append({i for i, r in records.items() if r.status == "completed"})
+        found.ends_before.append(len(found.ends()))
+    found.records = saved_records(folder / "tune")
+    return found
+
+
+def test_the_search_was_killed_at_many_moments_and_came_to_its_end(killed: Killed) -> None:
+    assert killed.kills == NUM_KILLS
+    counts = {len(finished) for finished in killed.finished_before}
+    assert len(counts) >= NUM_KILLS // 5  # it went on in between
+
+
+def test_no_trial_is_lost_and_none_is_there_twice(killed: Killed) -> None:
+    done = (killed.folder / "done").read_text().split()
+    assert len(done) == NUM_TRIALS
+    assert set(killed.ends()) >= {name.split("_")[1] for name in done}
+    statuses = Counter(record.status for record in killed.records.values())
+    assert statuses == {"completed": NUM_TRIALS}
+    assert {name.split("_")[1] for name in done} == set(killed.records)
+
+
+def test_what_was_saved_as_finished_is_never_run_again(killed: Killed) -> None:
+    ends = killed.ends()
+    for finished, count in zip(killed.finished_before, killed.ends_before, strict=True):
+        assert finished.isdisjoint(ends[count:])
+
+
+def test_every_record_holds_the_end_of_its_trial(killed: Killed) -> None:
+    for record in killed.records.values():
+        steps = [step for step, _, _ in record.curve]
+        assert steps == sorted(set(steps))
+        last, value, _ = record.curve[-1]
+        assert last == STEPS
+        assert value == pytest.approx(STEPS * record.point["x"])
+
+
+def test_the_search_learnt_all_the_while(killed: Killed) -> None:
+    sources = Counter(record.source for record in killed.records.values())
+    assert sources["given"] >= 1
+    assert sources["bo"] > NUM_TRIALS // 2
+    assert max(r.point["x"] for r in killed.records.values()) > 0.95
