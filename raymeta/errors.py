@@ -27,6 +27,10 @@ class ResourceError(RaymetaError, RuntimeError):
     """The machine or cluster cannot give what the experiment asks for."""
 
 
+class ClusterError(RaymetaError, ValueError):
+    """A cluster file breaks a rule, or the cluster cannot be reached or will not take a job."""
+
+
 class TrainingError(RaymetaError, ArithmeticError):
     """Meta-training cannot go on: its gradients are no longer finite."""
 
