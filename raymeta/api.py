@@ -22,6 +22,7 @@ from raymeta.evaluation import MetaTest, meta_test, train_joint_control
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, shipped_experiments, to_yaml, with_values
 from raymeta.files import write_file
+from raymeta.remote import AnyPath, path_at
 from raymeta.runs import DEFAULT_ROOT, Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.space import file_point
@@ -77,8 +78,9 @@ def tune(
     experiment: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    runs_dir: str | Path = DEFAULT_ROOT,
+    runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
+    name: str | None = None,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
@@ -88,8 +90,9 @@ def tune(
         experiment: the name of a shipped experiment or the path of a file; may be left out where a
             run is resumed.
         overrides: `dotted.key=value`.
-        runs_dir: where the run folder is made.
+        runs_dir: where the run folder is made: a folder, or a URI such as `s3://bucket/runs`.
         resume: the name or path of a run to go on with; its own experiment holds.
+        name: of the run folder; by default the experiment's name with date and time.
         watcher: is told of the progress.
         verbose: Ray's own log lines as well.
 
@@ -104,17 +107,18 @@ def tune(
                 "it, or use `raymeta train`"
             )
         file_point(loaded)  # before anything is started, like what follows
-        earlier_trials(loaded, Path(runs_dir))
-        return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
-    return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
+        earlier_trials(loaded, path_at(runs_dir))
+        return _start(loaded, path_at(runs_dir), name, watcher or _Silent(), verbose)
+    return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
 
 
 def train(
     experiment: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
-    runs_dir: str | Path = DEFAULT_ROOT,
+    runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
+    name: str | None = None,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
@@ -122,15 +126,15 @@ def train(
     if resume is None:
         nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
         loaded = with_values(_load(experiment, overrides), nothing)
-        return _start(loaded, Path(runs_dir), watcher or _Silent(), verbose)
-    return _resume(resume, experiment, overrides, Path(runs_dir), watcher or _Silent(), verbose)
+        return _start(loaded, path_at(runs_dir), name, watcher or _Silent(), verbose)
+    return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
 
 
 def evaluate(
     run: str | Path,
     *,
     num_episodes: int | None = None,
-    runs_dir: str | Path = DEFAULT_ROOT,
+    runs_dir: str | AnyPath = DEFAULT_ROOT,
     watcher: Watcher | None = None,
 ) -> Report:
     """Meta-tests the network of a finished search again; the run's results are replaced.
@@ -138,7 +142,7 @@ def evaluate(
     Args:
         run: name or path.
         num_episodes: of the meta-test; None for as many as the experiment says.
-        runs_dir: where runs of a name are looked for.
+        runs_dir: where runs of a name are looked for: a folder or a URI.
         watcher: is told of the progress.
 
     Raises:
@@ -146,13 +150,13 @@ def evaluate(
     """
     if num_episodes is not None and num_episodes < 2:
         raise RunError(f"the meta-test needs at least 2 episodes, but got {num_episodes}")
-    found = Run.open(str(run), Path(runs_dir))
+    found = Run.open(str(run), path_at(runs_dir))
     watcher = watcher or _Silent()
     watcher.started(found, found.experiment())
     return _meta_test(found, watcher, num_episodes)
 
 
-def explain(run: str | Path, *, runs_dir: str | Path = DEFAULT_ROOT) -> Run:
+def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
     """Says of a run's trials which keys matter and how; see `raymeta.search.explain`.
 
     A search does so by itself at its end; this one does it for one that is under way, or was
@@ -162,7 +166,7 @@ def explain(run: str | Path, *, runs_dir: str | Path = DEFAULT_ROOT) -> Run:
         RunError: there is no such run.
         SearchError: nothing was searched, or too few trials came to their end.
     """
-    found = Run.open(str(run), Path(runs_dir))
+    found = Run.open(str(run), path_at(runs_dir))
     experiment = found.experiment()
     if not experiment.search.space:
         raise SearchError(f"{found.path}: nothing was searched in this run")
@@ -195,13 +199,15 @@ def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment
     if folder is None:
         return loaded
     # A run may be resumed from another folder.
-    return with_values(loaded, {"tasks.data_dir": str(Path(folder).resolve())})
+    return with_values(loaded, {"tasks.data_dir": str(path_at(folder).resolve())})
 
 
-def _start(experiment: Experiment, runs_dir: Path, watcher: Watcher, verbose: bool) -> Report:
+def _start(
+    experiment: Experiment, runs_dir: AnyPath, name: str | None, watcher: Watcher, verbose: bool
+) -> Report:
     _check_tasks(experiment)  # before anything is started or written
     with _ray(experiment, verbose):
-        run = Run.create(runs_dir, experiment)
+        run = Run.create(runs_dir, experiment, name)
         watcher.started(run, experiment)
         _search(experiment, run, watcher, resume=False)
     return _meta_test(run, watcher, None)
@@ -211,7 +217,7 @@ def _resume(
     name: str,
     asked: str | Path | None,
     overrides: Sequence[str],
-    runs_dir: Path,
+    runs_dir: AnyPath,
     watcher: Watcher,
     verbose: bool,
 ) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from raymeta.console import ProgressView, print_importance, print_report, print_runs
 from raymeta.errors import RaymetaError, RunError
+from raymeta.remote import path_at
 from raymeta.runs import DEFAULT_ROOT, list_runs
 
 app = typer.Typer(
@@ -34,7 +34,18 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a key, e.g. maml.inner_lr=0.05. Repeatable."
     ),
 ]
-RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are kept.")]
+RunsDirOption = Annotated[
+    str,
+    typer.Option(
+        "--runs-dir",
+        envvar="RAYMETA_RUNS_DIR",
+        help="Where run folders are kept: a folder, or a URI such as s3://bucket/runs.",
+    ),
+]
+RunNameOption = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME", help="Of the run folder; default: name and time."),
+]
 ResumeOption = Annotated[
     str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
 ]
@@ -48,11 +59,12 @@ def tune(
     experiment: ExperimentArgument = None,
     overrides: SetOption = None,
     resume: ResumeOption = None,
-    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    name: RunNameOption = None,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:
     """Search the hyperparameters, then meta-test the best network beside its controls."""
-    _run("tune", experiment, overrides, resume, runs_dir, verbose)
+    _run("tune", experiment, overrides, resume, name, runs_dir, verbose)
 
 
 @app.command()
@@ -60,11 +72,12 @@ def train(
     experiment: ExperimentArgument = None,
     overrides: SetOption = None,
     resume: ResumeOption = None,
-    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    name: RunNameOption = None,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:
     """Meta-train the file's own configuration, without a search, and meta-test it."""
-    _run("train", experiment, overrides, resume, runs_dir, verbose)
+    _run("train", experiment, overrides, resume, name, runs_dir, verbose)
 
 
 @app.command()
@@ -73,7 +86,7 @@ def evaluate(
     episodes: Annotated[
         int | None, typer.Option("--episodes", help="Meta-test episodes; default: the file's.")
     ] = None,
-    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:
     """Meta-test the network of a run again."""
@@ -88,7 +101,7 @@ def evaluate(
 @app.command()
 def explain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run folder.")],
-    runs_dir: RunsDirOption = DEFAULT_ROOT,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
 ) -> None:
     """Say which keys matter and how, from a run's trials so far: tables and plots."""
     console = _console(verbose=False)
@@ -98,10 +111,10 @@ def explain(
 
 
 @app.command("list")
-def list_(runs_dir: RunsDirOption = DEFAULT_ROOT) -> None:
+def list_(runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:
     """List the runs."""
     console = _console(verbose=False)
-    runs = list_runs(runs_dir)
+    runs = list_runs(path_at(runs_dir))
     if not runs:
         console.print(f"no runs under {runs_dir}; `raymeta tune pen` makes one", highlight=False)
         return
@@ -113,7 +126,8 @@ def _run(
     experiment: str | None,
     overrides: list[str] | None,
     resume: str | None,
-    runs_dir: Path,
+    name: str | None,
+    runs_dir: str,
     verbose: bool,
 ) -> None:
     console = _console(verbose)
@@ -127,6 +141,7 @@ def _run(
                 overrides=overrides or (),
                 runs_dir=runs_dir,
                 resume=resume,
+                name=name,
                 watcher=view,
                 verbose=verbose,
             )

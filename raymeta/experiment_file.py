@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from raymeta.errors import ExperimentError
 from raymeta.experiment import Dimension, Experiment, Tasks
+from raymeta.remote import path_at
 
 SEARCHABLE_SECTIONS = ("tasks", "model", "maml", "training")
 # Trials that differ in these have different problems or budgets: their metrics cannot be compared.
@@ -125,7 +126,7 @@ for _side in (_Loader, _Dumper):
 def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     """The merged mapping of a file and its bases; fills `places` with the line of every key."""
     names = shipped_experiments()
-    path = Path(source)
+    path = path_at(source)
     if source in names:
         path = Path(str(resources.files("raymeta.experiments") / f"{source}.yaml"))
     place = str(path.resolve())

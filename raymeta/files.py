@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from raymeta.errors import RunError
+from raymeta.remote import AnyPath, RemotePath
 
 
 class WholeFile(io.FileIO):
@@ -73,7 +74,7 @@ class WholeFile(io.FileIO):
         self.close()
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: AnyPath, content: bytes) -> None:
     """Writes a file, whole or not at all, and its folder if need be.
 
     Raises:
@@ -81,9 +82,12 @@ def write_file(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(path, RemotePath):
+            path.write_bytes(content)
+            return
         with WholeFile(path) as file:
             file.write(content)
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written: {error.strerror}; what was there is unharmed"
+            f"{path}: cannot be written: {error.strerror or error}; what was there is unharmed"
         ) from error

@@ -13,6 +13,8 @@ RUN/time.json           the time spent
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,34 +24,49 @@ from raymeta.errors import RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, to_yaml
 from raymeta.files import write_file
+from raymeta.remote import AnyPath, path_at
 
 DEFAULT_ROOT = Path("runs")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """A run folder, on this machine or in any storage that Arrow knows."""
 
-    path: Path
+    path: AnyPath
 
     @classmethod
-    def create(cls, root: Path, experiment: Experiment) -> Run:
-        """Makes `root/NAME-DATE-TIME` and keeps the experiment in it.
+    def create(cls, root: AnyPath, experiment: Experiment, name: str | None = None) -> Run:
+        """Makes the run's folder under `root` and keeps the experiment in it.
+
+        Args:
+            root: where run folders are kept.
+            experiment: what will run.
+            name: of the folder; None for `run_name(experiment)`.
 
         Raises:
-            RunError: the folder cannot be written.
+            RunError: the folder cannot be written, or there is one of that name.
         """
-        stem = f"{experiment.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise RunError(
+                f"the name of a run takes letters, digits, `_`, `.` and `-`, but got {name!r}"
+            )
+        stem = name or run_name(experiment)
         for number in range(1, 1000):
             path = root.resolve() / (stem if number == 1 else f"{stem}-{number}")
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
-                continue
+                if name is None:
+                    continue
+                raise RunError(
+                    f"{path}: there is such a run; go on with it by --resume {name}, or take "
+                    "another name"
+                ) from None
             except OSError as error:
                 raise RunError(
-                    f"{path}: the run folder cannot be made: {error.strerror}; name a writable one "
-                    "with --runs-dir"
+                    f"{path}: the run folder cannot be made: {error.strerror or error}; name a "
+                    "writable one with --runs-dir"
                 ) from error
             run = cls(path)
             write_file(run.experiment_file, to_yaml(experiment).encode())
@@ -57,13 +74,13 @@ class Run:
         raise RunError(f"{root}: too many runs called {stem}")
 
     @classmethod
-    def open(cls, name: str, root: Path) -> Run:
+    def open(cls, name: str, root: AnyPath) -> Run:
         """The run at a path, or of a name under `root`.
 
         Raises:
             RunError: there is none.
         """
-        for path in (Path(name), root / name):
+        for path in (path_at(name), root / name):
             if (path / "experiment.yaml").is_file():
                 return cls(path.resolve())
         known = ", ".join(run.path.name for run in list_runs(root)[-5:]) or "none"
@@ -72,17 +89,17 @@ class Run:
         )
 
     @property
-    def experiment_file(self) -> Path:
+    def experiment_file(self) -> AnyPath:
         """The experiment as it ran."""
         return self.path / "experiment.yaml"
 
     @property
-    def tune_dir(self) -> Path:
+    def tune_dir(self) -> AnyPath:
         """Ray Tune's own state."""
         return self.path / "tune"
 
     @property
-    def search_dir(self) -> Path:
+    def search_dir(self) -> AnyPath:
         """What the search has found out about its space."""
         return self.path / "search"
 
@@ -108,7 +125,7 @@ class Run:
             )
         return load_experiment(str(self.path / "best.yaml"))
 
-    def model_file(self, name: str) -> Path:
+    def model_file(self, name: str) -> AnyPath:
         """Where a network is kept: `tuned`, `default` or `joint`."""
         return self.path / "models" / f"{name}.safetensors"
 
@@ -140,7 +157,7 @@ class Run:
     def resume_command(self) -> str:
         """What goes on with it."""
         command = "tune" if self.experiment().search.space else "train"
-        return f"raymeta {command} --resume {self.path}"
+        return f"raymeta {command} --resume {shlex.quote(str(self.path))}"
 
     @property
     def has_best(self) -> bool:
@@ -155,7 +172,12 @@ class Run:
         return "searched" if self.has_best else "unfinished"
 
 
-def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
+def run_name(experiment: Experiment) -> str:
+    """What a run that begins now is called: NAME-DATE-TIME."""
+    return f"{experiment.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def list_runs(root: AnyPath = DEFAULT_ROOT) -> list[Run]:
     """All runs under `root`, the oldest first."""
     if not root.is_dir():
         return []

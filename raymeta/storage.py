@@ -9,6 +9,7 @@ from pyarrow import NativeFile, PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from raymeta.files import WholeFile
+from raymeta.remote import AnyPath, RemotePath
 
 
 class _WholeFilesHandler(FSSpecHandler):
@@ -18,10 +19,12 @@ class _WholeFilesHandler(FSSpecHandler):
         return PythonFile(WholeFile(Path(path)), mode="w")
 
 
-def run_storage() -> FileSystem:
-    """The file system of run folders.
+def run_storage(path: AnyPath) -> tuple[FileSystem, str]:
+    """The file system that a run folder is in, and the path there.
 
     Tune empties each of its state files before it writes it anew, every second or so; a driver
     killed at that moment, or a full disk, would leave a search that cannot be resumed.
     """
-    return PyFileSystem(_WholeFilesHandler(LocalFileSystem(auto_mkdir=True)))
+    if isinstance(path, RemotePath):
+        return path.filesystem, path.path
+    return PyFileSystem(_WholeFilesHandler(LocalFileSystem(auto_mkdir=True))), str(path)

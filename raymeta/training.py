@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +32,7 @@ from raymeta.meta.memory import GraphMode, MemoryPlan, plan_memory
 from raymeta.models import NetworkSpec, Params, init_params, is_head
 from raymeta.outer import OuterLoop, OuterOptimizer, flat_sums
 from raymeta.pretraining import train_joint
+from raymeta.remote import AnyPath
 from raymeta.tasks import Split, TaskDistribution, load_tasks
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -321,7 +321,7 @@ def model_bytes(meta_params: Params) -> bytes:
     return save({_META + k: v.detach().cpu().contiguous() for k, v in meta_params.items()})
 
 
-def load_meta_params(path: Path) -> Params:
+def load_meta_params(path: AnyPath) -> Params:
     """The meta-parameters in a checkpoint or model file.
 
     Raises:
@@ -330,7 +330,7 @@ def load_meta_params(path: Path) -> Params:
     try:
         state = path.read_bytes()
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     tensors = _parse(state, str(path))
     found = {k.removeprefix(_META): v for k, v in tensors.items() if k.startswith(_META)}
     if not found:

@@ -40,6 +40,7 @@ LAYERS = (
     "raymeta.experiment_file",
     "raymeta.experiments",
     "raymeta.experiment",
+    "raymeta.remote",
     "raymeta.errors",
 )
 NUMERICS = (
@@ -59,7 +60,7 @@ KNOWN_TO = {
     "typer": {"raymeta.cli"},
     "rich": {"raymeta.cli", "raymeta.console"},
     "fsspec": {"raymeta.storage"},
-    "pyarrow": {"raymeta.storage"},
+    "pyarrow": {"raymeta.remote", "raymeta.storage"},
     "ray": {
         "raymeta.api",
         "raymeta.search.searcher",

@@ -78,7 +78,7 @@ class Resumed:
 
 def results_files(run: Run) -> dict[str, tuple[int, bytes]]:
     """Time of change and content of each trial's results."""
-    files = sorted(run.tune_dir.glob("*/result.json"))
+    files = sorted(Path(str(run.tune_dir)).glob("*/result.json"))
     return {f.parent.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
 
 

@@ -74,7 +74,7 @@ def test_json_is_read_back_and_absent_where_there_is_none(
 
 def set_age(run: Run, seconds: int) -> None:
     for path in (run.experiment_file, run.path):
-        os.utime(path, (1e9 - seconds, 1e9 - seconds))
+        os.utime(str(path), (1e9 - seconds, 1e9 - seconds))
 
 
 def test_a_run_is_opened_by_name_and_by_path(

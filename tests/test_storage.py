@@ -19,7 +19,7 @@ def test_folders_are_copied_in_and_out(tmp_path: Path) -> None:
     contents = {"state.json": b"{}", "trial/result.json": b"x" * 3_000_000, "trial/empty": b""}
     for name, content in contents.items():
         (source / name).write_bytes(content)
-    storage = run_storage()
+    storage, _ = run_storage(tmp_path)
     inside, outside = tmp_path / "run", tmp_path / "outside"
     copy_files(str(source), str(inside), destination_filesystem=storage)
     copy_files(str(inside), str(outside), source_filesystem=storage)
@@ -33,7 +33,8 @@ def test_folders_are_copied_in_and_out(tmp_path: Path) -> None:
 
 
 def test_it_reaches_the_trials_by_pickle() -> None:
-    assert pickle.loads(pickle.dumps(run_storage())) == run_storage()  # noqa: S301  (our own)
+    storage = run_storage(Path("runs"))
+    assert pickle.loads(pickle.dumps(storage)) == storage  # noqa: S301  (our own)
 
 
 def test_a_file_is_whole_even_if_its_writer_is_killed(tmp_path: Path) -> None:
@@ -43,7 +44,8 @@ def test_a_file_is_whole_even_if_its_writer_is_killed(tmp_path: Path) -> None:
 import os, signal, sys
 from raymeta.storage import run_storage
 
-stream = run_storage().open_output_stream(sys.argv[1])
+storage, path = run_storage(sys.argv[1])
+stream = storage.open_output_stream(path)
 stream.write(b"new")
 stream.flush()
 os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +66,7 @@ from raymeta.storage import run_storage
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    copy_files(*sys.argv[1:], destination_filesystem=run_storage())
+    copy_files(*sys.argv[1:], destination_filesystem=run_storage(sys.argv[2])[0])
 except OSError as error:
     print(error)
 """
@@ -86,4 +88,4 @@ def test_the_plain_file_system_would_not_keep_the_old_content(tmp_path: Path) ->
     assert target.read_bytes() == b""  # if this fails, ours is no longer needed
     stream.close()
     with pytest.raises(FileNotFoundError):
-        run_storage().open_input_stream(str(tmp_path / "absent"))
+        run_storage(tmp_path)[0].open_input_stream(str(tmp_path / "absent"))

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -36,6 +35,7 @@ from plotly.graph_objects import Figure
 
 from raymeta.errors import SearchError
 from raymeta.files import write_file
+from raymeta.remote import AnyPath
 from raymeta.search.ax_model import AxModel
 from raymeta.search.records import TrialRecord
 from raymeta.search.settings import SearchSettings
@@ -70,7 +70,7 @@ class Explanation:
     importance: dict[str, float]
     missing: dict[str, str]  # by analysis, why there is none
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Leaves the page and the data in a folder.
 
         Raises:

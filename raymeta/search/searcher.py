@@ -22,6 +22,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search import Searcher
 
 from raymeta.errors import RunError, SearchError
+from raymeta.remote import AnyPath, found_in
 from raymeta.search.records import Curve, Source, Status, TrialRecord
 from raymeta.search.settings import (
     Acquisition,
@@ -538,9 +539,9 @@ def _mean(before: float | None, latest: float) -> float:
     return latest if before is None else before + _SMOOTHING * (latest - before)
 
 
-def saved_records(experiment_dir: Path) -> dict[str, TrialRecord]:
+def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
     """The trials of a search from the folder Tune keeps its state in, by Tune's trial_id."""
-    files = sorted(experiment_dir.glob(Searcher.CKPT_FILE_TMPL.format("*")))
+    files = found_in(experiment_dir, Searcher.CKPT_FILE_TMPL.format("*"))
     return _records(_read_state(files[-1])) if files else {}
 
 
@@ -556,7 +557,7 @@ def _tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] 
     return trials
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: AnyPath) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if state["version"] != STATE_VERSION:
         raise RunError(

@@ -18,6 +18,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from raymeta.errors import ResourceError, RunError, SearchError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
+from raymeta.remote import AnyPath
 from raymeta.runs import Run
 from raymeta.search.records import Status, TrialRecord
 from raymeta.search.searcher import AxSearcher, saved_records
@@ -49,7 +50,7 @@ class TrialSummary:
 
     trial_id: str
     record: TrialRecord
-    checkpoint: Path | None
+    checkpoint: AnyPath | None
     error: str | None
 
     @property
@@ -121,14 +122,16 @@ def run_search(
     trainable = tune.with_resources(
         MetaTrial, tune.PlacementGroupFactory(placement_bundles(experiment.resources))
     )
-    if resume and tune.Tuner.can_restore(str(run.tune_dir), run_storage()):
+    filesystem, folder = run_storage(run.path)
+    tune_dir = f"{folder}/{run.tune_dir.name}"
+    if resume and tune.Tuner.can_restore(tune_dir, filesystem):
         # What a trial failed of, a full disk or a lost machine, may be mended: it gets another go.
         tuner = tune.Tuner.restore(
-            str(run.tune_dir),
+            tune_dir,
             trainable,
             resume_unfinished=True,
             resume_errored=True,
-            storage_filesystem=run_storage(),
+            storage_filesystem=filesystem,
         )
         # The callbacks were pickled with the tuner, and tell an observer that is gone.
         run_config = tuner._local_tuner.get_run_config()  # noqa: SLF001  (`restore` takes none)
@@ -158,12 +161,16 @@ def _summaries(results: tune.ResultGrid, run: Run) -> list[TrialSummary]:
     trials = []
     for result in results:
         trial_id = Path(result.path).name
-        folder = result.checkpoint.path if result.checkpoint else None
+        trial_dir = run.tune_dir / trial_id
         trials.append(
             TrialSummary(
                 trial_id=trial_id,
                 record=records.get(trial_id) or TrialRecord(_point(result.config or {}), "given"),
-                checkpoint=Path(folder) / CHECKPOINT_NAME if folder else None,
+                checkpoint=(
+                    trial_dir / Path(result.checkpoint.path).name / CHECKPOINT_NAME
+                    if result.checkpoint
+                    else None
+                ),
                 error=str(result.error) if result.error else None,
             )
         )
@@ -204,7 +211,7 @@ def read_trials(run: Run) -> dict[str, TrialRecord]:
     return saved_records(run.tune_dir)
 
 
-def earlier_trials(experiment: Experiment, root: Path) -> list[TrialRecord]:
+def earlier_trials(experiment: Experiment, root: AnyPath) -> list[TrialRecord]:
     """The trials of the run that `search.warm_start` names, at the budget of this experiment.
 
     Keys that were not searched then had the value of that run's file.  A trial that went on longer
@@ -278,6 +285,7 @@ def past_events(experiment: Experiment, run: Run) -> Iterator[TrialEvent]:
 
 def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Observer) -> tune.Tuner:
     search, training = experiment.search, experiment.training
+    filesystem, folder = run_storage(run.path)
     space = search_space(experiment)
     searcher = AxSearcher(
         space,
@@ -320,8 +328,8 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
         ),
         run_config=tune.RunConfig(
             name=run.tune_dir.name,
-            storage_path=str(run.path),
-            storage_filesystem=run_storage(),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             callbacks=[_Progress(observer)],
             failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
             # The last but one stays: Tune's saved state may still point to it.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from raymeta.experiment import Experiment, PenTasks, SentimentTasks
+from raymeta.remote import path_at
 from raymeta.tasks.episodes import SPLITS, Episodes, Examples, InputSpec, Split, TaskDistribution
 from raymeta.tasks.pen import Augmentation, load_pen
 from raymeta.tasks.sentiment import load_sentiment
@@ -37,7 +36,7 @@ def load_tasks(experiment: Experiment) -> TaskDistribution:
             augmentation=Augmentation(**tasks.augmentation.model_dump()),
             seed=seed,
             split_seed=tasks.split_seed,
-            data_dir=Path(tasks.data_dir) if tasks.data_dir else None,
+            data_dir=path_at(tasks.data_dir) if tasks.data_dir else None,
         )
     if isinstance(tasks, SentimentTasks):
         return load_sentiment(
@@ -49,6 +48,6 @@ def load_tasks(experiment: Experiment) -> TaskDistribution:
             token_dropout=tasks.token_dropout,
             seed=seed,
             split_seed=tasks.split_seed,
-            data_dir=Path(tasks.data_dir) if tasks.data_dir else None,
+            data_dir=path_at(tasks.data_dir) if tasks.data_dir else None,
         )
     return load_sinusoid(num_shots=tasks.num_shots, num_queries=tasks.num_queries, seed=seed)

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from raymeta.errors import DataError
+from raymeta.remote import AnyPath, found_in
 from raymeta.tasks.episodes import NO_CLASS, Episode, Examples, InputSpec, Split, TaskDistribution
 
 DATA_DIR = Path(__file__).parent / "data" / "uji_pen"
@@ -60,7 +61,7 @@ class Recording:
     strokes: tuple[np.ndarray, ...]
 
 
-def read_unipen(path: Path) -> tuple[list[Recording], list[frozenset[str]]]:
+def read_unipen(path: AnyPath) -> tuple[list[Recording], list[frozenset[str]]]:
     """Reads one writer's file.
 
     Returns:
@@ -176,7 +177,7 @@ def load_pen(
     augmentation: Augmentation,
     seed: int,
     split_seed: int,
-    data_dir: Path | None = None,
+    data_dir: AnyPath | None = None,
 ) -> TaskDistribution:
     """The task distribution over pen characters.
 
@@ -194,7 +195,7 @@ def load_pen(
         DataError: a file is broken, or the data cannot serve such episodes.
     """
     folder = data_dir or DATA_DIR
-    files = sorted(p for p in folder.glob("UJIpenchars-w*") if p.is_file())
+    files = [path for path in found_in(folder, "UJIpenchars-w*") if path.is_file()]
     if not files:
         raise DataError(f"{folder}: no file named UJIpenchars-w* found; set tasks.data_dir")
     recordings: list[Recording] = []

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raymeta.errors import DataError
+from raymeta.remote import AnyPath, found_in
 from raymeta.tasks.episodes import Episode, Examples, InputSpec, Split, TaskDistribution
 
 DATA_DIR = Path(__file__).parent / "data" / "uci_sentences"
@@ -37,7 +38,7 @@ def tokenize(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
 
 
-def read_domain(path: Path) -> tuple[Sentences, Sentences]:
+def read_domain(path: AnyPath) -> tuple[Sentences, Sentences]:
     """The tokenised sentences of blame (class 0) and praise (class 1) in a domain's file.
 
     Sentences without a token, and the empty last row that the original files carry, are dropped.
@@ -77,7 +78,7 @@ def load_sentiment(
     token_dropout: float,
     seed: int,
     split_seed: int,
-    data_dir: Path | None = None,
+    data_dir: AnyPath | None = None,
 ) -> TaskDistribution:
     """The task distribution over domains of sentences.
 
@@ -97,7 +98,7 @@ def load_sentiment(
         DataError: a file is broken, or the data cannot serve such episodes.
     """
     folder = data_dir or DATA_DIR
-    domains = {path.stem: read_domain(path) for path in sorted(folder.glob("*.json"))}
+    domains = {path.stem: read_domain(path) for path in found_in(folder, "*.json")}
     if test_domain not in domains or len(domains) < 2:
         raise DataError(
             f"{folder}: expected a JSON file for the held-out domain {test_domain!r} and at least "

@@ -52,10 +52,10 @@ class Steps(tune.Trainable):
 
 ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
          log_to_driver=False, logging_level="ERROR")
-path = str(folder / "tune")
-if tune.Tuner.can_restore(path, run_storage()):
+filesystem, path = run_storage(folder / "tune")
+if tune.Tuner.can_restore(path, filesystem):
     tuner = tune.Tuner.restore(path, Steps, resume_unfinished=True, resume_errored=True,
-                               storage_filesystem=run_storage())
+                               storage_filesystem=filesystem)
 else:
     space = [Parameter(name="x", low=0, high=1)]
     searcher = AxSearcher(space, metric="score", mode="max", num_sobol=4, max_steps={STEPS},
@@ -65,7 +65,7 @@ else:
         tune_config=tune.TuneConfig(search_alg=searcher, num_samples={NUM_TRIALS},
                                     max_concurrent_trials=2),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), storage_filesystem=run_storage(), verbose=0,
+            name="tune", storage_path=str(folder), storage_filesystem=filesystem, verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1)))
 (folder / "began").touch()
 results = tuner.fit()
