@@ -1,0 +1,61 @@
+"""The cluster of test hosts, shared by the tests that leave it as they found it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Hosts, missing
+from tests.cluster.onprem import CPUS, OnPrem, Search
+
+ENVIRONMENT = {"RAYMETA_NATIVE": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # no compiling: it takes long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of this folder are marked, and skipped where no test hosts can be made."""
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    reason = missing() if here else None
+    for item in here:
+        item.add_marker(pytest.mark.cluster)
+        item.add_marker(pytest.mark.slow)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def onprem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPrem]:
+    """A head and two workers that run Ray, and a laptop."""
+    hosts = Hosts(3, tmp_path_factory.mktemp("onprem"), environment=ENVIRONMENT)
+    for worker in hosts.hosts[1:]:
+        worker.environment["RAY_OVERRIDE_RESOURCES"] = f'{{"CPU": {CPUS}}}'
+    with hosts:
+        cluster = OnPrem(hosts)
+        cluster.up()
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(onprem: OnPrem) -> Search:
+    """A search of one trial to which nothing happens."""
+    search = onprem.start("undisturbed")
+    search.wait_for_end_of_trials()
+    search.stop()
+    return search
+
+
+@pytest.fixture
+def start(onprem: OnPrem, request: pytest.FixtureRequest) -> Iterator[Callable[..., Search]]:
+    """Starts searches on the cluster, which has nothing else to do, and ends them with the test."""
+    onprem.wait_until_ready()
+    searches: list[Search] = []
+
+    def launch(*overrides: str, command: str = "train", name: str = "") -> Search:
+        run = name or request.node.name.replace("[", "-").strip("]")
+        searches.append(onprem.start(run, *overrides, command=command))
+        return searches[-1]
+
+    yield launch
+    for search in searches:
+        search.stop()

@@ -1,0 +1,221 @@
+"""A cluster of test hosts as `cluster/onprem.yaml` makes it, and searches on it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.hosts import REPOSITORY, Host, Hosts, wait_until
+
+CPUS = 2  # that a worker host is said to have
+NOT_RAY = ("sshd", "bash", "ssh ")  # what else runs on a host
+READY_S = 120
+EXPERIMENT = """
+name: tiny
+tasks: {source: sinusoid, num_shots: 5, num_queries: 5}
+model: {cell: rnn, hidden_size: 8, num_layers: 1}
+maml: {adaptation_steps: 1, inner_lr: 0.05}
+training: {meta_steps: 1500, eval_every: 50, meta_batch_size: 4, val_episodes: 4,
+  pretrain_steps: 0, precision: float64}
+evaluation: {num_episodes: 4, adaptation_steps: 2}
+resources: {num_workers: 1}
+search:
+  num_trials: 4
+  num_sobol: 4
+  early_stopping: none
+  space:
+    maml.inner_lr: {low: 0.01, high: 0.1, log: true}
+"""
+METRIC = "val_loss"
+
+
+class OnPrem:
+    """The first host is the head, the others are workers."""
+
+    def __init__(self, hosts: Hosts, *, redis: bool = False) -> None:
+        """Prepares the machines as their owner would; starts nothing of Ray.
+
+        Args:
+            hosts: all on.
+            redis: let Redis, on the head, keep what the head knows.
+        """
+        self.hosts = hosts
+        self.head, self.workers = hosts[0], hosts.hosts[1:]
+        self.file = hosts.work / "onprem.yaml"
+        self.experiment = hosts.work / "tiny.yaml"
+        self.runs = hosts.shared / "runs"
+        self.experiment.write_text(EXPERIMENT)
+        content = yaml.safe_load((REPOSITORY / "cluster" / "onprem.yaml").read_text())
+        # What the file asks its user to fill in, and nothing else.
+        content["provider"]["head_ip"] = self.head.address
+        content["provider"]["worker_ips"] = [worker.address for worker in self.workers]
+        content["auth"]["ssh_user"] = "root"
+        if redis:
+            setup = content["setup_commands"]
+            setup[0] = setup[0].replace("\nEND", "\nexport RAY_REDIS_ADDRESS=127.0.0.1:6380\nEND")
+            assert "RAY_REDIS_ADDRESS" in setup[0]
+        self.file.write_text(yaml.safe_dump(content))
+        # `setup_commands` finds its pins installed: nothing can be downloaded here.
+        pins = REPOSITORY / "scripts" / "constraints.txt"
+        for host in hosts:
+            host.run(f"mkdir -p ~/env && ln -s {sys.prefix}/bin ~/env/bin && cp {pins} ~/env/")
+        hosts.laptop.environment["RAY_AUTH_MODE"] = "token"
+        hosts.laptop.run("ray get-auth-token --generate")
+
+    def up(self) -> None:
+        """`ray up`; returns when all workers have joined."""
+        self.laptop(f"ray up --yes --no-config-cache {self.file}", timeout_s=READY_S)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """All workers are there, and nothing runs."""
+        cpus = f" 0.0/{CPUS * len(self.workers)}.0 CPU"
+        wait_until(
+            lambda: cpus in self.on_head("ray status", check=False),
+            "the workers have not joined",
+            timeout_s=READY_S,
+            every_s=1,
+        )
+
+    def laptop(self, line: str, *, timeout_s: float = 60) -> str:
+        """Runs a line of bash on the laptop, in the repository."""
+        return self.hosts.laptop.run(f"cd {REPOSITORY} && {line}", timeout_s=timeout_s)
+
+    def on_head(self, line: str, *, check: bool = True) -> str:
+        """Runs a line of bash on the head, as a user who is logged in there."""
+        return self.head.run(f". ~/.raymeta && {line}", check=check)
+
+    def rayless(self) -> dict[str, list[str]]:
+        """What runs on each host beside what ran before there was Ray; empty if nothing."""
+        left = {
+            host.name: [a for a in host.processes().values() if not a.startswith(NOT_RAY)]
+            for host in self.hosts
+        }
+        return {name: commands for name, commands in left.items() if commands}
+
+    def worker_at(self, address: str) -> Host:
+        """The worker host of an address."""
+        return next(worker for worker in self.workers if worker.address == address)
+
+    def start(self, name: str, *overrides: str, command: str = "train") -> Search:
+        """Starts a search on the head: of one trial, unless `command` is `tune`."""
+        settings = " ".join(f"--set '{override}'" for override in overrides)
+        line = (
+            f"export RAY_ADDRESS=auto && . ~/.raymeta && "
+            f"exec raymeta {command} {self.experiment} -v --run {name} {settings}"
+        )
+        log = self.hosts.work / f"{name}.log"
+        return Search(self, name, log, self.head.start(line, log))
+
+    def drain(self, host: Host, notice_s: int) -> None:
+        """Tells Ray that a host will be taken away, as a provider's notice would."""
+        script = (
+            "import ray; ray.init('auto', logging_level='ERROR', log_to_driver=False); "
+            "print('node', *[n['NodeID'] for n in ray.nodes() if n['Alive'] and "
+            f"n['NodeManagerAddress'] == '{host.address}'])"
+        )
+        node = self.on_head(f'python -c "{script}"').split("node ")[-1].split()[0]
+        self.on_head(
+            f"ray drain-node --address {self.head.address}:6379 --node-id {node} "
+            "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'spot notice' "
+            f"--deadline-remaining-seconds {notice_s}"
+        )
+
+
+@dataclass
+class Search:
+    """A search that runs, with what its folder says of it."""
+
+    cluster: OnPrem
+    name: str
+    log: Path
+    driver: subprocess.Popen[bytes] | None = None
+
+    def results(self) -> list[dict[str, Any]]:
+        """What the trials have reported."""
+        found = []
+        for file in sorted((self.cluster.runs / self.name / "tune").glob("*/result.json")):
+            for line in file.read_text().splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:  # being written
+                    continue
+        return found
+
+    def steps(self, trial: str | None = None) -> list[int]:
+        """The meta-steps at the reports of its trials."""
+        return [r["meta_steps"] for r in self.results() if trial in (None, r["trial_id"])]
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Meta-steps and metric of its only trial."""
+        return [(r["meta_steps"], r[METRIC]) for r in self.results()]
+
+    def trial_host(self) -> Host:
+        """Where its last report came from."""
+        return self.cluster.worker_at(self.results()[-1]["node_ip"])
+
+    def addresses(self) -> set[str]:
+        """Where its reports came from."""
+        return {result["node_ip"] for result in self.results()}
+
+    def wait_for_reports(self, count: int, timeout_s: float = 60) -> None:
+        """Until there are so many; fails if the driver ends before."""
+
+        def enough() -> bool:
+            if len(self.results()) >= count:
+                return True
+            assert self.driver is None or self.driver.poll() is None, self.tail()
+            return False
+
+        wait_until(enough, f"no {count} reports", timeout_s)
+
+    def wait_for_host_other_than(self, host: Host, timeout_s: float) -> float:
+        """Until a report comes from another one; how long that took."""
+        began, reports = time.monotonic(), len(self.results())
+
+        def moved() -> bool:
+            assert self.driver is None or self.driver.poll() is None, self.tail()
+            return any(r["node_ip"] != host.address for r in self.results()[reports:])
+
+        wait_until(moved, f"the trial did not move on from {host.name}", timeout_s)
+        return time.monotonic() - began
+
+    def wait_for_end_of_trials(self, num_trials: int = 1, timeout_s: float = 120) -> None:
+        """Until so many have reported their last step."""
+
+        def over() -> bool:
+            if sum(bool(r["done"]) for r in self.results()) >= num_trials:
+                return True
+            assert self.driver is None or self.driver.poll() is None, self.tail()
+            return False
+
+        wait_until(over, "the trials have not come to their end", timeout_s)
+
+    def wait_for_exit(self, timeout_s: float = 120) -> int:
+        """The driver's exit code."""
+        assert self.driver is not None
+        return self.driver.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Ends the driver, if it is running; what it has done is on the disk."""
+        if self.driver is not None and self.driver.poll() is None:
+            self.cluster.head.kill(f"--run {self.name}")
+            self.driver.wait(30)
+
+    def tail(self) -> str:
+        """The end of what the driver said."""
+        return self.log.read_text()[-3000:]
+
+
+def without_repeats(steps: Sequence[int]) -> bool:
+    """Whether a trial's reports go forward only: it never began again."""
+    return all(after > before for before, after in itertools.pairwise(steps))
