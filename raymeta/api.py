@@ -8,9 +8,10 @@ report.best.maml.inner_lr, report.meta_test.rows[0].score
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import torch
 from raymeta.errors import ExperimentError, RunError, SearchError
 from raymeta.evaluation import MetaTest, meta_test, train_joint_control
 from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment, shipped_experiments, to_yaml, with_values
+from raymeta.experiment_file import load_experiment, shipped_experiments, with_values
 from raymeta.files import write_file
 from raymeta.remote import AnyPath, path_at
 from raymeta.runs import DEFAULT_ROOT, Run
@@ -81,6 +82,7 @@ def tune(
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
     name: str | None = None,
+    keep_data: bool = False,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
@@ -93,6 +95,7 @@ def tune(
         runs_dir: where the run folder is made: a folder, or a URI such as `s3://bucket/runs`.
         resume: the name or path of a run to go on with; its own experiment holds.
         name: of the run folder; by default the experiment's name with date and time.
+        keep_data: copies `tasks.data_dir` into the run folder, which is then whole wherever it is.
         watcher: is told of the progress.
         verbose: Ray's own log lines as well.
 
@@ -108,7 +111,8 @@ def tune(
             )
         file_point(loaded)  # before anything is started, like what follows
         earlier_trials(loaded, path_at(runs_dir))
-        return _start(loaded, path_at(runs_dir), name, watcher or _Silent(), verbose)
+        make = partial(Run.create, path_at(runs_dir), loaded, name, keep_data)
+        return _start(loaded, make, watcher or _Silent(), verbose)
     return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
 
 
@@ -119,6 +123,7 @@ def train(
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
     name: str | None = None,
+    keep_data: bool = False,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
@@ -126,7 +131,8 @@ def train(
     if resume is None:
         nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
         loaded = with_values(_load(experiment, overrides), nothing)
-        return _start(loaded, path_at(runs_dir), name, watcher or _Silent(), verbose)
+        make = partial(Run.create, path_at(runs_dir), loaded, name, keep_data)
+        return _start(loaded, make, watcher or _Silent(), verbose)
     return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
 
 
@@ -189,6 +195,20 @@ def load_report(run: Run) -> Report | None:
     )
 
 
+def load_checked(experiment: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment, of which all is known to be in order that can be known before a run.
+
+    Raises:
+        ExperimentError: it breaks a rule of the schema.
+        DataError: its data are broken, or cannot serve its episodes.
+    """
+    loaded = _load(experiment, overrides)
+    if loaded.search.space:
+        file_point(loaded)
+    _check_tasks(loaded)
+    return loaded
+
+
 def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment:
     if experiment is None:
         raise ExperimentError(
@@ -203,11 +223,12 @@ def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment
 
 
 def _start(
-    experiment: Experiment, runs_dir: AnyPath, name: str | None, watcher: Watcher, verbose: bool
+    experiment: Experiment, make_run: Callable[[], Run], watcher: Watcher, verbose: bool
 ) -> Report:
     _check_tasks(experiment)  # before anything is started or written
     with _ray(experiment, verbose):
-        run = Run.create(runs_dir, experiment, name)
+        run = make_run()
+        experiment = run.experiment()  # whose data may be within the run folder now
         watcher.started(run, experiment)
         _search(experiment, run, watcher, resume=False)
     return _meta_test(run, watcher, None)
@@ -277,8 +298,7 @@ def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) ->
         if trial is not None and trial.checkpoint is not None:
             write_file(run.model_file(name), model_bytes(load_meta_params(trial.checkpoint)))
     # This file says that the search is done.
-    tuned = with_values(experiment, best.record.point)
-    write_file(run.path / "best.yaml", to_yaml(tuned).encode())
+    run.keep_best(best.record.point)
     if experiment.search.space:
         watcher.phase("explaining the search")
         try:

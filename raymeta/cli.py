@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from raymeta.console import ProgressView, print_importance, print_report, print_runs
-from raymeta.errors import RaymetaError, RunError
+from raymeta.console import (
+    ProgressView,
+    print_findings,
+    print_importance,
+    print_jobs,
+    print_log_end,
+    print_report,
+    print_runs,
+    print_submitted,
+)
+from raymeta.errors import ClusterError, RaymetaError, RunError
 from raymeta.remote import path_at
 from raymeta.runs import DEFAULT_ROOT, list_runs
+
+if TYPE_CHECKING:
+    from raymeta.deploy.jobs import Job, Jobs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +62,36 @@ RunNameOption = Annotated[
 ResumeOption = Annotated[
     str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
 ]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="Its file, such as cluster/onprem.yaml."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="Its dashboard, where there is a way to it; default: a tunnel to the head that FILE "
+        "describes, or else http://127.0.0.1:8265.",
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runs-dir",
+        metavar="URI",
+        help="Where the cluster keeps run folders: a folder that all nodes share, or a URI such "
+        "as s3://bucket/runs; default: the cluster's own, its RAYMETA_RUNS_DIR.",
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run on the cluster.")]
+OptionalRunArgument = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="Name of a run on the cluster; default: all.")
+]
+KeepDataOption = Annotated[
+    bool,
+    typer.Option("--keep-data", help="Copy tasks.data_dir into the run folder, to move with it."),
+]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Every validation, and Ray's own log.")
 ]
@@ -60,11 +103,12 @@ def tune(
     overrides: SetOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = None,
+    keep_data: KeepDataOption = False,
     runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:
     """Search the hyperparameters, then meta-test the best network beside its controls."""
-    _run("tune", experiment, overrides, resume, name, runs_dir, verbose)
+    _run("tune", experiment, overrides, resume, name, keep_data, runs_dir, verbose)
 
 
 @app.command()
@@ -73,11 +117,12 @@ def train(
     overrides: SetOption = None,
     resume: ResumeOption = None,
     name: RunNameOption = None,
+    keep_data: KeepDataOption = False,
     runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:
     """Meta-train the file's own configuration, without a search, and meta-test it."""
-    _run("train", experiment, overrides, resume, name, runs_dir, verbose)
+    _run("train", experiment, overrides, resume, name, keep_data, runs_dir, verbose)
 
 
 @app.command()
@@ -121,12 +166,177 @@ def list_(runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:
     print_runs(console, runs, [run.read_json("results.json") or {} for run in runs])
 
 
+@app.command()
+def check(
+    experiment: ExperimentArgument = None,
+    overrides: SetOption = None,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+    runs_dir: StorageOption = None,
+    crds: Annotated[
+        Path | None,
+        typer.Option("--crds", help="KubeRay's CRDs, to check a Kubernetes manifest against."),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask every node of the running cluster for the storage.")
+    ] = False,
+) -> None:
+    """Say whether an experiment can run on a cluster, before anything is paid for."""
+    console = _console(verbose=False)
+    if cluster is None:
+        raise ClusterError("name the cluster's file: --cluster cluster/onprem.yaml")
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+    from raymeta.deploy.check import check_on, has_errors  # noqa: PLC0415
+    from raymeta.deploy.cluster_file import load_cluster  # noqa: PLC0415
+    from raymeta.deploy.jobs import connect  # noqa: PLC0415
+
+    described = load_cluster(cluster, crds=crds)
+    findings = check_on(api.load_checked(experiment, overrides or ()), described, runs_dir)
+    print_findings(console, findings)
+    if has_errors(findings):
+        raise ClusterError(f"the experiment cannot run on {cluster} as it is")
+    if live:
+        with connect(address, cluster) as jobs:
+            probe = jobs.probe(runs_dir)
+            if _follow(console, jobs, probe):
+                raise ClusterError("not every node can use the storage")
+
+
+@app.command()
+def submit(
+    experiment: ExperimentArgument = None,
+    overrides: SetOption = None,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+    runs_dir: StorageOption = None,
+    resume: ResumeOption = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return as soon as the cluster has taken the job.")
+    ] = False,
+) -> None:
+    """Run a search on a cluster and follow it; the driver runs there, so you may leave."""
+    console = _console(verbose=False)
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+    from raymeta.deploy.check import check_on, growth, has_errors  # noqa: PLC0415
+    from raymeta.deploy.cluster_file import load_cluster  # noqa: PLC0415
+    from raymeta.deploy.jobs import connect  # noqa: PLC0415
+
+    loaded = None if resume else api.load_checked(experiment, overrides or ())
+    described = load_cluster(cluster) if cluster is not None else None
+    if loaded is not None and described is not None:
+        findings = check_on(loaded, described, runs_dir)
+        if has_errors(findings):
+            print_findings(console, findings)
+            raise ClusterError(f"the experiment cannot run on {cluster}; nothing was submitted")
+    nodes = growth(described) if described is not None else None
+    with connect(address, cluster) as jobs:
+        if loaded is not None:
+            job = jobs.submit(loaded, runs_dir=runs_dir, nodes=nodes)
+        else:
+            assert resume is not None
+            job = jobs.resume(resume, runs_dir=runs_dir, nodes=nodes)
+        print_submitted(console, job, _where(address, cluster))
+        code = 0 if detach else _follow(console, jobs, job)
+    if code:
+        sys.exit(code)
+
+
+@app.command()
+def status(
+    run: OptionalRunArgument = None,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+) -> None:
+    """List the runs of a cluster, or tell how one of them stands."""
+    console = _console(verbose=False)
+    from raymeta.deploy.jobs import connect  # noqa: PLC0415  (Ray takes seconds to import)
+
+    with connect(address, cluster) as jobs:
+        if run is None:
+            print_jobs(console, jobs.all())
+            return
+        job = jobs.find(run)
+        print_jobs(console, [job])
+        print_log_end(console, jobs.log(job))
+
+
+@app.command()
+def logs(
+    run: RunArgument,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Show what a run's driver has printed, and follow it while it runs."""
+    console = _console(verbose=False)
+    from raymeta.deploy.jobs import connect  # noqa: PLC0415  (Ray takes seconds to import)
+
+    with connect(address, cluster) as jobs:
+        _follow(console, jobs, jobs.find(run))
+
+
+@app.command()
+def stop(
+    run: RunArgument,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+) -> None:
+    """End a run's driver and its trials; `submit --resume` goes on with it."""
+    console = _console(verbose=False)
+    from raymeta.deploy.jobs import connect  # noqa: PLC0415  (Ray takes seconds to import)
+
+    with connect(address, cluster) as jobs:
+        job = jobs.stop(jobs.find(run))
+        where = _where(address, cluster)
+        hint = f"; go on with `raymeta submit --resume {job.run}{where}`"
+        console.print(f"{job.run}: {job.status.lower()}{hint}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    run: RunArgument,
+    cluster: ClusterOption = None,
+    address: AddressOption = None,
+    runs_dir: Annotated[
+        Path, typer.Option("--runs-dir", help="Where to put the run folder on this machine.")
+    ] = DEFAULT_ROOT,
+) -> None:
+    """Bring a run folder home from a cluster."""
+    console = _console(verbose=False)
+    from raymeta.deploy.jobs import connect, fetch_run  # noqa: PLC0415  (Ray takes seconds)
+
+    with connect(address, cluster) as jobs:
+        home = fetch_run(jobs, run, runs_dir, cluster)
+    console.print(f"run folder: {home}", highlight=False, soft_wrap=True)
+
+
+def _where(address: str | None, cluster: Path | None) -> str:
+    """The options that lead to the same cluster again."""
+    found = [("--cluster", cluster), ("--address", address)]
+    return "".join(f" {option} {value}" for option, value in found if value is not None)
+
+
+def _follow(console: Console, jobs: Jobs, job: Job) -> int:
+    """Shows a job's log to its end; the job's exit code."""
+    try:
+        ended = jobs.follow(job, lambda text: console.print(text, end="", highlight=False))
+    except KeyboardInterrupt:
+        raise ClusterError(
+            f"no longer followed; {job.run} goes on: `raymeta logs {job.run}` follows it again, "
+            f"`raymeta stop {job.run}` ends it"
+        ) from None
+    if ended.status == "SUCCEEDED":
+        return 0
+    console.print(f"{job.run}: {ended.status.lower()}: {ended.message}", soft_wrap=True)
+    return ended.exit_code or 1
+
+
 def _run(
     command: str,
     experiment: str | None,
     overrides: list[str] | None,
     resume: str | None,
     name: str | None,
+    keep_data: bool,
     runs_dir: str,
     verbose: bool,
 ) -> None:
@@ -142,6 +352,7 @@ def _run(
                 runs_dir=runs_dir,
                 resume=resume,
                 name=name,
+                keep_data=keep_data,
                 watcher=view,
                 verbose=verbose,
             )

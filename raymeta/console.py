@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -17,6 +18,8 @@ from raymeta.runs import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
     from raymeta.api import Report
+    from raymeta.deploy.check import Finding
+    from raymeta.deploy.jobs import Job
     from raymeta.evaluation import Row
     from raymeta.search.records import TrialRecord
     from raymeta.search.tuner import TrialEvent
@@ -27,6 +30,7 @@ FIXED_COLUMNS_WIDTH = 63  # trial, state, meta-steps, metric and speed
 VALUE_WIDTH = 9
 LONGEST_WHOLE_CURVE = 10  # in adaptation steps
 STEP_KEY = "meta_steps"
+LAST_LINES = 10  # of a log
 
 
 @dataclass
@@ -241,6 +245,7 @@ def print_report(console: Console, report: Report) -> None:
         console.print(f"{len(statuses)} trials: {counts}\n", highlight=False)
 
     console.print(_score_table(report))
+    console.print("ahead: episode by episode, on the same episodes", style="dim", highlight=False)
     if result.note:
         console.print(result.note, style="dim", highlight=False, soft_wrap=True)
     console.print()
@@ -303,11 +308,13 @@ def _score_table(report: Report) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column(result.metric, justify="right", no_wrap=True)
     table.add_column("steps", justify="right")
+    table.add_column("ahead of it by", justify="right", no_wrap=True, style="dim")
     for number, row in enumerate(result.rows):
         table.add_row(
             f"{row.label} ({row.detail})" if row.detail else row.label,
             _plus_minus(row.score.mean, row.score.half_width),
             "" if row.steps is None else str(row.steps),
+            _plus_minus(row.ahead.mean, row.ahead.half_width) if row.ahead else "",
             style="bold" if number == 0 else "",
         )
     return table
@@ -371,6 +378,53 @@ def print_runs(console: Console, runs: Sequence[Run], results: Sequence[Mapping[
             )
         table.add_row(run.path.name, run.experiment().name, run.status, score)
     console.print(table)
+
+
+_SIGNS = {"ok": "✓", "note": "·", "warning": "!", "error": "✗"}
+_STYLES = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """What was found of an experiment on a cluster, a paragraph each."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for column in ("sign", "subject", "text"):
+        table.add_column(column, no_wrap=column != "text", overflow="fold")
+    for found in findings:
+        sign = Text(_SIGNS[found.level], style=_STYLES[found.level])
+        table.add_row(sign, found.subject, Text(found.text))
+    console.print(table)
+
+
+def print_submitted(console: Console, job: Job, where: str) -> None:
+    """The run's name on the cluster, and what one can do with it."""
+    console.print(
+        f"submitted {job.run}; it goes on without you: `raymeta logs {job.run}{where}` follows it, "
+        f"`raymeta stop {job.run}{where}` ends it, `raymeta fetch {job.run}{where}` brings it home",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_jobs(console: Console, jobs: Sequence[Job]) -> None:
+    """A line for every job: run, state, when it began, how long it has run."""
+    if not jobs:
+        console.print("no runs on this cluster; `raymeta submit EXPERIMENT` starts one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "began", "time", "exit code"):
+        table.add_column(column, no_wrap=True)
+    for job in jobs:
+        seconds = ((job.ended or datetime.now()) - job.began).total_seconds()
+        code = "" if job.exit_code is None else str(job.exit_code)
+        began = f"{job.began:%Y-%m-%d %H:%M:%S}"
+        table.add_row(job.job_id, job.status.lower(), began, _clock(seconds), code)
+    console.print(table)
+
+
+def print_log_end(console: Console, log: str) -> None:
+    """The last lines of what a driver has printed."""
+    for line in log.splitlines()[-LAST_LINES:]:
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def _plus_minus(value: float, spread: float | None) -> str:

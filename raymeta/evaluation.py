@@ -51,7 +51,9 @@ class Row:
     """One contestant of the meta-test.
 
     `score` is after `steps` adaptation steps, `curve` after 0 … S of them; what does not adapt has
-    neither.  `detail` names what was chosen on meta-validation.
+    neither.  `ahead` is by how much the run's network is better, episode by episode: its interval
+    is narrower than those of the two scores, since what is hard for one is mostly hard for the
+    other.  `detail` names what was chosen on meta-validation.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Row:
     score: Score
     steps: int | None = None
     curve: tuple[Score, ...] = ()
+    ahead: Score | None = None
     detail: str = ""
 
 
@@ -91,6 +94,7 @@ class MetaTest:
                     **row,
                     "score": Score(**row["score"]),
                     "curve": tuple(Score(**point) for point in row["curve"]),
+                    "ahead": Score(**row["ahead"]) if row.get("ahead") else None,
                 }
             )
             for row in content["rows"]
@@ -124,40 +128,42 @@ def meta_test(
     """
     steps = recipe.eval_steps
 
-    def judged(
-        name: str, label: str, tasks: TaskDistribution, recipe: Recipe, params: Params, at: int
-    ) -> Row:
+    def curves(label: str, tasks: TaskDistribution, recipe: Recipe, params: Params) -> Tensor:
         progress(label)
-        scores = adaptation_curves(
+        return adaptation_curves(
             tasks, recipe, params, "test", num_episodes=num_episodes, num_steps=steps
         )
-        curve = tuple(Score.of(column) for column in scores.unbind(1))
-        return Row(name, label, curve[at], at, curve)
 
-    tuned = judged("tuned", label, tasks, recipe, meta_params, steps)
+    mine = curves(label, tasks, recipe, meta_params)
+    sign = -1.0 if recipe.kind == "regression" else 1.0
+
+    def ahead(scores: Tensor) -> Score:
+        return Score.of(sign * (mine[:, steps] - scores))
+
+    def row(name: str, label: str, found: Tensor, at: int, detail: str = "") -> Row:
+        curve = tuple(Score.of(column) for column in found.unbind(1))
+        return Row(name, label, curve[at], at, curve, ahead(found[:, at]), detail)
+
     rows = [
-        tuned,
-        Row("unadapted", "the same before adaptation", tuned.curve[0], steps=0),
+        replace(row("tuned", label, mine, steps), ahead=None),
+        replace(row("unadapted", "the same before adaptation", mine, 0), curve=()),
     ]
     if default is not None:
-        rows.append(judged("default", "the file's configuration, meta-trained", *default, steps))
+        label = "the file's configuration, meta-trained"
+        rows.append(row("default", label, curves(label, *default), steps))
+    label = "random initialisation"
     fresh = initial_meta_params(recipe, meta_params["head.weight"].device)
-    rows.append(judged("random", "random initialisation", tasks, recipe, fresh, steps))
-    progress("joint training + fine-tuning")
+    rows.append(row("random", label, curves(label, tasks, recipe, fresh), steps))
+    label = "joint training + fine-tuning"
+    progress(f"how {label} serves meta-validation best")
     tuning = choose_fine_tuning(tasks, recipe, joint, steps)
-    row = judged(
-        "joint",
-        "joint training + fine-tuning",
-        tasks,
-        tuning.recipe,
-        tuning.params,
-        tuning.num_steps,
-    )
-    rows.append(replace(row, detail=f"rate {tuning.rate:g}"))
+    found = curves(label, tasks, tuning.recipe, tuning.params)
+    rows.append(row("joint", label, found, tuning.num_steps, f"rate {tuning.rate:g}"))
     if tasks.class_mean_features is not None:
         progress("class means")
         scores = class_mean_scores(tasks, "test", num_episodes)
-        rows.append(Row("class_mean", "class-mean nearest neighbour", Score.of(scores)))
+        label = "class-mean nearest neighbour"
+        rows.append(Row("class_mean", label, Score.of(scores), ahead=ahead(scores)))
     regression = recipe.kind == "regression"
     return MetaTest(
         metric="squared error" if regression else "accuracy",

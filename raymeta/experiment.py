@@ -148,6 +148,14 @@ class Resources(Section):
     num_workers: int = Field(1, ge=1, description="data-parallel workers of a trial")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0, description="whole or a fraction; 0 trains on CPU")
+    accelerator_type: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]+$", description="train on such GPUs alone, e.g. A100"
+    )
+    placement: Literal["pack", "one_node", "spread"] = Field(
+        "pack",
+        description="a trial's workers on as few nodes as there is room, on one and the same node, "
+        "or each on a node of its own",
+    )
     max_concurrent_trials: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0, description="restarts of a trial from its last checkpoint")
 
@@ -157,6 +165,11 @@ class Resources(Section):
             raise ValueError(
                 f"gpus_per_worker must be a fraction up to 1 or a whole number, but got "
                 f"{self.gpus_per_worker}"
+            )
+        if self.accelerator_type is not None and self.gpus_per_worker == 0:
+            raise ValueError(
+                "accelerator_type needs gpus_per_worker above 0, but got "
+                f"(accelerator_type={self.accelerator_type}, gpus_per_worker=0)"
             )
         return self
 

@@ -135,6 +135,14 @@ class RemotePath:
 AnyPath = Path | RemotePath
 
 
+def copy_folder(source: RemotePath, target: Path) -> None:
+    """Copies a folder with all that is in it to this machine."""
+    from pyarrow.fs import copy_files  # noqa: PLC0415  (it takes a while to import)
+
+    target.mkdir(parents=True, exist_ok=True)
+    copy_files(source.path, str(target), source_filesystem=source.filesystem)
+
+
 def found_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """What fits a pattern in a folder, by its whole path."""
     fitting: list[AnyPath] = [*folder.glob(pattern)]

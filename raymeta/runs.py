@@ -8,6 +8,7 @@ RUN/best.yaml           the experiment with the best trial's values in it
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
 RUN/time.json           the time spent
+RUN/data/               the data of the tasks, where they were to be kept with the run
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +24,12 @@ from typing import Any
 
 from raymeta.errors import RunError
 from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment, to_yaml
+from raymeta.experiment_file import load_experiment, to_yaml, with_values
 from raymeta.files import write_file
-from raymeta.remote import AnyPath, path_at
+from raymeta.remote import AnyPath, found_in, path_at
 
 DEFAULT_ROOT = Path("runs")
+_DATA = "data"
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,20 @@ class Run:
     path: AnyPath
 
     @classmethod
-    def create(cls, root: AnyPath, experiment: Experiment, name: str | None = None) -> Run:
+    def create(
+        cls,
+        root: AnyPath,
+        experiment: Experiment,
+        name: str | None = None,
+        keep_data: bool = False,
+    ) -> Run:
         """Makes the run's folder under `root` and keeps the experiment in it.
 
         Args:
             root: where run folders are kept.
             experiment: what will run.
             name: of the folder; None for `run_name(experiment)`.
+            keep_data: copies `tasks.data_dir` into the folder, which is then whole wherever it is.
 
         Raises:
             RunError: the folder cannot be written, or there is one of that name.
@@ -69,6 +79,12 @@ class Run:
                     "writable one with --runs-dir"
                 ) from error
             run = cls(path)
+            folder = getattr(experiment.tasks, "data_dir", None)
+            if keep_data and folder is not None:
+                for file in found_in(path_at(folder), "*"):
+                    if file.is_file():
+                        write_file(path / _DATA / file.name, file.read_bytes())
+                experiment = with_values(experiment, {"tasks.data_dir": _DATA})
             write_file(run.experiment_file, to_yaml(experiment).encode())
             return run
         raise RunError(f"{root}: too many runs called {stem}")
@@ -111,7 +127,7 @@ class Run:
 
     def experiment(self) -> Experiment:
         """The experiment as it ran."""
-        return load_experiment(str(self.experiment_file))
+        return self._load(self.experiment_file)
 
     def best_experiment(self) -> Experiment:
         """The experiment with the best trial's values in it.
@@ -123,7 +139,18 @@ class Run:
             raise RunError(
                 f"{self.path}: has no best trial yet; go on with `{self.resume_command}`"
             )
-        return load_experiment(str(self.path / "best.yaml"))
+        return self._load(self.path / "best.yaml")
+
+    def _load(self, file: AnyPath) -> Experiment:
+        experiment = load_experiment(str(file))
+        if getattr(experiment.tasks, "data_dir", None) != _DATA:
+            return experiment
+        return with_values(experiment, {"tasks.data_dir": str(self.path / _DATA)})
+
+    def keep_best(self, point: Mapping[str, object]) -> None:
+        """Writes the experiment with the best trial's values in it."""
+        best = with_values(load_experiment(str(self.experiment_file)), point)
+        write_file(self.path / "best.yaml", to_yaml(best).encode())
 
     def model_file(self, name: str) -> AnyPath:
         """Where a network is kept: `tuned`, `default` or `joint`."""

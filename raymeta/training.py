@@ -112,6 +112,23 @@ def build_trainer(
     )
 
 
+def estimate_memory(experiment: Experiment) -> int:
+    """The estimated peak of a worker's meta-step in bytes, without its process; see `memory`."""
+    tasks = load_tasks(experiment)
+    recipe = build_recipe(experiment, tasks)
+    share = math.ceil(recipe.outer.meta_batch_size / experiment.resources.num_workers)
+    plan = plan_memory(
+        recipe.maml,
+        recipe.spec,
+        initial_meta_params(recipe, torch.device("cpu")),
+        tasks.episodes("train", range(share)),
+        mode=recipe.graph,
+        chunk_size=recipe.chunk_size,
+        limit_bytes=recipe.memory_bytes,
+    )
+    return plan.num_bytes
+
+
 def initial_meta_params(recipe: Recipe, device: torch.device) -> Params:
     """The meta-parameters before the first step, drawn from the recipe's seed."""
     generator = torch.Generator().manual_seed(recipe.seed)

@@ -31,17 +31,15 @@ from raymeta.training import CHECKPOINT_NAME, Trainer, build_trainer
 STEP_METRIC = "meta_steps"
 
 
-def placement_bundles(resources: Resources) -> list[dict[str, float]]:
-    """The resource bundles of one trial: the trial actor's first, then one a worker.
+class NodeLeavingError(ray.exceptions.RayActorError):
+    """A node of the trial is about to be taken away, as a spot machine is: the trial moves on.
 
-    The actor of a one-worker trial is the worker; otherwise it only waits, and takes nothing.
+    Tune starts it again from its last checkpoint, and counts no failure, as for an actor that was
+    lost with its node.
     """
-    worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker > 0:
-        worker["GPU"] = resources.gpus_per_worker
-    if resources.num_workers == 1:
-        return [worker]
-    return [{}, *[dict(worker) for _ in range(resources.num_workers)]]
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message, preempted=True)
 
 
 class Worker:
@@ -53,6 +51,10 @@ class Worker:
         self._device = torch.device("cuda:0" if use_gpu else "cpu")  # Ray shows a worker its own
         self._group = Group()
         self._trainer: Trainer | None = None
+
+    def node(self) -> str:
+        """The id of the node that it runs on."""
+        return _node_id()
 
     def free_address(self) -> str:
         """Where rank 0 will listen: `tcp://HOST:PORT`."""
@@ -102,6 +104,10 @@ class Worker:
         return self._trainer
 
 
+def _node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
 class WorkerGroup:
     """The workers of one trial actor, called together."""
 
@@ -110,6 +116,7 @@ class WorkerGroup:
         num_threads = max(1, int(resources.cpus_per_worker))
         self._local: Worker | None = None
         self._actors: list[Any] = []
+        self._nodes = {_node_id()}
         if resources.num_workers == 1:
             self._local = Worker(num_threads, use_gpu)
             return
@@ -128,6 +135,7 @@ class WorkerGroup:
             self._actors.append(actor_class.options(**options).remote(num_threads, use_gpu))
         # NCCL refuses two ranks on one GPU.
         backend = "nccl" if resources.gpus_per_worker >= 1 else "gloo"
+        self._nodes |= set(ray.get([actor.node.remote() for actor in self._actors]))
         address = ray.get(self._actors[0].free_address.remote())
         self._wait(
             [
@@ -135,6 +143,17 @@ class WorkerGroup:
                 for rank, actor in enumerate(self._actors)
             ]
         )
+
+    def check_nodes(self) -> None:
+        """Sees to it that no time is spent on a node that is going.
+
+        Raises:
+            NodeLeavingError: Ray drains one of the nodes, after a notice from the provider.
+        """
+        draining = ray._private.state.state.get_draining_nodes()  # noqa: SLF001  (as Ray Train does)
+        leaving = self._nodes & draining.keys()
+        if leaving:
+            raise NodeLeavingError(f"node {min(leaving)} is being drained; the trial moves on")
 
     def call(self, method: str, *args: Any) -> Any:
         """Calls every rank; rank 0's answer.
@@ -208,6 +227,7 @@ class MetaTrial(tune.Trainable):
         from the last checkpoint would end the same way.
         """
         training = self._experiment.training
+        self._workers.check_nodes()  # the last step's checkpoint is written: nothing is lost
         try:
             result = dict(self._workers.call("train", training.eval_every))
         except (TrainingError, ray.exceptions.RayTaskError) as error:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil  # type: ignore[import-untyped, unused-ignore]
+import psutil
 import ray
 import torch
 from botorch.test_functions.synthetic import Hartmann

@@ -35,8 +35,9 @@ from rich.table import Table
 from raymeta.distributed import Group
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment
+from raymeta.placement import placement_bundles
 from raymeta.training import build_trainer
-from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
+from raymeta.trial import STEP_METRIC, MetaTrial
 
 NUM_WORKERS = 2
 LIMIT_S = 0.5

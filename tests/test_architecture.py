@@ -18,9 +18,15 @@ ROOT = Path(raymeta.__file__).parent
 
 # From the reader's first to the last: a module imports from its own layer and from those below.
 LAYERS = (
+    "raymeta.__main__",
     "raymeta.cli",
     "raymeta.console",
     "raymeta.api",
+    "raymeta.deploy.jobs",
+    "raymeta.deploy.driver",
+    "raymeta.deploy.probe",
+    "raymeta.deploy.check",
+    "raymeta.deploy",
     "raymeta.search",
     "raymeta.evaluation",
     "raymeta.trial",
@@ -39,6 +45,7 @@ LAYERS = (
     "raymeta.files",
     "raymeta.experiment_file",
     "raymeta.experiments",
+    "raymeta.placement",
     "raymeta.experiment",
     "raymeta.remote",
     "raymeta.errors",
@@ -55,7 +62,7 @@ NUMERICS = (
 KNOWN_TO = {
     "ax": {"raymeta.search.ax_model", "raymeta.search.explain"},
     "botorch": {"raymeta.search.ax_model"},
-    "yaml": {"raymeta.experiment_file"},
+    "yaml": {"raymeta.deploy.cluster_file", "raymeta.experiment_file"},
     "pydantic": {"raymeta.experiment", "raymeta.experiment_file"},
     "typer": {"raymeta.cli"},
     "rich": {"raymeta.cli", "raymeta.console"},
@@ -63,6 +70,9 @@ KNOWN_TO = {
     "pyarrow": {"raymeta.remote", "raymeta.storage"},
     "ray": {
         "raymeta.api",
+        "raymeta.deploy.cluster_file",
+        "raymeta.deploy.jobs",
+        "raymeta.deploy.probe",
         "raymeta.search.searcher",
         "raymeta.search.tune_space",
         "raymeta.search.tuner",

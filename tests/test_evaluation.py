@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -195,3 +196,12 @@ def test_meta_test_has_every_control_and_one_set_of_episodes(name):
     assert rows["tuned"].score == rows["tuned"].curve[3]
     assert rows["unadapted"].score == rows["tuned"].curve[0]
     assert rows["default"].score == rows["random"].score  # both are the untrained network here
+    # How far ahead, from the differences between scores of the same episodes; more is better.
+    sign = -1 if name == "sinusoid" else 1
+    differences = sign * (own[:, 3] - own[:, 0])
+    assert rows["unadapted"].ahead == Score.of(differences)
+    assert rows["tuned"].ahead is None
+    for row in judged.rows[1:]:
+        assert row.ahead is not None
+        assert row.ahead.mean == pytest.approx(sign * (judged.rows[0].score.mean - row.score.mean))
+    assert MetaTest.from_json(json.loads(json.dumps(judged.to_json()))) == judged

@@ -16,7 +16,7 @@ from safetensors.torch import load
 
 from raymeta.experiment import Resources
 from raymeta.training import CHECKPOINT_NAME, build_trainer
-from raymeta.trial import STEP_METRIC, MetaTrial, WorkerGroup, placement_bundles
+from raymeta.trial import STEP_METRIC, MetaTrial, WorkerGroup
 from tests.search.helpers import (
     assert_same_bits,
     local_ray,
@@ -154,9 +154,3 @@ def test_a_diverged_trial_reports_nan_and_its_actor_serves_the_next(
         reports = train_to_the_end(trial)
         assert [report[STEP_METRIC] for report in reports] == [3, 6]
         assert all(torch.tensor(list(report.values())).isfinite().all() for report in reports)
-
-
-def test_bundles_hold_one_worker_each_and_nothing_for_an_actor_that_only_waits() -> None:
-    assert placement_bundles(Resources(num_workers=1, cpus_per_worker=2)) == [{"CPU": 2}]
-    several = Resources(num_workers=2, cpus_per_worker=1, gpus_per_worker=0.5)
-    assert placement_bundles(several) == [{}, *[{"CPU": 1, "GPU": 0.5}] * 2]

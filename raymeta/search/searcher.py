@@ -44,6 +44,7 @@ PATIENCE = 0.25
 # With more slots than this, one result more matters little, and none waits: a stock of as many
 # candidates is kept.  Of actors that wait together, Tune keeps one and ends the others.
 FEW_SLOTS = 3
+MOST_STOCK = 64  # they come together, so that more of them would be of an older model
 _MOST_LOSSES = 3  # of the actor, before the search gives up
 _SMOOTHING = 0.3  # weight of the latest duration in the running means
 
@@ -362,11 +363,15 @@ class AxSearcher(Searcher):
 
     def _is_stock_low(self) -> bool:
         """Whether to renew it; half of it is left for the time that this takes."""
-        if len(self._stock) <= self._slots // 2:
+        if len(self._stock) <= self._full_stock() // 2:
             return True
         first = self._stock[0]
         is_guess = first.source != "bo" and self._is_behind(first)
         return is_guess or self._news - first.news >= self._slots
+
+    def _full_stock(self) -> int:
+        """How many candidates it holds when it is full."""
+        return min(self._slots, MOST_STOCK)
 
     def _ask_for_candidate(self) -> None:
         if self._pending is not None or self._is_finished:
@@ -376,7 +381,7 @@ class AxSearcher(Searcher):
         is_answered = (self._asked_news, self._asked_handed) == (self._news, self._handed)
         if is_ready and (is_answered or not is_low):
             return
-        count = self._slots if is_low else 1
+        count = self._full_stock() if is_low else 1
         self._asked_at, self._asked_news = time.monotonic(), self._news
         self._asked_handed = self._handed
         self._pending = self._ask("propose_several", self._changes(), count)

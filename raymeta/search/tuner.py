@@ -15,9 +15,17 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raymeta.errors import ResourceError, RunError, SearchError
+from raymeta.errors import RunError, SearchError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
+from raymeta.placement import (
+    NODES_VARIABLE,
+    STRATEGIES,
+    Nodes,
+    from_json,
+    place_trials,
+    placement_bundles,
+)
 from raymeta.remote import AnyPath
 from raymeta.runs import Run
 from raymeta.search.records import Status, TrialRecord
@@ -26,7 +34,7 @@ from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, file_point, search_space
 from raymeta.storage import run_storage
 from raymeta.training import CHECKPOINT_NAME
-from raymeta.trial import STEP_METRIC, MetaTrial, placement_bundles
+from raymeta.trial import STEP_METRIC, MetaTrial
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
 
@@ -68,7 +76,7 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts Ray on this machine, unless done already.
 
     Raises:
-        ResourceError: one trial needs more than all nodes together have.
+        ResourceError: not one trial fits on the nodes.
     """
     if not ray.is_initialized():
         # Ray's own log lines are for its developers; -v brings them back.
@@ -85,24 +93,15 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     # Tune logs a trial's failure with its traceback; the table of trials keeps its last line.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
-    total = ray.cluster_resources()
-    for kind in ("CPU", "GPU"):
-        needed = sum(bundle.get(kind, 0) for bundle in placement_bundles(resources))
-        if needed > total.get(kind, 0):
-            key = "cpus_per_worker" if kind == "CPU" else "gpus_per_worker"
-            raise ResourceError(
-                f"one trial needs {needed:g} {kind}s (resources.num_workers = "
-                f"{resources.num_workers} × resources.{key}), but there are "
-                f"{total.get(kind, 0):g}; lower one of the two"
-            )
-    share = resources.gpus_per_worker
-    room = total.get("GPU", 0) * (1 // share) if 0 < share < 1 else math.inf
-    if resources.num_workers > room:
-        raise ResourceError(
-            f"one trial needs {resources.num_workers} workers of {share:g} GPU each, but "
-            f"{total.get('GPU', 0):g} GPUs hold {room:g}; lower resources.num_workers or "
-            "resources.gpus_per_worker"
-        )
+    place_trials(resources, _nodes())
+
+
+def _nodes() -> list[Nodes]:
+    """What the cluster may grow to, where that is told, else what is there."""
+    told = os.environ.get(NODES_VARIABLE)
+    if told is not None:
+        return from_json(told)
+    return [Nodes(n["NodeID"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
 
 
 def run_search(
@@ -120,7 +119,11 @@ def run_search(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     trainable = tune.with_resources(
-        MetaTrial, tune.PlacementGroupFactory(placement_bundles(experiment.resources))
+        MetaTrial,
+        tune.PlacementGroupFactory(
+            placement_bundles(experiment.resources),
+            strategy=STRATEGIES[experiment.resources.placement],
+        ),
     )
     filesystem, folder = run_storage(run.path)
     tune_dir = f"{folder}/{run.tune_dir.name}"

@@ -28,7 +28,6 @@ from raymeta.search.tune_space import nested, tune_space
         (tune.choice([1, 2, 4]), {"choices": (1, 2, 4)}),
         (tune.choice([True, False]), {"choices": (True, False)}),
     ],
-    ids=str,
 )
 def test_every_domain_becomes_the_parameter_it_describes(domain: Any, expected: Any) -> None:
     space, constants = tune_space({"x": domain})
@@ -39,7 +38,6 @@ def test_every_domain_becomes_the_parameter_it_describes(domain: Any, expected: 
 @pytest.mark.parametrize(
     "domain",
     [tune.quniform(0.1, 1, 0.1), tune.qrandint(8, 64, 8), tune.randint(2, 9), tune.uniform(0, 1)],
-    ids=str,
 )
 def test_what_tune_draws_lies_in_the_parameter_and_on_its_steps(domain: Any) -> None:
     (parameter,) = tune_space({"x": domain})[0].parameters

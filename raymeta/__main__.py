@@ -1,0 +1,5 @@
+"""`python -m raymeta` is `raymeta`."""
+
+from raymeta.cli import main
+
+main()

@@ -1,0 +1,169 @@
+"""Whether an experiment can run on a cluster, said before anything is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raymeta.deploy.cluster_file import Cluster
+from raymeta.errors import RaymetaError, ResourceError
+from raymeta.experiment import Experiment
+from raymeta.experiment_file import with_values
+from raymeta.files import write_file
+from raymeta.placement import Nodes, Placement, place_trials, worker_bundle
+from raymeta.remote import RemotePath, path_at
+from raymeta.training import estimate_memory
+
+# What a worker's process takes before it trains: Python, torch and Ray, measured on Linux.
+PROCESS_BYTES = 450_000_000
+LARGE_DATA_BYTES = 100_000_000  # Ray ships no more than this with a job
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, what was found, and how good that is."""
+
+    subject: str
+    text: str
+    level: Literal["ok", "note", "warning", "error"] = "ok"
+
+
+def growth(cluster: Cluster) -> list[Nodes]:
+    """The nodes that a cluster may grow to, those whose resources its file tells."""
+    return [
+        Nodes(kind.name, dict(kind.resources), 1 if kind.is_head else kind.max_workers)
+        for kind in cluster.nodes
+        if kind.resources is not None and (kind.is_head or kind.max_workers > 0)
+    ]
+
+
+def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> list[Finding]:
+    """What speaks for and against running `experiment` on `cluster`, all of it.
+
+    Args:
+        experiment: whose data can serve its episodes.
+        cluster: as `load_cluster` found it.
+        runs_dir: as it would be given to `raymeta submit`; None for the cluster's own.
+    """
+    found = [Finding("cluster file", f"{cluster.path} is in order ({cluster.provider})")]
+    found += [Finding("cluster file", warning, "warning") for warning in cluster.warnings]
+    nodes = growth(cluster)
+    told = all(kind.resources is not None for kind in cluster.nodes if not kind.is_head)
+    worker = " and ".join(f"{v:g} {k}" for k, v in worker_bundle(experiment.resources).items())
+    needs = f"one trial takes {experiment.resources.num_workers} × ({worker})"
+    if told:
+        try:
+            placement = place_trials(experiment.resources, nodes)
+        except ResourceError as error:
+            found.append(Finding("one trial", str(error), "error"))
+        else:
+            found += _on_nodes(experiment, nodes, placement, needs)
+    else:
+        text = f"{needs}; what the hosts have is known once they are up: a trial that fits on none "
+        found.append(Finding("one trial", text + "is refused before the search starts", "note"))
+    found.append(_memory(experiment))
+    found.append(_storage(runs_dir or cluster.runs_dir))
+    found += _data(experiment)
+    return found
+
+
+def _on_nodes(
+    experiment: Experiment, nodes: list[Nodes], placement: Placement, needs: str
+) -> Iterator[Finding]:
+    resources, search = experiment.resources, experiment.search
+    held = ", ".join(f"{count} on {name}" for name, count in placement.workers_per_node.items())
+    yield Finding("one trial", f"{needs}; workers that a node holds: {held}")
+    wanted = min(resources.max_concurrent_trials, search.num_trials) if search.space else 1
+    at_once = f"{placement.trials} fit, {wanted} are asked for (resources.max_concurrent_trials)"
+    if placement.trials < wanted:
+        yield Finding("trials at once", f"{at_once}; the others wait", "warning")
+    elif wanted < min(placement.trials, search.num_trials) and search.space:
+        yield Finding("trials at once", f"{at_once}; nodes will stand idle", "note")
+    else:
+        yield Finding("trials at once", at_once)
+    single = place_trials(resources.model_copy(update={"num_workers": 1}), nodes).trials
+    if resources.num_workers > 1 and search.space and placement.trials < search.num_trials:
+        more = min(single, search.num_trials)
+        yield Finding(
+            "advice",
+            f"resources.num_workers: 1 with max_concurrent_trials: {more} lets {more} trials train "
+            "at once on the same nodes, and none waits for the others' gradients; more workers "
+            "pay where one trial has to end sooner, or does not fit into one worker's memory",
+            "note",
+        )
+    bytes_needed = _worker_bytes(experiment)
+    for kind in nodes:
+        workers = placement.workers_per_node[kind.name]
+        memory = kind.resources.get("memory")
+        if memory is not None and workers * bytes_needed > memory:
+            yield Finding(
+                "memory",
+                f"{workers} workers of about {bytes_needed / 1e9:.1f} GB are more than the "
+                f"{memory / 1e9:.1f} GB of a {kind.name}; raise resources.cpus_per_worker, so that "
+                "fewer share a node, or lower training.memory_gb",
+                "error",
+            )
+
+
+def _worker_bytes(experiment: Experiment) -> float:
+    """The most that a worker takes, over the file's own values and the ends of searched ones."""
+    candidates = [experiment]
+    for key, dimension in experiment.search.space.items():
+        for value in dimension.ends:
+            whole = experiment.is_integer(key) and isinstance(value, float)
+            candidates.append(with_values(experiment, {key: int(value) if whole else value}))
+    return PROCESS_BYTES + max(estimate_memory(candidate) for candidate in candidates)
+
+
+def _memory(experiment: Experiment) -> Finding:
+    limit = experiment.training.memory_gb
+    return Finding(
+        "memory",
+        f"about {_worker_bytes(experiment) / 1e9:.1f} GB a worker at most; a meta-step is planned "
+        f"to take no more than {limit:g} GB of it (training.memory_gb)",
+    )
+
+
+def _storage(runs_dir: str | None) -> Finding:
+    if runs_dir is None:
+        text = "no RAYMETA_RUNS_DIR in the cluster file; submit with --runs-dir FOLDER or URI"
+        return Finding("storage", text, "error")
+    try:
+        place = path_at(runs_dir)
+        if not isinstance(place, RemotePath):
+            if not place.is_absolute():
+                text = f"{runs_dir}: is another folder on every node; name it in full"
+                return Finding("storage", text, "error")
+            text = f"{place}: must be one and the same folder on all nodes; --live asks them"
+            return Finding("storage", text, "note")
+        probe = place / ".raymeta-check"
+        write_file(probe, b"")
+        place.filesystem.delete_file(probe.path)
+    except (RaymetaError, OSError) as error:
+        text = f"cannot be written from here: {error}; the nodes may have keys that are not here"
+        return Finding("storage", text, "warning")
+    return Finding("storage", f"{place}: can be written from here; --live asks the nodes")
+
+
+def _data(experiment: Experiment) -> Iterator[Finding]:
+    folder = getattr(experiment.tasks, "data_dir", None)
+    if folder is None:
+        return
+    place = path_at(folder)
+    if isinstance(place, RemotePath):
+        yield Finding("data", f"{place}: read by every trial")
+        return
+    size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
+    text = f"{place}: {size / 1e6:.1f} MB travel with the job, into the run folder"
+    if size > LARGE_DATA_BYTES:
+        text += f"; Ray takes {LARGE_DATA_BYTES / 1e6:.0f} MB at most, so put them in a storage "
+        yield Finding("data", text + "and set tasks.data_dir to its URI", "error")
+    else:
+        yield Finding("data", text)
+
+
+def has_errors(findings: list[Finding]) -> bool:
+    """Whether the experiment cannot run there."""
+    return any(finding.level == "error" for finding in findings)

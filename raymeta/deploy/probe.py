@@ -1,0 +1,66 @@
+"""Asks every node of a cluster for the storage: `python -m raymeta.deploy.probe RUNS_DIR`.
+
+The driver leaves a file there, and each node has to read it and to leave one of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymeta.errors import RaymetaError
+from raymeta.files import write_file
+from raymeta.remote import AnyPath, path_at
+
+_TIMEOUT_S = 120
+
+
+def _visit(folder: AnyPath, word: bytes) -> str:
+    """What keeps this node from the storage; empty if nothing does."""
+    try:
+        if (folder / "driver").read_bytes() != word:
+            return "it reads another file there: the folder is not shared"
+        write_file(folder / ray.get_runtime_context().get_node_id(), word)
+    except (OSError, RaymetaError) as error:
+        return f"{error}"
+    return ""
+
+
+def probe(runs_dir: str) -> dict[str, str]:
+    """By address of each node that is alive, what keeps it from the storage."""
+    folder, word = path_at(runs_dir).resolve() / ".raymeta-probe", uuid.uuid4().hex.encode()
+    write_file(folder / "driver", word)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    visit = ray.remote(num_cpus=0, max_retries=0)(_visit)
+    answers = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answers[node["NodeManagerAddress"]] = visit.options(scheduling_strategy=there).remote(
+            folder, word
+        )
+    found = {}
+    for address, answer in answers.items():
+        try:
+            found[address] = ray.get(answer, timeout=_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            found[address] = f"no answer: {type(error).__name__}"
+    for node in nodes:
+        if not found[node["NodeManagerAddress"]] and not (folder / node["NodeID"]).is_file():
+            found[node["NodeManagerAddress"]] = "what it writes is not there: another folder"
+    return found
+
+
+def main(runs_dir: str) -> int:
+    """Prints a line for every node; the number of nodes that cannot use the storage."""
+    ray.init(logging_level="ERROR")
+    found = probe(runs_dir)
+    for address, problem in found.items():
+        print(f"node {address}: {problem or 'reads and writes ' + runs_dir}")  # noqa: T201
+    return sum(bool(problem) for problem in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
