@@ -39,6 +39,7 @@ class WholeFile(io.FileIO):
                 rest = rest[super().write(rest) :]
         except OSError:
             self._is_whole = False
+            self._remove()  # now: whoever gives up may never close it
             raise
         return size
 
@@ -57,8 +58,11 @@ class WholeFile(io.FileIO):
             if self._is_whole:
                 self._temporary.replace(self._path)
             else:
-                with suppress(OSError):  # where nothing can be written, nothing can be removed
-                    self._temporary.unlink()
+                self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            self._temporary.unlink(missing_ok=True)
 
     def __exit__(
         self,

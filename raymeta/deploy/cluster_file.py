@@ -199,7 +199,8 @@ def _sorted_out(
     for document, mistakes, prefix in documents:
         for mistake in sorted(mistakes, key=lambda m: _line(m, document.lines)):
             # What is not filled in yet breaks other rules too, which would only confuse.
-            if mistake.rule != _OPEN and PLACEHOLDER.search(str(mistake.found)):
+            found = "" if mistake.found is NOTHING else str(mistake.found)
+            if mistake.rule != _OPEN and PLACEHOLDER.search(found):
                 continue
             told = _told(path, mistake, document.lines, prefix)
             (errors if mistake.serious else warnings).append(told)

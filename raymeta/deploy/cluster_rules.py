@@ -503,7 +503,7 @@ def launcher_mistakes(config: Config) -> Iterator[Mistake]:
     wrong = list(by_schema(config, launcher_schema()))
     yield from wrong
     provider = get(config, "provider", "type")
-    if provider not in PROVIDER_KEYS:
+    if not isinstance(provider, str) or provider not in PROVIDER_KEYS:
         if isinstance(provider, str):
             rule = f"must be {', '.join(PROVIDER_KEYS)}{nearest(provider, PROVIDER_KEYS)}"
             yield Mistake(("provider", "type"), rule, "correct it", provider)

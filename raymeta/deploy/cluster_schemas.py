@@ -61,6 +61,7 @@ def get(data: object, *keys: str | int, default: Any = None) -> Any:
 
 
 _TYPES = {"object": "a mapping", "array": "a list", "string": "text", "boolean": "true or false"}
+_TYPES |= {"integer": "a whole number", "null": "null"}
 
 
 def by_schema(data: object, schema: Schema, at: Key = ()) -> Iterator[Mistake]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-import psutil  # type: ignore[import-untyped, unused-ignore]
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path("/srv")  # where all hosts see the shared folder, as if by NFS

@@ -105,7 +105,15 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             # A kill may come at once, before Ax has been asked, or in the midst of trials.
-            moment = rng.uniform(0, 8) if found.kills < NUM_KILLS else LAST_TIMEOUT_S
+            if found.kills % 2:
+                ended = len(found.ends())
+                while len(found.ends()) == ended and driver.poll() is None:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                moment = rng.uniform(0, 1.5)
+            else:
+                moment = rng.uniform(0, 6)
+            moment = moment if found.kills < NUM_KILLS else LAST_TIMEOUT_S
             try:
                 code = driver.wait(timeout=moment)
                 assert code == 0, (folder / "log").read_text()[-3000:]
