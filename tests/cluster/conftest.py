@@ -11,6 +11,7 @@ from tests.cluster.hosts import Hosts, missing
 from tests.cluster.onprem import CPUS, OnPrem, Search
 
 ENVIRONMENT = {"RAYMETA_NATIVE": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # no compiling: it takes long
+WORKER_BYTES = 2 << 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,9 +30,11 @@ def onprem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPrem]:
     """A head and two workers that run Ray, and a laptop."""
     hosts = Hosts(3, tmp_path_factory.mktemp("onprem"), environment=ENVIRONMENT)
     for worker in hosts.hosts[1:]:
+        worker.memory_bytes = WORKER_BYTES
         worker.environment["RAY_OVERRIDE_RESOURCES"] = f'{{"CPU": {CPUS}}}'
     with hosts:
-        cluster = OnPrem(hosts)
+        cluster = OnPrem(hosts, redis=True)
+        cluster.start_redis()
         cluster.up()
         yield cluster
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path("/srv")  # where all hosts see the shared folder, as if by NFS
@@ -127,6 +127,7 @@ class Host:
         self._world = world
         self._number = number
         self._disk = world.work / f"{name}.disk"
+        self.memory_bytes = world.memory_bytes  # as it is when it boots for the first time
         self._groups: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._init = 0
@@ -147,7 +148,7 @@ class Host:
         work = self._world.work
         if not self._groups:
             group = f"{self._world.work.name}-{self.name}"
-            self._groups = _make_cgroups(group, self._world.memory_bytes)
+            self._groups = _make_cgroups(group, self.memory_bytes)
         self._write_sshd()
         script = _HOST.format(
             name=self.name,

@@ -6,18 +6,17 @@ import itertools
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.cluster.hosts import REPOSITORY, Host, Hosts, wait_until
+from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
 
 CPUS = 2  # that a worker host is said to have
-NOT_RAY = ("sshd", "bash", "ssh ")  # what else runs on a host
+NOT_RAY = ("sshd", "bash", "ssh ", "redis-server")  # what else runs on a host
 READY_S = 120
 EXPERIMENT = """
 name: tiny
@@ -27,7 +26,7 @@ maml: {adaptation_steps: 1, inner_lr: 0.05}
 training: {meta_steps: 1500, eval_every: 50, meta_batch_size: 4, val_episodes: 4,
   pretrain_steps: 0, precision: float64}
 evaluation: {num_episodes: 4, adaptation_steps: 2}
-resources: {num_workers: 1}
+resources: {num_workers: 1, max_concurrent_trials: 2}
 search:
   num_trials: 4
   num_sobol: 4
@@ -36,6 +35,21 @@ search:
     maml.inner_lr: {low: 0.01, high: 0.1, log: true}
 """
 METRIC = "val_loss"
+REDIS = "RAY_REDIS_ADDRESS=127.0.0.1:6380 RAY_external_storage_namespace=raymeta"
+PROBE = """
+import json, urllib.error, urllib.request
+found = {{}}
+for url in {urls!r}:
+    request = urllib.request.Request(url, headers={headers!r})
+    try:
+        found[url] = urllib.request.urlopen(request, timeout=10).status
+    except urllib.error.HTTPError as error:
+        found[url] = error.code
+    except OSError as error:
+        found[url] = type(error.reason).__name__ if hasattr(error, "reason") else str(error)
+print(json.dumps(found))
+"""
+ON_HEAD = f". ~/.raymeta && export RAYMETA_RUNS_DIR={SHARED}/runs RAY_ADDRESS=auto &&"
 
 
 class OnPrem:
@@ -60,9 +74,9 @@ class OnPrem:
         content["provider"]["worker_ips"] = [worker.address for worker in self.workers]
         content["auth"]["ssh_user"] = "root"
         if redis:
-            setup = content["setup_commands"]
-            setup[0] = setup[0].replace("\nEND", "\nexport RAY_REDIS_ADDRESS=127.0.0.1:6380\nEND")
-            assert "RAY_REDIS_ADDRESS" in setup[0]
+            start = content["head_start_ray_commands"]
+            start[-1] = start[-1].replace("export ", f"export {REDIS} ", 1)
+            assert REDIS in start[-1]
         self.file.write_text(yaml.safe_dump(content))
         # `setup_commands` finds its pins installed: nothing can be downloaded here.
         pins = REPOSITORY / "scripts" / "constraints.txt"
@@ -71,9 +85,15 @@ class OnPrem:
         hosts.laptop.environment["RAY_AUTH_MODE"] = "token"
         hosts.laptop.run("ray get-auth-token --generate")
 
-    def up(self) -> None:
+    def start_redis(self) -> None:
+        """Starts Redis on the head; it finds on the disk what it knew."""
+        redis = "redis-server --port 6380 --bind 127.0.0.1 --appendonly yes --daemonize yes"
+        self.head.run(f"mkdir -p ~/redis && {redis} --dir ~/redis --save ''")
+
+    def up(self, options: str = "") -> None:
         """`ray up`; returns when all workers have joined."""
-        self.laptop(f"ray up --yes --no-config-cache {self.file}", timeout_s=READY_S)
+        command = f"ray up --yes --no-config-cache {options} {self.file}"
+        self.laptop(command, timeout_s=READY_S)
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
@@ -92,7 +112,7 @@ class OnPrem:
 
     def on_head(self, line: str, *, check: bool = True) -> str:
         """Runs a line of bash on the head, as a user who is logged in there."""
-        return self.head.run(f". ~/.raymeta && {line}", check=check)
+        return self.head.run(f"{ON_HEAD} {line}", check=check)
 
     def rayless(self) -> dict[str, list[str]]:
         """What runs on each host beside what ran before there was Ray; empty if nothing."""
@@ -107,13 +127,17 @@ class OnPrem:
         return next(worker for worker in self.workers if worker.address == address)
 
     def start(self, name: str, *overrides: str, command: str = "train") -> Search:
-        """Starts a search on the head: of one trial, unless `command` is `tune`."""
+        """Starts a search: `train` and `tune` on the head, `submit` as a job of the cluster's."""
         settings = " ".join(f"--set '{override}'" for override in overrides)
-        line = (
-            f"export RAY_ADDRESS=auto && . ~/.raymeta && "
-            f"exec raymeta {command} {self.experiment} -v --run {name} {settings}"
-        )
         log = self.hosts.work / f"{name}.log"
+        if command == "submit":
+            known = set(self.runs.glob("*"))
+            submit = f"raymeta submit {self.experiment} --cluster {self.file} --detach {settings}"
+            log.write_text(self.laptop(submit, timeout_s=READY_S))
+            wait_until(lambda: set(self.runs.glob("*")) > known, "the driver has made no run")
+            (run,) = set(self.runs.glob("*")) - known
+            return Search(self, run.name, log)
+        line = f"{ON_HEAD} exec raymeta {command} {self.experiment} -v --run {name} {settings}"
         return Search(self, name, log, self.head.start(line, log))
 
     def drain(self, host: Host, notice_s: int) -> None:
@@ -163,51 +187,65 @@ class Search:
         """Where its last report came from."""
         return self.cluster.worker_at(self.results()[-1]["node_ip"])
 
+    def kill_trial(self) -> None:
+        """Kills the process of the trial that has reported last."""
+        self.trial_host().run(f"kill -9 {self.results()[-1]['pid']}")
+
     def addresses(self) -> set[str]:
         """Where its reports came from."""
         return {result["node_ip"] for result in self.results()}
 
     def wait_for_reports(self, count: int, timeout_s: float = 60) -> None:
-        """Until there are so many; fails if the driver ends before."""
+        """Until there are so many."""
+        self._wait_until(lambda: len(self.results()) >= count, f"{count} reports", timeout_s)
 
-        def enough() -> bool:
-            if len(self.results()) >= count:
-                return True
-            assert self.driver is None or self.driver.poll() is None, self.tail()
-            return False
-
-        wait_until(enough, f"no {count} reports", timeout_s)
-
-    def wait_for_host_other_than(self, host: Host, timeout_s: float) -> float:
-        """Until a report comes from another one; how long that took."""
-        began, reports = time.monotonic(), len(self.results())
+    def wait_for_host_other_than(self, host: Host, timeout_s: float) -> None:
+        """Until a new report comes from another one."""
+        known = len(self.results())
 
         def moved() -> bool:
-            assert self.driver is None or self.driver.poll() is None, self.tail()
-            return any(r["node_ip"] != host.address for r in self.results()[reports:])
+            return any(r["node_ip"] != host.address for r in self.results()[known:])
 
-        wait_until(moved, f"the trial did not move on from {host.name}", timeout_s)
-        return time.monotonic() - began
+        self._wait_until(moved, f"report from another host than {host.name}", timeout_s)
 
     def wait_for_end_of_trials(self, num_trials: int = 1, timeout_s: float = 120) -> None:
         """Until so many have reported their last step."""
+        self._wait_until(
+            lambda: sum(bool(r["done"]) for r in self.results()) >= num_trials,
+            f"end of {num_trials} trials",
+            timeout_s,
+        )
 
-        def over() -> bool:
-            if sum(bool(r["done"]) for r in self.results()) >= num_trials:
+    def wait_for_message(self, text: str, timeout_s: float = 60) -> None:
+        """Until the driver has said so."""
+        self._wait_until(lambda: text in self.log.read_text(), f"message {text!r}", timeout_s)
+
+    def _wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+        def holds() -> bool:
+            if condition():
                 return True
-            assert self.driver is None or self.driver.poll() is None, self.tail()
-            return False
+            ended = self.driver is not None and self.driver.poll() is not None
+            assert not ended or condition(), f"no {what}, and the driver ended:\n{self.tail()}"
+            return ended
 
-        wait_until(over, "the trials have not come to their end", timeout_s)
+        wait_until(holds, f"no {what}", timeout_s)
 
     def wait_for_exit(self, timeout_s: float = 120) -> int:
         """The driver's exit code."""
         assert self.driver is not None
         return self.driver.wait(timeout_s)
 
+    def finished(self) -> dict[str, tuple[int, str]]:
+        """The trials that have come to their end; when their results were written, and which."""
+        files = (self.cluster.runs / self.name / "tune").glob("*/result.json")
+        found = {f.parent.name: (f.stat().st_mtime_ns, f.read_text()) for f in files}
+        return {trial: result for trial, result in found.items() if '"done": true' in result[1]}
+
     def stop(self) -> None:
         """Ends the driver, if it is running; what it has done is on the disk."""
-        if self.driver is not None and self.driver.poll() is None:
+        if self.driver is None:
+            self.cluster.laptop(f"raymeta stop {self.name} --cluster {self.cluster.file}")
+        elif self.driver.poll() is None:
             self.cluster.head.kill(f"--run {self.name}")
             self.driver.wait(30)
 
@@ -219,3 +257,11 @@ class Search:
 def without_repeats(steps: Sequence[int]) -> bool:
     """Whether a trial's reports go forward only: it never began again."""
     return all(after > before for before, after in itertools.pairwise(steps))
+
+
+def probe(host: Host, *urls: str, token: str | None = None) -> list[object]:
+    """What a host gets from web addresses: a status, or the kind of failure."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    script = PROBE.format(urls=urls, headers=headers)
+    found = json.loads(host.run(f"python - <<'END'\n{script}\nEND"))
+    return [found[url] for url in urls]
