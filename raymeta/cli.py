@@ -225,8 +225,8 @@ def submit(
     described = load_cluster(cluster) if cluster is not None else None
     if loaded is not None and described is not None:
         findings = check_on(loaded, described, runs_dir)
+        print_findings(console, [found for found in findings if found.level != "ok"])
         if has_errors(findings):
-            print_findings(console, findings)
             raise ClusterError(f"the experiment cannot run on {cluster}; nothing was submitted")
     nodes = growth(described) if described is not None else None
     with connect(address, cluster) as jobs:

@@ -156,7 +156,9 @@ class Resources(Section):
         description="a trial's workers on as few nodes as there is room, on one and the same node, "
         "or each on a node of its own",
     )
-    max_concurrent_trials: int = Field(1, ge=1)
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="by default as many as there is room for when the search starts"
+    )
     max_failures: int = Field(2, ge=0, description="restarts of a trial from its last checkpoint")
 
     @model_validator(mode="after")

@@ -62,7 +62,11 @@ NUMERICS = (
 KNOWN_TO = {
     "ax": {"raymeta.search.ax_model", "raymeta.search.explain"},
     "botorch": {"raymeta.search.ax_model"},
-    "yaml": {"raymeta.deploy.cluster_file", "raymeta.experiment_file"},
+    "yaml": {
+        "raymeta.deploy.cluster_file",
+        "raymeta.deploy.teardown",
+        "raymeta.experiment_file",
+    },
     "pydantic": {"raymeta.experiment", "raymeta.experiment_file"},
     "typer": {"raymeta.cli"},
     "rich": {"raymeta.cli", "raymeta.console"},

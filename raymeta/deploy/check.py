@@ -75,12 +75,14 @@ def _on_nodes(
     resources, search = experiment.resources, experiment.search
     held = ", ".join(f"{count} on {name}" for name, count in placement.workers_per_node.items())
     yield Finding("one trial", f"{needs}; workers that a node holds: {held}")
-    wanted = min(resources.max_concurrent_trials, search.num_trials) if search.space else 1
+    most = min(placement.trials, search.num_trials) if search.space else 1
+    wanted = min(resources.max_concurrent_trials or most, search.num_trials) if search.space else 1
     at_once = f"{placement.trials} fit, {wanted} are asked for (resources.max_concurrent_trials)"
     if placement.trials < wanted:
         yield Finding("trials at once", f"{at_once}; the others wait", "warning")
     elif wanted < min(placement.trials, search.num_trials) and search.space:
-        yield Finding("trials at once", f"{at_once}; nodes will stand idle", "note")
+        idle = f"{at_once}; nodes will stand idle: set it to null for as many as fit"
+        yield Finding("trials at once", idle, "note")
     else:
         yield Finding("trials at once", at_once)
     single = place_trials(resources.model_copy(update={"num_workers": 1}), nodes).trials

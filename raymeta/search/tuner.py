@@ -96,6 +96,11 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     place_trials(resources, _nodes())
 
 
+def concurrency(resources: Resources) -> int:
+    """How many trials run at once: as many as asked for, or as there is room for."""
+    return resources.max_concurrent_trials or place_trials(resources, _nodes()).trials
+
+
 def _nodes() -> list[Nodes]:
     """What the cluster may grow to, where that is told, else what is there."""
     told = os.environ.get(NODES_VARIABLE)
@@ -324,7 +329,7 @@ def _new_tuner(experiment: Experiment, run: Run, trainable: Any, observer: Obser
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=search.num_trials if space.parameters else 1,
-            max_concurrent_trials=experiment.resources.max_concurrent_trials,
+            max_concurrent_trials=concurrency(experiment.resources),
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

@@ -210,7 +210,7 @@ def test_the_exit_code_is_the_drivers(jobs: Jobs, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_resumed_where_it_was(head: Head, jobs: Jobs) -> None:
-    job = jobs.submit(search("stopped", 6, "training.meta_steps=40", "training.eval_every=4"))
+    job = jobs.submit(search("stopped", 4, "training.meta_steps=24", "training.eval_every=4"))
     run = Run(head.runs_dir / job.run)
     wait_until(lambda: completed(run), "no trial came to its end")
     with pytest.raises(ClusterError, match="its driver is running"):
@@ -223,7 +223,7 @@ def test_a_stopped_run_is_resumed_where_it_was(head: Head, jobs: Jobs) -> None:
     ended, log = followed(jobs, again)
     assert ended.status == "SUCCEEDED", log
     trials = read_trials(run)
-    assert len(trials) == 6
+    assert len(trials) == 4
     assert {i: trials[i] for i in before} == before
     assert jobs.find(job.run).job_id == again.job_id
 
@@ -233,7 +233,7 @@ def completed(run: Run) -> dict[str, object]:
 
 
 def test_a_killed_driver_goes_on_without_anybody(head: Head, jobs: Jobs) -> None:
-    job = jobs.submit(search("killed", 6, "training.meta_steps=40", "training.eval_every=4"))
+    job = jobs.submit(search("killed", 4, "training.meta_steps=24", "training.eval_every=4"))
     run = Run(head.runs_dir / job.run)
     wait_until(lambda: completed(run), "no trial came to its end")
     (driver,) = [
@@ -247,7 +247,7 @@ def test_a_killed_driver_goes_on_without_anybody(head: Head, jobs: Jobs) -> None
     assert ended.status == "SUCCEEDED", log
     assert "the driver was killed by SIGKILL (start 1 of" in log
     trials = read_trials(run)
-    assert len(trials) == 6
+    assert len(trials) == 4
     assert {i: trials[i] for i in before} == before
 
 

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BUDGET = 3
 PLAIN = [Parameter(name="x", low=0, high=1), Parameter(name="y", low=1, high=9, integer=True)]
+FLOATS = [Parameter(name="x", low=0, high=1), Parameter(name="y", low=1, high=9)]
 CONDITIONAL = [
     *PLAIN,
     Parameter(name="cell", choices=("rnn", "gru", "lstm")),
@@ -37,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "curves ignored": {"curves": "ignore"},
     "two objectives": {"metric": ["score", "cost"], "mode": ["max", "min"]},
     "bounded": {"outcome_constraints": ["cost <= 6"]},
-    "constrained": {"constraints": ["4 * x + y <= 9"]},
+    "constrained": {"space": FLOATS, "constraints": ["4 * x + y <= 9"]},
     "conditional": {"space": CONDITIONAL},
     "Tune's space": {"space": {"net": {"x": tune.uniform(0, 1), "y": tune.randint(1, 10)}}},
 }

@@ -28,6 +28,7 @@ from raymeta.search.tuner import (
     _Asha,
     _new_tuner,
     best_trial,
+    concurrency,
     default_trial,
     earlier_trials,
     explain_search,
@@ -185,6 +186,15 @@ def test_a_trial_fits_a_cluster_that_may_grow(monkeypatch: pytest.MonkeyPatch) -
     start_ray(Resources(num_workers=5, gpus_per_worker=1), verbose=False)
     with pytest.raises(ResourceError, match="hold 5"):
         start_ray(Resources(num_workers=6, gpus_per_worker=1), verbose=False)
+
+
+@pytest.mark.parametrize(("asked", "trials"), [(3, 3), (None, 4)])
+def test_as_many_trials_run_at_once_as_are_asked_for_or_fit(
+    asked: int | None, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NODES_VARIABLE, to_json([Nodes("box", {"CPU": 8})]))
+    resources = Resources(num_workers=2, max_concurrent_trials=asked)
+    assert concurrency(resources) == trials
 
 
 def summary(status: Status, value: float, error: str | None = None) -> TrialSummary:
