@@ -7,9 +7,11 @@ key, before a machine is paid for.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ from raymeta.deploy.cluster_rules import (
 )
 from raymeta.deploy.cluster_schemas import NOTHING, Key, Mistake, Schema, crd_schema, get
 from raymeta.errors import ClusterError
+
+# Of a CRD's million characters the loader in C makes short work, where PyYAML was built with it.
+_QUICK_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ def _told(path: Path, mistake: Mistake, lines: Mapping[Key, int], prefix: str = 
 
 
 _OPEN = "is still to be filled in"
+_MEANT = re.compile(r"did you mean (.+)\?")
 
 
 def _unfilled(text: str, data: object, told: set[str]) -> Iterator[Mistake]:
@@ -197,7 +203,10 @@ def _sorted_out(
     errors: list[str] = []
     warnings: list[str] = []
     for document, mistakes, prefix in documents:
+        misspelt = {(*m.key[:-1], meant[1]) for m in mistakes if (meant := _MEANT.search(m.rule))}
         for mistake in sorted(mistakes, key=lambda m: _line(m, document.lines)):
+            if mistake.key in misspelt and mistake.found is NOTHING:
+                continue  # it is not missing, as it seems
             # What is not filled in yet breaks other rules too, which would only confuse.
             found = "" if mistake.found is NOTHING else str(mistake.found)
             if mistake.rule != _OPEN and PLACEHOLDER.search(found):
@@ -306,11 +315,13 @@ def _kuberay(path: Path, text: str, documents: list[_Document], crds: Path | Non
     return Cluster(path, "kuberay", tuple(_pod_nodes(manifests[0])), runs_dir, warnings)
 
 
+@lru_cache
 def _crds(folder: Path) -> dict[str, Schema]:
     """The schema of each `kind/version` that the definitions in a folder give."""
     schemas = {}
     for file in sorted(folder.glob("*.yaml")):
-        definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        definition = yaml.load(text, _QUICK_LOADER)  # noqa: S506  (a safe loader)
         kind = get(definition, "spec", "names", "kind")
         for version in get(definition, "spec", "versions", default=[]):
             schema = crd_schema(definition, version["name"])
@@ -379,5 +390,15 @@ def _slurm(path: Path, text: str) -> Cluster:
         unit = memory if memory[-1:].isalpha() else f"{memory}M"
         resources["memory"] = quantity(f"{unit[:-1]}{unit[-1].upper().replace('K', 'k')}")
     count = int(options["nodes"])
-    node = NodeType("node", resources, count, count, is_head=False, is_spot=False)
-    return Cluster(path, "slurm", (node,), script.exports.get(RUNS_DIR), warnings)
+    nodes = [NodeType("node", resources, count, count, is_head=False, is_spot=False)]
+    if script.head is not None:
+        nodes.insert(0, NodeType("head", {"CPU": 0.0}, 0, 0, is_head=True, is_spot=False))
+    return Cluster(path, "slurm", tuple(nodes), _expanded(script.exports[RUNS_DIR]), warnings)
+
+
+def _expanded(text: str) -> str:
+    """A shell's value as this machine would have it: Slurm's nodes share its environment."""
+    default = re.fullmatch(r"\$\{(\w+):-(.*)\}", text)
+    if default:
+        text = os.environ.get(default[1]) or default[2]
+    return os.path.expandvars(str(Path(text).expanduser()) if text.startswith("~") else text)

@@ -237,7 +237,10 @@ def _head_and_counts(config: Config) -> Iterator[Mistake]:
 
 
 def _resources(config: Config) -> Iterator[Mistake]:
-    for name, kind in node_types(config).items():
+    kinds = node_types(config)
+    if config.get("head_node_type") not in kinds:
+        return  # whose CPUs must be 0 is not known
+    for name, kind in kinds.items():
         key = ("available_node_types", name, "resources")
         found = kind.get("resources")
         if name == config.get("head_node_type"):
@@ -292,17 +295,14 @@ def _secured(key: Key, variables: Mapping[str, str]) -> Iterator[Mistake]:
     if runs is NOTHING:
         remedy = f"export {RUNS_DIR}=FOLDER-OR-URI there: a storage that all nodes share"
         yield Mistake(key, f"must set {RUNS_DIR} before `ray start`", remedy)
-    elif not re.match(r"/|~|\$|[a-z][a-z0-9+]*://", str(runs)):
+    elif not re.match(r"/|[a-z][a-z0-9+]*://", str(runs)):
         rule = f"must set {RUNS_DIR} to a full path or a URI"
         yield Mistake(key, rule, "write it in full: it is another folder on every node", runs)
 
 
 def _head_start(config: Config, head: Start) -> Iterator[Mistake]:
     key: Key = (START["head"],)
-    host = head.flags.get("dashboard-host", "127.0.0.1")
-    if host not in ("127.0.0.1", "localhost"):
-        remedy = "set it to 127.0.0.1; `ray dashboard` and `raymeta submit` tunnel to it"
-        yield Mistake(key, "must bind the dashboard to loopback (--dashboard-host)", remedy, host)
+    yield from _loopback(key, head.flags)
     if "head" not in head.flags:
         yield Mistake(key, "must start the head", "add --head to `ray start`")
     if "autoscaling-config" not in head.flags:
@@ -318,6 +318,13 @@ def _head_start(config: Config, head: Start) -> Iterator[Mistake]:
         found = head.flags.get("num-cpus", NOTHING)
         remedy = "add --num-cpus=0, or trials run on the head and its loss costs them too"
         yield Mistake(key, "must keep trials off the head", remedy, found)
+
+
+def _loopback(key: Key, flags: Mapping[str, str]) -> Iterator[Mistake]:
+    host = flags.get("dashboard-host", "127.0.0.1")
+    if host not in ("127.0.0.1", "localhost"):
+        remedy = "set it to 127.0.0.1; `ray dashboard` and `raymeta submit` tunnel to it"
+        yield Mistake(key, "must bind the dashboard to loopback (--dashboard-host)", remedy, host)
 
 
 def _ports(key: Key, flags: Mapping[str, str]) -> Iterator[Mistake]:
@@ -733,6 +740,7 @@ class Script:
     lines: dict[str, int]
     mistakes: tuple[Mistake, ...]
     text: str
+    head: dict[str, str] | None  # the flags of `ray start --head`, where the script has one
 
 
 def read_script(text: str) -> Script:
@@ -763,7 +771,12 @@ def read_script(text: str) -> Script:
             for name, value in assignments(words).items():
                 exports.setdefault(name, value)
                 lines.setdefault(name, number)
-    return Script(options, exports, lines, tuple(mistakes), text)
+    joined = text.replace("\\\n", " ")
+    head = re.search(r"^\s*ray start (.*--head\b.*)$", joined, re.MULTILINE)
+    flags = _flags(shell_words(head[1])) if head else None
+    if head:
+        lines["ray start --head"] = 1 + text[: text.index("ray start ")].count("\n")
+    return Script(options, exports, lines, tuple(mistakes), text, flags)
 
 
 def script_mistakes(script: Script) -> Iterator[Mistake]:
@@ -794,3 +807,9 @@ def script_mistakes(script: Script) -> Iterator[Mistake]:
     if script.options.get("export", "").upper() == "NONE":
         remedy = "remove it, or srun starts Ray without the exported variables"
         yield Mistake(("#SBATCH export",), "must not be NONE", remedy, "NONE")
+    if script.head is not None:
+        key = ("ray start --head",)
+        if (cpus := script.head.get("num-cpus", NOTHING)) != "0":
+            remedy = "add --num-cpus=0: its search outlives a trial that takes all memory"
+            yield Mistake(key, "must keep trials off the head", remedy, cpus)
+        yield from _loopback(key, script.head)

@@ -1,0 +1,388 @@
+"""Every shipped cluster file is in order, and each kind of mistake is named with its remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raymeta.deploy import cluster_schemas
+from raymeta.deploy.cluster_file import Cluster, load_cluster, quantity
+from raymeta.errors import ClusterError
+from tests.deploy.cluster_files import ROOT, filled_in, laptop
+
+__all__ = ["laptop"]
+
+pytestmark = pytest.mark.usefixtures("laptop")
+
+SHIPPED = {
+    "aws.yaml": "aws",
+    "azure.yaml": "azure",
+    "gcp.yaml": "gcp",
+    "kuberay.yaml": "kuberay",
+    "onprem.yaml": "local",
+    "slurm.sbatch": "slurm",
+}
+
+
+def load(tmp_path: Path, name: str, edit: Callable[[str], str] = str) -> Cluster:
+    path = tmp_path / name
+    path.write_text(edit(filled_in(name)), encoding="utf-8")
+    return load_cluster(path)
+
+
+def mistakes(tmp_path: Path, name: str, edit: Callable[[str], str] = str) -> list[str]:
+    with pytest.raises(ClusterError) as caught:
+        load(tmp_path, name, edit)
+    return str(caught.value).splitlines()
+
+
+def test_every_file_is_known_here() -> None:
+    folder = ROOT / "cluster"
+    assert {path.name for path in (*folder.glob("*.yaml"), *folder.glob("*.sbatch"))} == set(
+        SHIPPED
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_are_in_order(tmp_path: Path, name: str) -> None:
+    cluster = load(tmp_path, name)
+    assert cluster.provider == SHIPPED[name]
+    assert [text for text in cluster.warnings if "CRDs" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "azure.yaml", "gcp.yaml", "kuberay.yaml"])
+def test_shipped_clusters_grow_from_none_and_keep_trials_off_the_head(
+    tmp_path: Path, name: str
+) -> None:
+    head, workers = load(tmp_path, name).nodes
+    assert head.is_head
+    assert head.resources is not None
+    assert head.resources["CPU"] == 0
+    assert not head.is_spot
+    assert (workers.min_workers, workers.max_workers) == (0, 8)
+    assert workers.resources is not None
+    assert workers.resources["GPU"] == 1
+    assert workers.is_spot == (name != "kuberay.yaml")
+
+
+def test_hosts_behind_ssh_have_resources_that_only_they_know(tmp_path: Path) -> None:
+    cluster = load(tmp_path, "onprem.yaml")
+    assert [(node.is_head, node.resources) for node in cluster.nodes] == [
+        (True, {"CPU": 0.0}),
+        (False, None),
+    ]
+    assert cluster.nodes[1].max_workers == 2
+    assert cluster.runs_dir == "/srv/runs"
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "azure.yaml", "gcp.yaml", "kuberay.yaml"])
+def test_what_is_not_filled_in_is_told_once_with_its_meaning(name: str) -> None:
+    path = Path("cluster", name)
+    with pytest.raises(ClusterError) as caught:
+        load_cluster(path)
+    lines = str(caught.value).splitlines()
+    marked = set(re.findall(r"FILL_IN_\w+", path.read_text(encoding="utf-8")))
+    assert len(lines) == len(marked)
+    for placeholder in marked:
+        (line,) = [line for line in lines if f"{placeholder!r}" in line]
+        assert re.match(rf"{path}, line \d+: ", line)
+        assert "is still to be filled in" in line
+        assert "what belongs there" not in line
+
+
+OPEN_GROUP = "  security_group: {IpPermissions: [{IpRanges: [{CidrIp: 0.0.0.0/0}]}]}\n"
+# File, what is there, what a user has made of it, the key, and what the message must say of it.
+MISTAKES = [
+    # -- YAML and keys
+    ("aws.yaml", "max_workers: 8\nup", "max_workers: 8\nmax_workers: 9\nup", "max_workers",
+     "is given twice; remove one"),
+    ("aws.yaml", "idle_timeout_minutes", "idle_timeout_minuts", "idle_timeout_minuts",
+     "did you mean idle_timeout_minutes?; correct or remove it"),
+    ("azure.yaml", "max_workers: 8\nup", "max_workers: many\nup", "max_workers",
+     "must be a whole number, but got 'many'"),
+    ("gcp.yaml", "idle_timeout_minutes: 5", "idle_timeout_minutes: -5", "idle_timeout_minutes",
+     "must be >= 0, but got -5; raise it"),
+    ("gcp.yaml", "type: gcp", "type: gpc", "provider.type", "did you mean gcp?"),
+    ("gcp.yaml", "  availability_zone:", "  avalability_zone:", "provider.avalability_zone",
+     "did you mean availability_zone?"),
+    ("azure.yaml", "  location: westus2\n", "", "provider.location", "is required"),
+    ("azure.yaml", "initialization_commands: []\n", "", "initialization_commands",
+     "write [] for none: left out, Ray fills in its own"),
+    # -- nodes
+    ("aws.yaml", "head_node_type: head", "head_node_type: haed", "head_node_type",
+     "must be one of available_node_types (head, gpu); did you mean head?"),
+    ("aws.yaml", "min_workers: 0\n    max_workers: 8", "min_workers: 8\n    max_workers: 4",
+     "available_node_types.gpu.max_workers", "must be >= min_workers (8), but got 4; raise it"),
+    ("gcp.yaml", "max_workers: 8\nup", "max_workers: 1\nup", "max_workers",
+     "must be >= the sum of all min_workers (2), but got 1"),
+    ("aws.yaml", "resources: {CPU: 0}", "resources: {CPU: 4}",
+     "available_node_types.head.resources.CPU", "must be 0 on the head, but got 4; set CPU: 0"),
+    ("gcp.yaml", "resources: {CPU: 8, GPU: 1,", "resources: {GPU: 1,",
+     "available_node_types.gpu.resources.CPU", "is required for workers"),
+    ("gcp.yaml", "resources: {CPU: 8,", "resources: {CPU: 7.5,",
+     "available_node_types.gpu.resources.CPU", "must be a whole number, but got 7.5"),
+    # -- machines
+    ("aws.yaml", "InstanceType: g5.xlarge", "InstanceType: g5.xlage",
+     "available_node_types.gpu.node_config.InstanceType", "did you mean g5.xlarge?"),
+    ("aws.yaml", "SpotInstanceType: one-time", "SpotInstanceTyp: one-time",
+     "available_node_types.gpu.node_config.InstanceMarketOptions.SpotOptions.SpotInstanceTyp",
+     "did you mean SpotInstanceType?"),
+    ("aws.yaml", "SecurityGroupIds: [security-group]", "SecurityGroupIds: security-group",
+     "available_node_types.head.node_config.SecurityGroupIds",
+     "must be a list, but got 'security-group'"),
+    ("gcp.yaml", "provisioningModel: SPOT", "provisioningModel: CHEAP",
+     "available_node_types.gpu.node_config.scheduling.provisioningModel", "must be FLEX_START"),
+    ("gcp.yaml", "scheduling:\n        prov", "schedulling:\n        prov",
+     "available_node_types.gpu.node_config.schedulling", "did you mean scheduling?"),
+    ("azure.yaml", "vmSize: Standard_NC8as_T4_v3", "vmsize: Standard_NC8as_T4_v3",
+     "available_node_types.gpu.node_config.azure_arm_parameters.vmsize", "did you mean vmSize?"),
+    ("azure.yaml", "priority: Spot", "priority: Sopt",
+     "available_node_types.gpu.node_config.azure_arm_parameters.priority", "did you mean Spot?"),
+    ("azure.yaml", "imageVersion: image-version\n        osDiskSize: 128\n\n",
+     "imageVersion: latest\n        osDiskSize: 128\n\n",
+     "available_node_types.head.node_config.azure_arm_parameters.imageVersion",
+     "must name a fixed version, but got 'latest'; see `az vm image list`"),
+    # -- who may come in, and what nodes may do
+    ("aws.yaml", "      IamInstanceProfile: {Name: raymeta-head}\n", "",
+     "available_node_types.head.node_config.IamInstanceProfile",
+     "the role that Ray makes may do anything in EC2 and S3"),
+    ("aws.yaml", "SecurityGroupIds: [security-group]\n      Metadata",
+     "Metadata", "available_node_types.head.node_config.SecurityGroupIds", "name your own group"),
+    ("aws.yaml", "  cache_stopped_nodes: false\n", f"  cache_stopped_nodes: false\n{OPEN_GROUP}",
+     "provider.security_group.IpPermissions[0].IpRanges[0].CidrIp",
+     "must not be open to the world, but got '0.0.0.0/0'; name your own address range"),
+    ("gcp.yaml", "email: raymeta-worker@", "email: 123-compute@developer.gserviceaccount.com #",
+     "available_node_types.gpu.node_config.serviceAccounts[0].email", "must not be a default"),
+    ("gcp.yaml", "auth/compute", "auth/cloud-platform",
+     "available_node_types.head.node_config.serviceAccounts[0].scopes", "must be narrow"),
+    ("azure.yaml", "use_internal_ips: true", "use_internal_ips: false",
+     "provider.use_internal_ips", "must keep workers off the internet, but got False"),
+    ("aws.yaml", "cache_stopped_nodes: false", "cache_stopped_nodes: true",
+     "provider.cache_stopped_nodes", "stopped machines go on costing their disks"),
+    ("aws.yaml", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0",
+     "head_start_ray_commands", "(--dashboard-host), but got '0.0.0.0'; set it to 127.0.0.1"),
+    # -- commands and files
+    ("azure.yaml", "--address=$RAY_HEAD_IP:6379", "--address=$RAY_HEAD_IP:6380",
+     "worker_start_ray_commands", "must join the head at its port 6379 (--address)"),
+    ("gcp.yaml", "--object-manager-port=8076 --num-cpus=0", "--object-manager-port=6379",
+     "head_start_ray_commands", "must give --object-manager-port another port than --port"),
+    ("gcp.yaml", "    --autoscaling-config=~/ray_bootstrap_config.yaml", "",
+     "head_start_ray_commands", "or no worker is started"),
+    ("aws.yaml", "ulimit -n $(ulimit -Hn) &&\n    ray start --address",
+     "ulimit -n '$(ulimit -Hn) &&\n    ray start --address", "worker_start_ray_commands",
+     "must be valid shell"),
+    ("aws.yaml", "    ray start --address", "    ray strat --address",
+     "worker_start_ray_commands", "must start Ray"),
+    ("aws.yaml", "  ~/.ray/auth_token: ~/.ray/auth_token", "  ~/.ray/auth_token: ~/auth_token",
+     "file_mounts.~/.ray/auth_token", "make the token: ray get-auth-token --generate"),
+    ("gcp.yaml", "  ~/raymeta: .\n", "  ~/raymeta: nowhere\n", "file_mounts.~/raymeta",
+     "must be there on this machine, but got 'nowhere'"),
+    ("gcp.yaml", "  ssh_user: ubuntu\n", "  {}\n", "auth.ssh_user", "is required"),
+    ("aws.yaml", "rsync_filter:",
+     "docker: {image: 'raymeta:latest', container_name: ray}\nrsync_filter:", "docker.image",
+     "add a tag other than latest"),
+    # -- your own hosts
+    ("onprem.yaml", "ssh_private_key: ~/.ssh/id_ed25519", "ssh_private_key: ~/.ssh/id",
+     "auth.ssh_private_key", "must be a file that exists, but got '~/.ssh/id'"),
+    ("onprem.yaml", "worker_ips: [10.0.0.11, 10.0.0.12]", "worker_ips: [10.0.0.11, 10.0.0.10]",
+     "provider.worker_ips", "must name each host once, and not the head, but got '10.0.0.10'"),
+    ("onprem.yaml", "cluster_name: raymeta\n", "cluster_name: raymeta\nmax_workers: 3\n",
+     "max_workers", "must be <= the number of provider.worker_ips (2), but got 3"),
+    ("onprem.yaml", "--num-cpus=0 ", "", "head_start_ray_commands", "add --num-cpus=0"),
+    ("onprem.yaml", "cluster_name: raymeta\n",
+     "cluster_name: raymeta\navailable_node_types: {a: {resources: {}, node_config: {}}}\n",
+     "available_node_types", "is refused by Ray on your own hosts"),
+    ("onprem.yaml", "    RAY_enable_autoscaler_v2=0\n", "", "head_start_ray_commands",
+     "must set RAY_enable_autoscaler_v2=0 before `ray start`"),
+    ("onprem.yaml", "  head_ip: 10.0.0.10\n", "", "provider.head_ip", "is required"),
+    # -- KubeRay
+    ("kuberay.yaml", "kind: RayCluster", "kind: RayClutser", "kind", "did you mean RayCluster?"),
+    ("kuberay.yaml", 'num-cpus: "0"', 'num-cpus: "4"',
+     "RayCluster spec.headGroupSpec.rayStartParams.num-cpus", "must be \"0\", but got '4'"),
+    ("kuberay.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "RayCluster spec.rayVersion",
+     "must be the version that raymeta is tested with (2.60.0), but got '2.9.0'"),
+    ("kuberay.yaml", "image: registry.example.org/raymeta:0.1.0", "image: registry/raymeta",
+     "RayCluster spec.headGroupSpec.template.spec.containers[0].image",
+     "must name a fixed version, but got 'registry/raymeta'"),
+    ("kuberay.yaml", "maxReplicas: 8", "maxReplicas: 0",
+     "RayCluster spec.workerGroupSpecs[0].maxReplicas", "must be >= minReplicas (0) and >= 1"),
+    ("kuberay.yaml", "replicas: 0\n", "replicas: 9\n",
+     "RayCluster spec.workerGroupSpecs[0].replicas",
+     "must be from minReplicas to maxReplicas (0 to 8), but got 9"),
+    ("kuberay.yaml", "mode: token", "mode: disabled", "RayCluster spec.authOptions.mode",
+     "must be token, but got 'disabled'"),
+    ("kuberay.yaml", 'dashboard-host: "127.0.0.1"', 'dashboard-host: "0.0.0.0"',
+     "RayCluster spec.headGroupSpec.rayStartParams.dashboard-host", "must be loopback"),
+    ("kuberay.yaml", "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false",
+     "RayCluster spec.enableInTreeAutoscaling", "or no worker is ever added"),
+    ("kuberay.yaml", 'limits: {cpu: "4", memory: 16Gi}', 'limits: {cpu: "4"}',
+     "RayCluster spec.headGroupSpec.template.spec.containers[0].resources.limits.memory",
+     "is required"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "old", "new", "key", "told"), MISTAKES)
+def test_mistakes_are_named_with_place_and_remedy(
+    tmp_path: Path, name: str, old: str, new: str, key: str, told: str
+) -> None:
+    def edit(text: str) -> str:
+        assert old in text
+        if told.startswith("must be >= the sum"):
+            text = text.replace(
+                "min_workers: 0\n    max_workers: 8", "min_workers: 2\n    max_workers: 8"
+            )
+        return text.replace(old, new, 1)
+
+    (line,) = mistakes(tmp_path, name, edit)
+    place, message = re.fullmatch(r"(.*?): (.*)", line).groups()  # type: ignore[union-attr]
+    assert re.fullmatch(rf"{tmp_path / name}, line \d+", place) or "is required" in message
+    assert message.startswith((f"{key} ", f"RayClutser {key} "))
+    assert told in message
+    assert re.search(r"; \S", message)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    def edit(text: str) -> str:
+        for old, new in (
+            ("upscaling_speed: 1.0", "upscaling_speed: fast"),
+            ("resources: {CPU: 0}", "resources: {CPU: 1}"),
+            ("MarketType: spot", "MarketType: cheap"),
+            ("0.0.1 --dashboard-port=8265", "0.0.1 --dashboard-port=826599"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        return text
+
+    found = mistakes(tmp_path, "aws.yaml", edit)
+    keys = [re.search(r": (\S+) ", line)[1] for line in found]  # type: ignore[index]
+    assert [key.rpartition(".")[2] for key in keys] == [
+        "upscaling_speed",
+        "CPU",
+        "MarketType",
+        "head_start_ray_commands",
+    ]
+    numbers = [int(re.search(r"line (\d+)", line)[1]) for line in found]  # type: ignore[index]
+    text = (tmp_path / "aws.yaml").read_text().splitlines()
+    assert "upscaling_speed: fast" in text[numbers[0] - 1]
+    assert "{CPU: 1}" in text[numbers[1] - 1]
+    assert "MarketType: cheap" in text[numbers[2] - 1]
+
+
+@pytest.mark.parametrize("side", ["head", "worker"])
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("RAY_AUTH_MODE=token", "or whoever reaches a port may run code"),
+        ("RAYMETA_RUNS_DIR=s3://bucket/runs?region=us-west-2", "a storage that all nodes share"),
+    ],
+)
+def test_each_start_must_see_the_variables_of_its_own_shell(
+    tmp_path: Path, side: str, variable: str, told: str
+) -> None:
+    """An export in another command of the list is another shell's."""
+
+    def edit(text: str) -> str:
+        text = text.replace(f"    export {variable}\n", "")
+        for start, kind in (("ray start --head", "head"), ("ray start --address", "worker")):
+            if kind != side:
+                text = text.replace(f"    {start}", f"    export {variable} && {start}")
+        return text.replace(
+            f"{side}_start_ray_commands:\n", f"{side}_start_ray_commands:\n  - export {variable}\n"
+        )
+
+    (line,) = mistakes(tmp_path, "aws.yaml", edit)
+    assert f"{side}_start_ray_commands must set {variable.partition('=')[0]}" in line
+    assert told in line
+
+
+def test_runs_must_be_kept_in_the_same_place_by_all_nodes(tmp_path: Path) -> None:
+    def edit(text: str) -> str:
+        return text.replace(
+            "    ray start --address",
+            "    export RAYMETA_RUNS_DIR=/mnt/runs && ray start --address",
+        )
+
+    (line,) = mistakes(tmp_path, "azure.yaml", edit)
+    assert (
+        "worker_start_ray_commands must set RAYMETA_RUNS_DIR as head_start_ray_commands does"
+        in line
+    )
+
+
+def test_a_relative_folder_for_runs_is_another_on_every_node(tmp_path: Path) -> None:
+    found = mistakes(
+        tmp_path, "onprem.yaml", lambda text: text.replace("RUNS_DIR=/srv/runs", "RUNS_DIR=runs")
+    )
+    assert all(
+        "must set RAYMETA_RUNS_DIR to a full path or a URI, but got 'runs'" in f for f in found
+    )
+
+
+def test_a_key_file_to_be_filled_in_is_a_warning(tmp_path: Path) -> None:
+    cluster = load(
+        tmp_path, "onprem.yaml", lambda text: text.replace("~/.ssh/id_ed25519", "<your key>")
+    )
+    (warning,) = cluster.warnings
+    assert "auth.ssh_private_key is still to be filled in, but got '<your key>'" in warning
+
+
+def test_a_key_of_your_own_needs_its_name_in_every_node(tmp_path: Path) -> None:
+    key = "  ssh_user: ubuntu\n  ssh_private_key: ~/.ssh/id_ed25519\n"
+    found = mistakes(tmp_path, "aws.yaml", lambda t: t.replace("  ssh_user: ubuntu\n", key))
+    assert len(found) == 2
+    assert all("node_config.KeyName is required" in line for line in found)
+    (line,) = mistakes(tmp_path, "azure.yaml", lambda t: t.replace("  ssh_user: ubuntu\n", key))
+    assert "auth.ssh_public_key is required beside its other half" in line
+
+
+def test_without_botocore_the_rest_is_checked_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cluster_schemas.NODE_SCHEMAS, "aws", lambda: None)
+    (warning,) = load(tmp_path, "aws.yaml").warnings
+    assert "available_node_types was not looked into; pip install boto3 for that" in warning
+    (line,) = mistakes(tmp_path, "aws.yaml", lambda t: t.replace("{CPU: 0}", "{CPU: 2}"))
+    assert "must be 0 on the head" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1\nb: 2\n", "line 2: not valid YAML"),
+        ("a: &x [*x]\n", "not valid YAML: an alias holds itself"),
+        ("- 1\n", "expected one mapping of keys"),
+        ("", "expected one mapping of keys"),
+        ("cluster_name: a\n", "provider is required"),
+        ("cluster_name: a\nprovider: aws\n", "provider must be a mapping, but got 'aws'"),
+        ("cluster_name: a\nprovider: {type: [1]}\n", "provider.type must be text, but got [1]"),
+        ("1: a\n", "1 is no key that is known here"),
+        ("apiVersion: v1\nkind: Secret\n", "no RayCluster and no RayJob in it"),
+        ("apiVersion: ray.io/v1\nkind: RayCluster\n",
+         "RayCluster spec.workerGroupSpecs is required"),
+        ("apiVersion: ray.io/v1\nkind: RayCluster\nspec: {workerGroupSpecs: [1, {template: 1}]}\n",
+         "RayCluster spec.workerGroupSpecs[1].maxReplicas must be"),
+    ],
+)  # fmt: skip
+def test_what_is_no_cluster_file_at_all_is_told_in_one_message(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(ClusterError) as caught:
+        load_cluster(path)
+    assert told in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_cluster(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("amount", "number"), [("500m", 0.5), ("4", 4), ("16Gi", 16 * 1024**3), ("2G", 2e9), (3, 3)]
+)
+def test_quantities_of_kubernetes_become_numbers(amount: object, number: float) -> None:
+    assert quantity(amount) == number
