@@ -5,21 +5,27 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from raymeta.errors import ClusterError
 
-# The head has the workers' key, and where Ray put it; they may be out of the laptop's reach.
-_SSH = (
-    "ssh -n -i ~/ray_bootstrap_key.pem -o BatchMode=yes -o ConnectTimeout=10 "
-    "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-)
-_STOP = "bash --login -c 'ray stop'"
+# On the head, which has the workers' addresses and the key to them where Ray's launcher put both;
+# the laptop may not reach them.  The head is first: its autoscaler would start Ray again on a
+# worker that has lost it.
+_STOP_ALL = """
+ray stop
+read_workers='import os, yaml
+file = open(os.path.expanduser("~/ray_bootstrap_config.yaml"))
+print(*yaml.safe_load(file)["provider"]["worker_ips"])'
+for worker in $(python -c "$read_workers"); do
+  ssh -n -i ~/ray_bootstrap_key.pem -o BatchMode=yes -o ConnectTimeout=10 \
+    -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+    $worker "bash --login -c 'ray stop'" > /dev/null || echo "unreachable: $worker" &
+done
+wait
+"""
 
 
 def tear_down(path: Path) -> None:
@@ -31,15 +37,7 @@ def tear_down(path: Path) -> None:
     Raises:
         ClusterError: a host cannot be reached, so that Ray may be left on it.
     """
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    user, workers = config["auth"]["ssh_user"], config["provider"]["worker_ips"]
-    # The head first: its autoscaler would start Ray again on a worker that has lost it.
-    on_workers = " ".join(
-        f"{{ {_SSH} {shlex.quote(f'{user}@{worker}')} {shlex.quote(_STOP)} >/dev/null "
-        f"|| echo unreachable: {worker}; }} &"
-        for worker in map(str, workers)
-    )
-    said = _ray("exec", str(path), f"ray stop; {on_workers} wait")
+    said = _ray("exec", str(path), _STOP_ALL)
     _ray("down", "--yes", str(path))
     lost = [line.split()[-1] for line in said.splitlines() if line.startswith("unreachable: ")]
     if lost:
@@ -54,8 +52,7 @@ def _ray(*arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, check=False, text=True)
     if done.returncode:
         lines = (done.stderr + done.stdout).strip().splitlines()
-        reason = next((line for line in reversed(lines) if line.strip()), "no reason given")
-        raise ClusterError(f"`ray {arguments[0]}` failed: {reason.strip()}")
+        raise ClusterError(f"`ray {arguments[0]}` failed: {lines[-1] if lines else 'no reason'}")
     return done.stdout
 
 
