@@ -63,7 +63,7 @@ def test_a_trial_that_fits_on_no_node_is_an_error() -> None:
 def test_more_trials_than_fit_are_told_to_wait_and_fewer_to_leave_nodes_idle() -> None:
     for most, level, text in (
         (9, "warning", "the others wait"),
-        (2, "note", "null for as many as fit"),,
+        (2, "note", "null for as many as fit"),
     ):
         asked = experiment("resources.gpus_per_worker=1", f"resources.max_concurrent_trials={most}")
         (told,) = found(check_on(asked, cluster(HEAD, GPUS), None), "trials at once")
