@@ -64,7 +64,6 @@ KNOWN_TO = {
     "botorch": {"raymeta.search.ax_model"},
     "yaml": {
         "raymeta.deploy.cluster_file",
-        "raymeta.deploy.teardown",
         "raymeta.experiment_file",
     },
     "pydantic": {"raymeta.experiment", "raymeta.experiment_file"},
