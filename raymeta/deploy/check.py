@@ -30,8 +30,10 @@ class Finding:
     level: Literal["ok", "note", "warning", "error"] = "ok"
 
 
-def growth(cluster: Cluster) -> list[Nodes]:
-    """The nodes that a cluster may grow to, those whose resources its file tells."""
+def growth(cluster: Cluster) -> list[Nodes] | None:
+    """The nodes that a cluster may grow to; None where its file cannot tell what they have."""
+    if any(kind.resources is None for kind in cluster.nodes if not kind.is_head):
+        return None
     return [
         Nodes(kind.name, dict(kind.resources), 1 if kind.is_head else kind.max_workers)
         for kind in cluster.nodes
@@ -50,10 +52,9 @@ def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> 
     found = [Finding("cluster file", f"{cluster.path} is in order ({cluster.provider})")]
     found += [Finding("cluster file", warning, "warning") for warning in cluster.warnings]
     nodes = growth(cluster)
-    told = all(kind.resources is not None for kind in cluster.nodes if not kind.is_head)
     worker = " and ".join(f"{v:g} {k}" for k, v in worker_bundle(experiment.resources).items())
     needs = f"one trial takes {experiment.resources.num_workers} × ({worker})"
-    if told:
+    if nodes is not None:
         try:
             placement = place_trials(experiment.resources, nodes)
         except ResourceError as error:
