@@ -17,20 +17,22 @@ from typing import Any
 
 import yaml
 
-from raymeta.deploy.cluster_rules import (
-    PLACEHOLDER,
+from raymeta.deploy.cluster_manifests import (
     RAY_KINDS,
-    RUNS_DIR,
     container,
     groups,
-    launcher_mistakes,
     manifest_mistakes,
-    node_types,
-    ray_start,
     read_script,
-    scalars,
     script_mistakes,
     variables,
+)
+from raymeta.deploy.cluster_rules import (
+    PLACEHOLDER,
+    RUNS_DIR,
+    launcher_mistakes,
+    node_types,
+    ray_start,
+    scalars,
 )
 from raymeta.deploy.cluster_schemas import NOTHING, Key, Mistake, Schema, crd_schema, get
 from raymeta.errors import ClusterError

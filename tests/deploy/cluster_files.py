@@ -23,13 +23,11 @@ def filled_in(name: str, **values: str) -> str:
     return re.sub(r"FILL_IN_\w+", value, text)
 
 
-@pytest.fixture
-def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def use_laptop(home: Path, patch: pytest.MonkeyPatch) -> Path:
     """A home with a token and an ssh key, in the repository's folder, as the files' heads say."""
-    home = tmp_path / "home"
     for name in (".ray/auth_token", ".ssh/id_ed25519"):
         (home / name).parent.mkdir(parents=True)
         (home / name).write_text("of this test\n")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(ROOT)
+    patch.setenv("HOME", str(home))
+    patch.chdir(ROOT)
     return home

@@ -11,9 +11,7 @@ import pytest
 import yaml
 
 from raymeta.deploy.cluster_file import load_cluster
-from tests.deploy.cluster_files import ROOT, filled_in, laptop
-
-__all__ = ["laptop"]
+from tests.deploy.cluster_files import ROOT, filled_in, use_laptop
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'raymeta[test]'")
 moto = pytest.importorskip("moto", reason="moto is not installed: pip install 'raymeta[test]'")
@@ -22,13 +20,20 @@ REGION = "us-west-2"
 MINE = "203.0.113.7/32"
 
 
-@pytest.fixture
-def account(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of these tests' own, with keys for no account that exists."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        patch.delenv("AWS_PROFILE", raising=False)
+        yield use_laptop(tmp_path_factory.mktemp("laptop"), patch)
+
+
+@pytest.fixture(scope="module")
+def account(laptop: Path) -> Iterator[dict[str, str]]:
     """An account in which the template of aws.yaml's head has been deployed; its outputs."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
     from ray.autoscaler._private.aws import config, utils  # noqa: PLC0415
 
     with moto.mock_aws():
@@ -47,8 +52,8 @@ def account(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         cached.cache_clear()
 
 
-@pytest.fixture
-def path(account: dict[str, str], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def path(account: dict[str, str], laptop: Path) -> Path:
     """aws.yaml with what the account gave filled in."""
     image = boto3.client("ec2", REGION).describe_images()["Images"][0]["ImageId"]
     filled = filled_in(
@@ -57,12 +62,12 @@ def path(account: dict[str, str], tmp_path: Path) -> Path:
         FILL_IN_SECURITY_GROUP=account["SecurityGroup"],
         FILL_IN_IMAGE=image,
     )
-    path = tmp_path / "aws.yaml"
+    path = laptop / "aws.yaml"
     path.write_text(filled, encoding="utf-8")
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(path: Path) -> dict[str, Any]:
     """What `ray up` makes of the file before it starts a machine."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415

@@ -11,11 +11,7 @@ import pytest
 from raymeta.deploy import cluster_schemas
 from raymeta.deploy.cluster_file import Cluster, load_cluster, quantity
 from raymeta.errors import ClusterError
-from tests.deploy.cluster_files import ROOT, filled_in, laptop
-
-__all__ = ["laptop"]
-
-pytestmark = pytest.mark.usefixtures("laptop")
+from tests.deploy.cluster_files import ROOT, filled_in, use_laptop
 
 SHIPPED = {
     "aws.yaml": "aws",
@@ -25,6 +21,11 @@ SHIPPED = {
     "onprem.yaml": "local",
     "slurm.sbatch": "slurm",
 }
+
+
+@pytest.fixture(autouse=True)
+def _laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_laptop(tmp_path / "home", monkeypatch)
 
 
 def load(tmp_path: Path, name: str, edit: Callable[[str], str] = str) -> Cluster:
@@ -78,6 +79,25 @@ def test_hosts_behind_ssh_have_resources_that_only_they_know(tmp_path: Path) -> 
     assert cluster.runs_dir == "/srv/runs"
 
 
+def test_a_batch_script_tells_what_each_node_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYMETA_RUNS_DIR", raising=False)
+
+    def edit(text: str) -> str:
+        text = text.replace("##SBATCH --gpus-per-node=4", "#SBATCH --gpus-per-node=a100:4")
+        return text.replace("##SBATCH --mem=0", "#SBATCH --mem=64G")
+
+    cluster = load(tmp_path, "slurm.sbatch", edit)
+    head, node = cluster.nodes
+    assert (head.is_head, head.resources) == (True, {"CPU": 0})
+    assert node.resources == {"CPU": 2, "GPU": 4, "memory": 64e9}
+    assert (node.min_workers, node.max_workers) == (2, 2)
+    assert cluster.runs_dir == str(Path.home() / "runs")
+    monkeypatch.setenv("RAYMETA_RUNS_DIR", "/scratch/runs")
+    assert load(tmp_path, "slurm.sbatch", edit).runs_dir == "/scratch/runs"
+
+
 @pytest.mark.parametrize("name", ["aws.yaml", "azure.yaml", "gcp.yaml", "kuberay.yaml"])
 def test_what_is_not_filled_in_is_told_once_with_its_meaning(name: str) -> None:
     path = Path("cluster", name)
@@ -124,6 +144,9 @@ MISTAKES = [
      "available_node_types.gpu.resources.CPU", "is required for workers"),
     ("gcp.yaml", "resources: {CPU: 8,", "resources: {CPU: 7.5,",
      "available_node_types.gpu.resources.CPU", "must be a whole number, but got 7.5"),
+    ("gcp.yaml", "resources: {CPU: 0}", "resources: {CPU: 0, GPU: 1}",
+     "available_node_types.head.resources.GPU", "must be 0 on the head, but got 1; remove it"),
+    ("azure.yaml", "max_workers: 8\nup", "up", "max_workers", "say how many workers there may be"),
     # -- machines
     ("aws.yaml", "InstanceType: g5.xlarge", "InstanceType: g5.xlage",
      "available_node_types.gpu.node_config.InstanceType", "did you mean g5.xlarge?"),
@@ -145,6 +168,9 @@ MISTAKES = [
      "imageVersion: latest\n        osDiskSize: 128\n\n",
      "available_node_types.head.node_config.azure_arm_parameters.imageVersion",
      "must name a fixed version, but got 'latest'; see `az vm image list`"),
+    ("azure.yaml", '        imageSku: "2404"\n', "",
+     "available_node_types.head.node_config.azure_arm_parameters.imageSku",
+     "is required without an imageId"),
     # -- who may come in, and what nodes may do
     ("aws.yaml", "      IamInstanceProfile: {Name: raymeta-head}\n", "",
      "available_node_types.head.node_config.IamInstanceProfile",
@@ -174,6 +200,8 @@ MISTAKES = [
     ("aws.yaml", "ulimit -n $(ulimit -Hn) &&\n    ray start --address",
      "ulimit -n '$(ulimit -Hn) &&\n    ray start --address", "worker_start_ray_commands",
      "must be valid shell"),
+    ("azure.yaml", "ray start --head", "ray start", "head_start_ray_commands",
+     "must start the head; add --head to `ray start`"),
     ("aws.yaml", "    ray start --address", "    ray strat --address",
      "worker_start_ray_commands", "must start Ray"),
     ("aws.yaml", "  ~/.ray/auth_token: ~/.ray/auth_token", "  ~/.ray/auth_token: ~/auth_token",
@@ -191,6 +219,9 @@ MISTAKES = [
      "provider.worker_ips", "must name each host once, and not the head, but got '10.0.0.10'"),
     ("onprem.yaml", "cluster_name: raymeta\n", "cluster_name: raymeta\nmax_workers: 3\n",
      "max_workers", "must be <= the number of provider.worker_ips (2), but got 3"),
+    ("onprem.yaml", "cluster_name: raymeta\n",
+     "cluster_name: raymeta\nmin_workers: 2\nmax_workers: 1\n", "max_workers",
+     "must be >= min_workers (2), but got 1"),
     ("onprem.yaml", "--num-cpus=0 ", "", "head_start_ray_commands", "add --num-cpus=0"),
     ("onprem.yaml", "cluster_name: raymeta\n",
      "cluster_name: raymeta\navailable_node_types: {a: {resources: {}, node_config: {}}}\n",
@@ -198,8 +229,32 @@ MISTAKES = [
     ("onprem.yaml", "    RAY_enable_autoscaler_v2=0\n", "", "head_start_ray_commands",
      "must set RAY_enable_autoscaler_v2=0 before `ray start`"),
     ("onprem.yaml", "  head_ip: 10.0.0.10\n", "", "provider.head_ip", "is required"),
+    # -- Slurm
+    ("slurm.sbatch", "#SBATCH --nodes=2", "#SBATCH --nodes=1", "#SBATCH nodes",
+     "must be >= 2, but got '1'; raise it: one node runs the head, the others run trials"),
+    ("slurm.sbatch", "#SBATCH --nodes=2\n", "", "#SBATCH nodes", "is required"),
+    ("slurm.sbatch", "--ntasks-per-node=1", "--ntasks-per-node=4", "#SBATCH ntasks-per-node",
+     "must be 1, but got '4'; set it to 1: Ray is started once on every node"),
+    ("slurm.sbatch", "--cpus-per-task=2", "--cpus-per-task=all", "#SBATCH cpus-per-task",
+     "must be >= 1, but got 'all'"),
+    ("slurm.sbatch", "#SBATCH --requeue", "#SBATCH --requeu", "#SBATCH requeu",
+     "did you mean requeue?"),
+    ("slurm.sbatch", "#SBATCH --requeue\n", "#SBATCH --export=NONE\n", "#SBATCH export",
+     "or srun starts Ray without the exported variables"),
+    ("slurm.sbatch", "set -euo pipefail\n", "set -euo pipefail\n#SBATCH --mem=0\n", "#SBATCH mem",
+     "comes too late; move it above the first command"),
+    ("slurm.sbatch", "export RAY_AUTH_MODE=token\n", "", "RAY_AUTH_MODE",
+     "must be exported as token; export it before Ray starts"),
+    ("slurm.sbatch", "export RAYMETA_RUNS_DIR=", "runs=", "RAYMETA_RUNS_DIR", "must be exported"),
+    ("slurm.sbatch", "#!/bin/bash\n", "", "#!", "is required, but is not given; begin with #!"),
+    ("slurm.sbatch", "--num-cpus=0 --num-gpus=0", "--num-cpus=2", "ray start --head",
+     "must keep trials off the head, but got '2'; add --num-cpus=0"),
+    ("slurm.sbatch", "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "ray start --head",
+     "must bind the dashboard to loopback (--dashboard-host), but got '0.0.0.0'"),
     # -- KubeRay
     ("kuberay.yaml", "kind: RayCluster", "kind: RayClutser", "kind", "did you mean RayCluster?"),
+    ("kuberay.yaml", "apiVersion: ray.io/v1", "apiVersion: ray.io/v1alpha1",
+     "RayCluster apiVersion", "must be ray.io/v1, but got 'ray.io/v1alpha1'"),
     ("kuberay.yaml", 'num-cpus: "0"', 'num-cpus: "4"',
      "RayCluster spec.headGroupSpec.rayStartParams.num-cpus", "must be \"0\", but got '4'"),
     ("kuberay.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "RayCluster spec.rayVersion",
@@ -238,7 +293,9 @@ def test_mistakes_are_named_with_place_and_remedy(
 
     (line,) = mistakes(tmp_path, name, edit)
     place, message = re.fullmatch(r"(.*?): (.*)", line).groups()  # type: ignore[union-attr]
-    assert re.fullmatch(rf"{tmp_path / name}, line \d+", place) or "is required" in message
+    assert re.fullmatch(rf"{tmp_path / name}, line \d+", place) or re.search(
+        "is required|must be exported", message
+    )
     assert message.startswith((f"{key} ", f"RayClutser {key} "))
     assert told in message
     assert re.search(r"; \S", message)
@@ -321,6 +378,16 @@ def test_a_relative_folder_for_runs_is_another_on_every_node(tmp_path: Path) -> 
     )
 
 
+def test_a_cloud_needs_to_know_its_machines(tmp_path: Path) -> None:
+    def edit(text: str) -> str:
+        return re.sub(
+            r"\navailable_node_types:.*?\nfile_mounts:", "\nfile_mounts:", text, flags=re.DOTALL
+        )
+
+    (line,) = mistakes(tmp_path, "gcp.yaml", edit)
+    assert "available_node_types is required, but is not given; describe the head and" in line
+
+
 def test_a_key_file_to_be_filled_in_is_a_warning(tmp_path: Path) -> None:
     cluster = load(
         tmp_path, "onprem.yaml", lambda text: text.replace("~/.ssh/id_ed25519", "<your key>")
@@ -336,6 +403,31 @@ def test_a_key_of_your_own_needs_its_name_in_every_node(tmp_path: Path) -> None:
     assert all("node_config.KeyName is required" in line for line in found)
     (line,) = mistakes(tmp_path, "azure.yaml", lambda t: t.replace("  ssh_user: ubuntu\n", key))
     assert "auth.ssh_public_key is required beside its other half" in line
+
+
+def test_without_googles_client_the_fields_that_ray_reads_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_schemas, "_package_file", lambda *_: None)
+    monkeypatch.setitem(
+        cluster_schemas.NODE_SCHEMAS, "gcp", cluster_schemas._gcp_node_schema.__wrapped__
+    )
+    assert load(tmp_path, "gcp.yaml").provider == "gcp"
+    (line,) = mistakes(
+        tmp_path, "gcp.yaml", lambda t: t.replace("disks: *disks", "disks: {boot: true}")
+    )
+    assert "node_config.disks must be a list" in line
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    pin = re.compile(r"([A-Za-z][\w-]*)(?:\[[\w,]+\])?==([\w.]+)")
+    pinned = dict(pin.findall((ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8")))
+    for path in (ROOT / "cluster").iterdir():
+        for name, version in pin.findall(path.read_text(encoding="utf-8")):
+            assert pinned.get(name, version) == version, (path, name)
+    image = (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
+    assert f"torch=={pinned['torch']}" in image
+    assert f"ray[default,tune]=={pinned['ray']}" in image
 
 
 def test_without_botocore_the_rest_is_checked_and_that_is_said(
