@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from raymeta.runs import Run
+from raymeta.search.tuner import read_trials
 from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
 
 CPUS = 2  # that a worker host is said to have
@@ -114,8 +116,8 @@ class OnPrem:
         """Runs a line of bash on the head, as a user who is logged in there."""
         return self.head.run(f"{ON_HEAD} {line}", check=check)
 
-    def rayless(self) -> dict[str, list[str]]:
-        """What runs on each host beside what ran before there was Ray; empty if nothing."""
+    def what_is_left_of_ray(self) -> dict[str, list[str]]:
+        """What runs on each host that did not before there was Ray; empty if nothing."""
         left = {
             host.name: [a for a in host.processes().values() if not a.startswith(NOT_RAY)]
             for host in self.hosts
@@ -216,9 +218,12 @@ class Search:
             timeout_s,
         )
 
-    def wait_for_message(self, text: str, timeout_s: float = 60) -> None:
-        """Until the driver has said so."""
-        self._wait_until(lambda: text in self.log.read_text(), f"message {text!r}", timeout_s)
+    def wait_for_trials(self, timeout_s: float = 240) -> list[dict[str, Any]]:
+        """The table of trials, which is written when the last one has ended."""
+        table = self.cluster.runs / self.name / "trials.json"
+        self._wait_until(table.exists, "table of trials", timeout_s)
+        trials: list[dict[str, Any]] = json.loads(table.read_text())
+        return trials
 
     def _wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         def holds() -> bool:
@@ -235,11 +240,21 @@ class Search:
         assert self.driver is not None
         return self.driver.wait(timeout_s)
 
-    def finished(self) -> dict[str, tuple[int, str]]:
-        """The trials that have come to their end; when their results were written, and which."""
+    def wait_for_saved_trials(self, count: int, timeout_s: float = 120) -> dict[str, str]:
+        """Until so many are saved as completed; what they have written, and when."""
+        run = Run(self.cluster.runs / self.name)
+
+        def completed() -> list[str]:
+            return [i for i, record in read_trials(run).items() if record.status == "completed"]
+
+        self._wait_until(lambda: len(completed()) >= count, f"{count} trials saved", timeout_s)
+        written = self.written()
+        return {trial: written[trial] for trial in completed()}
+
+    def written(self) -> dict[str, str]:
+        """Of each trial, its results as they were written, and when."""
         files = (self.cluster.runs / self.name / "tune").glob("*/result.json")
-        found = {f.parent.name: (f.stat().st_mtime_ns, f.read_text()) for f in files}
-        return {trial: result for trial, result in found.items() if '"done": true' in result[1]}
+        return {f.parent.name: f"{f.stat().st_mtime_ns} {f.read_text()}" for f in files}
 
     def stop(self) -> None:
         """Ends the driver, if it is running; what it has done is on the disk."""
