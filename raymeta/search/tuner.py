@@ -6,12 +6,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -147,7 +149,9 @@ def run_search(
     else:
         tuner = _new_tuner(experiment, run, trainable, observer)
     try:
-        trials = _summaries(tuner.fit(), run)
+        with _killed_for_memory_is_lost():
+            results = tuner.fit()
+        trials = _summaries(results, run)
     except (OSError, EOFError) as error:  # EOFError: Tune's own file, left empty by a full disk
         run.add_seconds(0.0)  # says so, if nothing can be written
         raise RunError(
@@ -161,6 +165,26 @@ def run_search(
     if any(trial.record.status == "running" for trial in trials):
         raise SearchError(f"the search was interrupted; go on with `{run.resume_command}`")
     return trials
+
+
+@contextmanager
+def _killed_for_memory_is_lost() -> Iterator[None]:
+    """An actor that Ray has killed for want of memory is lost like any other: its trial restarts.
+
+    Tune would take the error for a fault of its own, and end the search (Ray 2.60).
+    """
+    task_failed = RayActorManager._actor_task_failed  # noqa: SLF001
+
+    def failed(manager: RayActorManager, task: Any, error: Exception) -> None:
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            error = ray.exceptions.RayActorError(error_msg=str(error))
+        task_failed(manager, task, error)
+
+    RayActorManager._actor_task_failed = failed  # noqa: SLF001
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = task_failed  # noqa: SLF001
 
 
 def _summaries(results: tune.ResultGrid, run: Run) -> list[TrialSummary]:
