@@ -195,7 +195,7 @@ MISTAKES = [
      "worker_start_ray_commands", "must join the head at its port 6379 (--address)"),
     ("gcp.yaml", "--object-manager-port=8076 --num-cpus=0", "--object-manager-port=6379",
      "head_start_ray_commands", "must give --object-manager-port another port than --port"),
-    ("gcp.yaml", "    --autoscaling-config=~/ray_bootstrap_config.yaml", "",
+    ("gcp.yaml", " --autoscaling-config=~/ray_bootstrap_config.yaml", "",
      "head_start_ray_commands", "or no worker is started"),
     ("aws.yaml", "ulimit -n $(ulimit -Hn) &&\n    ray start --address",
      "ulimit -n '$(ulimit -Hn) &&\n    ray start --address", "worker_start_ray_commands",
@@ -271,6 +271,9 @@ MISTAKES = [
      "must be token, but got 'disabled'"),
     ("kuberay.yaml", 'dashboard-host: "127.0.0.1"', 'dashboard-host: "0.0.0.0"',
      "RayCluster spec.headGroupSpec.rayStartParams.dashboard-host", "must be loopback"),
+    ("kuberay.yaml", "env: *env", "env: []",
+     "RayCluster spec.workerGroupSpecs[0].template.spec.containers[0].env",
+     "must set RAYMETA_RUNS_DIR; add RAYMETA_RUNS_DIR to it"),
     ("kuberay.yaml", "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false",
      "RayCluster spec.enableInTreeAutoscaling", "or no worker is ever added"),
     ("kuberay.yaml", 'limits: {cpu: "4", memory: 16Gi}', 'limits: {cpu: "4"}',
@@ -307,7 +310,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
             ("upscaling_speed: 1.0", "upscaling_speed: fast"),
             ("resources: {CPU: 0}", "resources: {CPU: 1}"),
             ("MarketType: spot", "MarketType: cheap"),
-            ("0.0.1 --dashboard-port=8265", "0.0.1 --dashboard-port=826599"),
+            ("--dashboard-port=8265", "--dashboard-port=826599"),
         ):
             assert old in text
             text = text.replace(old, new)
@@ -376,6 +379,51 @@ def test_a_relative_folder_for_runs_is_another_on_every_node(tmp_path: Path) -> 
     assert all(
         "must set RAYMETA_RUNS_DIR to a full path or a URI, but got 'runs'" in f for f in found
     )
+
+
+NODES_ON_ONE_MACHINE = """
+cluster_name: local
+max_workers: 2
+provider: {type: fake_multinode}
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
+  worker: {resources: {CPU: 1, GPU: 1}, node_config: {}, min_workers: 1, max_workers: 2}
+auth: {}
+initialization_commands: []
+setup_commands: []
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands: []
+worker_start_ray_commands: []
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("max_workers: 2\nprov", "max_workers: 0\nprov", "max_workers must be >= the sum of all"),
+        ("CPU: 0", "CPU: 1", "available_node_types.head.resources.CPU must be 0 on the head"),
+        ("CPU: 1, GPU: 1", "GPU: 1", "available_node_types.worker.resources.CPU is required for"),
+        ("_type: head", "_type: haed", "head_node_type must be one of available_node_types"),
+        ("fake_multinode}", "fake_multinode, head_ip: a}", "provider.head_ip is no key that Ray's"),
+        ("worker_start_ray_commands: []\n", "", "worker_start_ray_commands is required"),
+    ],
+)
+def test_several_nodes_on_one_machine_are_checked_likewise(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    path = tmp_path / "local.yaml"
+    path.write_text(NODES_ON_ONE_MACHINE)
+    head, worker = load_cluster(path).nodes
+    assert (head.resources, worker.resources) == ({"CPU": 0}, {"CPU": 1, "GPU": 1})
+    assert (worker.min_workers, worker.max_workers) == (1, 2)
+    assert old in NODES_ON_ONE_MACHINE
+    path.write_text(NODES_ON_ONE_MACHINE.replace(old, new))
+    with pytest.raises(ClusterError) as caught:
+        load_cluster(path)
+    (line,) = str(caught.value).splitlines()
+    assert told in line
 
 
 def test_a_cloud_needs_to_know_its_machines(tmp_path: Path) -> None:
