@@ -175,10 +175,11 @@ def _killed_for_memory_is_lost() -> Iterator[None]:
     """
     task_failed = RayActorManager._actor_task_failed  # noqa: SLF001
 
-    def failed(manager: RayActorManager, task: Any, error: Exception) -> None:
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            error = ray.exceptions.RayActorError(error_msg=str(error))
-        task_failed(manager, task, error)
+    # Tune calls it by keywords.
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        task_failed(self, tracked_actor_task, exception)
 
     RayActorManager._actor_task_failed = failed  # noqa: SLF001
     try:
