@@ -60,6 +60,7 @@ class Start:
     flags: dict[str, str] = field(default_factory=dict)
 
 
+_SEPARATOR = re.compile(r"[;&|\n]+")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
@@ -67,6 +68,23 @@ def assignments(words: Sequence[str]) -> dict[str, str]:
     """The variables that shell words set."""
     found = (_ASSIGNMENT.fullmatch(word) for word in words)
     return {match[1]: match[2] for match in found if match}
+
+
+def exports(words: Sequence[str]) -> dict[str, str]:
+    """The variables that a shell hands on after some words: exported, or before a command."""
+    values: dict[str, str] = {}
+    exported: set[str] = set()
+    command: list[str] = []
+    for word in (*words, ";"):
+        if not _SEPARATOR.fullmatch(word):
+            command.append(word)
+            continue
+        values |= assignments(command)
+        if command[:1] == ["export"]:
+            exported |= {name.partition("=")[0] for name in command[1:]}
+        last, command = command, []
+    before_command = assignments(last)
+    return {n: v for n, v in values.items() if n in exported} | before_command
 
 
 def shell_words(command: str) -> list[str]:
@@ -94,7 +112,7 @@ def written_variables(commands: Sequence[object]) -> dict[str, dict[str, str]]:
                 words = shlex.split(line, comments=True)
             except ValueError:
                 continue
-            files.setdefault(match[1], {}).update(assignments(words))
+            files.setdefault(match[1], {}).update(exports([*words, "\n"]))
     return files
 
 
@@ -117,7 +135,7 @@ def ray_start(config: Config, side: str) -> Start | None:
                 for word, path in pairwise(before):
                     if word in (".", "source"):
                         seen |= files.get(path, {})
-                return Start(seen | assignments(before), flags_of(words[number + 2 :]))
+                return Start(seen | exports(before), flags_of(words[number + 2 :]))
     return None
 
 
@@ -126,7 +144,7 @@ def flags_of(words: Sequence[str]) -> dict[str, str]:
     flags: dict[str, str] = {}
     name = ""
     for word in words:
-        if re.fullmatch(r"[;&|\n]+", word):
+        if _SEPARATOR.fullmatch(word):
             break
         if word.startswith("--"):
             name, _, value = word.removeprefix("--").partition("=")

@@ -91,8 +91,6 @@ def by_schema(data: object, schema: Schema, at: Key = ()) -> Iterator[Mistake]:
                 shown = ", ".join(map(str, want)) if len(want) <= 12 else "one that exists"
                 rule = f"must be {shown}{nearest(found, want)}"
                 yield Mistake(key, rule, remedy or "correct it", found)
-            case "const":
-                yield Mistake(key, f"must be {want!r}", remedy or f"set it to {want!r}", found)
             case "minimum" | "exclusiveMinimum":
                 sign = ">=" if error.validator == "minimum" else ">"
                 yield Mistake(key, f"must be {sign} {want}", remedy or "raise it", found)

@@ -358,6 +358,31 @@ def test_each_start_must_see_the_variables_of_its_own_shell(
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("before", "seen"),
+    [
+        ("export RAY_AUTH_MODE=token &&", True),
+        ("RAY_AUTH_MODE=token; export RAY_AUTH_MODE;", True),
+        ("RAY_AUTH_MODE=token", True),
+        ("RAY_AUTH_MODE=token &&", False),
+        ("echo RAY_AUTH_MODE=token &&", False),
+    ],
+)
+def test_a_variable_counts_where_the_shell_hands_it_on(
+    tmp_path: Path, before: str, seen: bool
+) -> None:
+    def edit(text: str) -> str:
+        text = text.replace("    export RAY_AUTH_MODE=token\n", "")
+        return text.replace("    ray start", f"    {before} ray start")
+
+    if seen:
+        load(tmp_path, "gcp.yaml", edit)
+    else:
+        assert all(
+            "must set RAY_AUTH_MODE" in line for line in mistakes(tmp_path, "gcp.yaml", edit)
+        )
+
+
 def test_runs_must_be_kept_in_the_same_place_by_all_nodes(tmp_path: Path) -> None:
     def edit(text: str) -> str:
         return text.replace(

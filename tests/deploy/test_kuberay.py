@@ -52,6 +52,8 @@ def test_shipped_manifests_are_what_the_definitions_say(tmp_path: Path, crds: Pa
          "RayCluster spec.workerGroupSpecs[0].template.spec.toleration is no key that is known"),
         ("- {name: runs, mountPath: /runs}", "- {name: runs, path: /runs}",
          "containers[0].volumeMounts[0].path is no key that is known here"),
+        ("memory: 8Gi", "memory: 8 GB",
+         "containers[0].resources.requests.memory is not allowed: '8 GB' does not match"),
         ("entrypoint: raymeta tune pen", "entrypoint: [raymeta, tune, pen]",
          "RayJob spec.entrypoint must be text"),
         ("shutdownAfterJobFinishes: true", 'shutdownAfterJobFinishes: "true"',
