@@ -251,16 +251,17 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     console.print(_curve_table(result.rows, result.metric))
     console.print()
-    lost = [row.label for row in result.rows[1:] if not result.beats(row)]
+    rest = [row for row in result.rows[1:] if not result.beats(row)]
+    close = [row.label for row in rest if row.ahead and row.ahead.mean > row.ahead.half_width]
+    lost = [row.label for row in rest if row.label not in close]
     if experiment.search.space and all(row.name != "default" for row in result.rows):
         console.print("the file's configuration did not finish: no comparison", style="yellow")
     elif lost:
-        console.print(
-            f"not beaten beyond both intervals: {'; '.join(lost)}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-        )
+        told = f"not beaten: {'; '.join(lost)}"
+        console.print(told, style="yellow", highlight=False, markup=False)
+    elif close:
+        told = f"every control is beaten; episode by episode alone: {'; '.join(close)}"
+        console.print(told, style="green", highlight=False, markup=False)
     else:
         console.print("every control is beaten, and no interval overlaps", style="green")
     console.print(

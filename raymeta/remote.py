@@ -170,6 +170,11 @@ def path_at(location: str | AnyPath) -> AnyPath:
     from pyarrow import ArrowInvalid  # noqa: PLC0415  (it takes a while to import)
     from pyarrow.fs import FileSystem  # noqa: PLC0415
 
+    if parts.scheme in ("abfs", "abfss") and parts.username:
+        # abfs://CONTAINER@HOST/… is abfs://HOST/CONTAINER/…, of which Arrow's path is a part.
+        moved = f"/{parts.username}{parts.path}"
+        parts = parts._replace(netloc=parts.hostname or "", path=moved)
+        location = parts.geturl()
     try:
         filesystem, path = FileSystem.from_uri(location)
     except (ArrowInvalid, OSError) as error:

@@ -29,19 +29,22 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import tune
 from rich.console import Console
 from rich.table import Table
 
 from raymeta.search import AxSearcher, Parameter, Space
 from raymeta.search.ax_model import AxModel
 from raymeta.search.records import Curve, TrialRecord
+from raymeta.search.searcher import MOST_STOCK
 from raymeta.search.settings import SearchSettings
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3  # of each measurement on the hosts
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
-ENDED, RUNNING = (100, 300), (8, 64, 256)  # trials, where a candidate's time is measured
+ENDED, RUNNING = (100, 400), (8, 125, 1000)  # trials, where a candidate's time is measured
 CANDIDATES = 4  # whose mean time is taken
+TICKS = 400  # reports of a trial, where Tune's own handling is measured
 SLOTS, HOURS = 1000, (0.25, 1.0, 4.0, 12.0)  # of the simulation: trials at once, a trial's length
 GPUS_PER_TRIAL = (1, 8)
 
@@ -165,28 +168,53 @@ def _seconds(times: list[float]) -> str:
 
 def scale_rows() -> list[Row]:
     """Measured costs, and a simulation that lives on them."""
-    rows = _event_rows()
+    rows = [_loop_row(), *_event_rows()]
     costs = {(n, p): _candidate_seconds(n, p) for n in ENDED for p in RUNNING}
     rows += [
         (f"a candidate with {n} trials ended and {p} running", f"{seconds:.2f} s")
         for (n, p), seconds in costs.items()
     ]
-    # Time grows as a power of both numbers: fitted on the logarithms.
-    known = np.log([[np.e, n, p] for n, p in costs])
-    powers, *_ = np.linalg.lstsq(known, np.log(list(costs.values())), rcond=None)
-    rows.append(
-        ("as powers: of trials ended, of trials running", f"{powers[1]:.2f}, {powers[2]:.2f}")
-    )
-
-    def seconds(ended: int, running: int) -> float:
-        return float(np.exp(np.log([np.e, max(ended, 1), max(running, 1)]) @ powers))
-
     for gpus in GPUS_PER_TRIAL:
+        slots = SLOTS // gpus
         for hours in HOURS:
-            busy, last = _simulated(SLOTS // gpus, 3600 * hours, seconds)
+            busy = _busy_share(slots, 3600 * hours, costs[ENDED[-1], slots])
             name = f"{SLOTS} GPUs, {gpus} a trial, trials of {hours:g} h: slots busy"
-            rows.append((name, f"{100 * busy:.1f} %, a candidate takes {last:.1f} s at the end"))
+            rows.append((name, f"{100 * busy:.1f} %"))
     return rows
+
+
+class _Ticking(tune.Trainable):
+    """A trial whose reports cost nothing but Tune's own handling of them."""
+
+    def step(self) -> dict[str, Any]:
+        return {"value": 0.0, "done": self.iteration + 1 >= TICKS}
+
+
+class _Times(tune.Callback):
+    """When Tune took up each report."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_trial_result(self, **_: Any) -> None:
+        self.seconds.append(time.perf_counter())
+
+
+def _loop_row() -> Row:
+    ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False)
+    times = _Times()
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            _Ticking,
+            tune_config=tune.TuneConfig(num_samples=2, metric="value", mode="max"),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[times]),
+        )
+        tuner.fit()
+    ray.shutdown()
+    # Without the start: from a quarter of the reports on.
+    taken = times.seconds[len(times.seconds) // 4 :]
+    rate = (len(taken) - 1) / (taken[-1] - taken[0])
+    return ("reports a second through Tune's loop, its files included", f"{rate:.0f}")
 
 
 def _event_rows() -> list[Row]:
@@ -245,29 +273,25 @@ def _candidate_seconds(ended: int, running: int) -> float:
     return _since(began) / CANDIDATES
 
 
-def _simulated(
-    slots: int, trial_seconds: float, candidate_seconds: Callable[[int, int], float]
-) -> tuple[float, float]:
-    """Three rounds of trials on `slots` slots, candidates made one after another ahead of need.
+def _busy_share(slots: int, trial_seconds: float, candidate_seconds: float) -> float:
+    """The share of the time in which slots are busy, from the first end of a trial on.
 
-    Returns:
-        The share of the time, from the first end of a trial on, in which slots are busy; and the
-        seconds of the last candidate.
+    Three rounds of trials on `slots` slots are simulated; candidates are made one after another,
+    up to a full stock ahead of need.
     """
     rng = np.random.default_rng(0)
     lengths = trial_seconds * np.exp(0.25 * rng.standard_normal(4 * slots))
     ends = list(lengths[:slots])  # the first come from Sobol's sequence at once
     heapq.heapify(ends)
     begin = now = ends[0]
-    idle_seconds = ready_at = cost = 0.0
-    for ended, length in enumerate(lengths[slots:], 1):
+    idle_seconds, ready_at = 0.0, begin
+    for length in lengths[slots:]:
         free = heapq.heappop(ends)
-        cost = candidate_seconds(ended, slots)
-        ready_at = max(ready_at + cost, free - 64 * cost)  # no more than a stock is made ahead
+        ready_at = max(ready_at + candidate_seconds, free - MOST_STOCK * candidate_seconds)
         now = max(free, ready_at)
         idle_seconds += now - free
         heapq.heappush(ends, now + length)
-    return 1 - idle_seconds / (slots * (now - begin)), cost
+    return float(1 - idle_seconds / (slots * (now - begin)))
 
 
 def main() -> None:

@@ -77,6 +77,24 @@ def test_patterns_find_what_fits_in_order(folder: RemotePath) -> None:
     assert found_in(folder / "absent", "*") == []
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "gs://bucket/runs",
+        "abfs://account.dfs.core.windows.net/container/runs",
+        "abfs://container@account.dfs.core.windows.net/runs",
+    ],
+)
+def test_the_text_of_a_place_leads_to_it_again(uri: str) -> None:
+    path = path_at(uri) / "first"
+    again = path_at(str(path))
+    assert isinstance(path, RemotePath)
+    assert isinstance(again, RemotePath)
+    assert again.path == path.path
+    assert str(again) == str(path)
+    assert again.filesystem.type_name == path.filesystem.type_name
+
+
 def test_places_of_this_machine_are_paths(tmp_path: Path) -> None:
     assert path_at("runs") == Path("runs")
     assert path_at(tmp_path.as_uri()) == tmp_path

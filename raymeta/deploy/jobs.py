@@ -115,7 +115,10 @@ class Jobs:
         """
         earlier = [job for job in self.all() if job.run == run]
         if any(not job.is_over for job in earlier):
-            raise ClusterError(f"{run}: its driver is running; follow it with `raymeta logs {run}`")
+            raise ClusterError(
+                f"{run}: its driver is running; follow it with `raymeta logs {run}` (if its head "
+                f"was lost meanwhile, `raymeta stop {run}` first)"
+            )
         if earlier and runs_dir is None:
             runs_dir = earlier[-1].runs_dir or None
         arguments = [run, "tune"]  # the driver finds the run folder, and goes on with it
