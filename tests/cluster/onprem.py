@@ -241,7 +241,7 @@ class Search:
         return self.driver.wait(timeout_s)
 
     def wait_for_saved_trials(self, count: int, timeout_s: float = 120) -> dict[str, str]:
-        """Until so many are saved as completed; what they have written, and when."""
+        """Until so many are saved as completed; what they have written."""
         run = Run(self.cluster.runs / self.name)
 
         def completed() -> list[str]:
@@ -252,9 +252,9 @@ class Search:
         return {trial: written[trial] for trial in completed()}
 
     def written(self) -> dict[str, str]:
-        """Of each trial, its results as they were written, and when."""
+        """Of each trial, its results as they were written, with their times."""
         files = (self.cluster.runs / self.name / "tune").glob("*/result.json")
-        return {f.parent.name: f"{f.stat().st_mtime_ns} {f.read_text()}" for f in files}
+        return {file.parent.name: file.read_text() for file in files}
 
     def stop(self) -> None:
         """Ends the driver, if it is running; what it has done is on the disk."""
