@@ -260,7 +260,7 @@ def print_report(console: Console, report: Report) -> None:
         told = f"not beaten: {'; '.join(lost)}"
         console.print(told, style="yellow", highlight=False, markup=False)
     elif close:
-        told = f"every control is beaten; episode by episode alone: {'; '.join(close)}"
+        told = f"every control is beaten; intervals overlap for: {'; '.join(close)}"
         console.print(told, style="green", highlight=False, markup=False)
     else:
         console.print("every control is beaten, and no interval overlaps", style="green")
