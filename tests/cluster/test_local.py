@@ -1,0 +1,66 @@
+"""`cluster/local.yaml` on one test host: nodes come for trials that wait, and go again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import ENVIRONMENT
+from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
+from tests.cluster.onprem import EXPERIMENT, probe
+
+TIMEOUT_S = 300
+FILE = REPOSITORY / "cluster" / "local.yaml"
+
+
+def start_command() -> str:
+    """The command that the file tells its user."""
+    comment = "\n".join(line.lstrip("# ") for line in FILE.read_text().splitlines())
+    found = re.search(r"RAY_FAKE_CLUSTER=1 (?:.*\\\n)*.*", comment)
+    assert found is not None
+    return found.group().replace("\\\n", " ").replace("cluster/local.yaml", "~/local.yaml")
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    with Hosts(1, tmp_path_factory.mktemp("local"), environment=environment) as hosts:
+        settings = yaml.safe_load(FILE.read_text())
+        settings["idle_timeout_minutes"] = 0.1
+        (hosts.shared / "local.yaml").write_text(yaml.safe_dump(settings))
+        (hosts.shared / "tiny.yaml").write_text(EXPERIMENT)
+        hosts[0].run(f"cp {SHARED}/local.yaml ~ && ray get-auth-token --generate")
+        hosts[0].run(start_command())
+        yield hosts[0]
+
+
+def raylets(machine: Host) -> int:
+    """Nodes, the head included."""
+    return len(machine.pids("raylet/raylet "))
+
+
+def test_nodes_come_for_trials_and_go_when_idle(machine: Host, tmp_path: Path) -> None:
+    wait_until(lambda: raylets(machine) == 2, "the first node does not come", TIMEOUT_S)
+    tune = f"RAY_ADDRESS=auto exec raymeta tune {SHARED}/tiny.yaml --runs-dir {SHARED}/runs"
+    settings = "--set resources.cpus_per_worker=2 --set resources.max_concurrent_trials=3"
+    settings += " --set training.meta_steps=300"
+    most = 0
+    search = machine.start(f"{tune} {settings}", log := tmp_path / "log")
+
+    def over() -> bool:
+        nonlocal most
+        most = max(most, raylets(machine))
+        return search.poll() is not None
+
+    wait_until(over, "the search does not end", TIMEOUT_S, every_s=0.5)
+    assert search.returncode == 0, log.read_text()[-3000:]
+    assert most > 2
+    wait_until(lambda: raylets(machine) == 2, "idle nodes stay", TIMEOUT_S)
+
+
+def test_the_dashboard_wants_the_token(machine: Host) -> None:
+    assert probe(machine, "http://127.0.0.1:8265/api/jobs/") == [401]
