@@ -10,7 +10,8 @@ from tests.cluster.onprem import CPUS, OnPrem, Search, probe
 
 def test_a_submitted_search_runs_on_every_worker_and_comes_home(onprem: OnPrem) -> None:
     earlier = set(onprem.runs.glob("*"))
-    settings = f"--set resources.cpus_per_worker={CPUS} --set training.meta_steps=300"
+    # One trial a host, each longer than the start of an actor on the other one.
+    settings = f"--set resources.cpus_per_worker={CPUS} --set search.num_trials=2"
     said = onprem.laptop(
         f"raymeta submit {onprem.experiment} --cluster {onprem.file} {settings}", timeout_s=300
     )

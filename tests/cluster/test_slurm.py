@@ -110,8 +110,8 @@ def test_a_search_runs_on_all_nodes_and_its_job_succeeds(slurm: Hosts) -> None:
     state = submit(
         slurm,
         "search",
-        "training.meta_steps=300",
-        "search.num_trials=3",
+        "training.meta_steps=1500",  # longer than the start of an actor on the other node
+        "search.num_trials=2",
         "resources.cpus_per_worker=2",  # all that a node has
     )
     folder = slurm.shared / "search"
