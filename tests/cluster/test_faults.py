@@ -1,6 +1,8 @@
 """Faults in the midst of a search on real hosts: it goes on, and ends as if nothing had been.
 
-Each of these tests fails with RAYMETA_TEST_MAX_FAILURES=0, which switches recovery off.
+RAYMETA_TEST_MAX_FAILURES=0 switches recovery off: then those of power and cable must fail.  The
+killed process has its control beside it; a notice must cost no failure at all; and where memory or
+disk run out, a trial may fail, if it says why and the search goes on.
 """
 
 from __future__ import annotations
