@@ -19,6 +19,7 @@ SHIPPED = {
     "gcp.yaml": "gcp",
     "kuberay.yaml": "kuberay",
     "onprem.yaml": "local",
+    "local.yaml": "fake_multinode",
     "slurm.sbatch": "slurm",
 }
 
