@@ -309,6 +309,23 @@ def fetch(
     console.print(f"run folder: {home}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def down(
+    cluster: Annotated[Path, typer.Argument(metavar="FILE", help="Such as cluster/onprem.yaml.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """End a cluster: delete its machines in a cloud, stop Ray on your own."""
+    console = _console(verbose=False)
+    from raymeta.deploy.cluster_file import load_cluster  # noqa: PLC0415  (Ray takes seconds)
+    from raymeta.deploy.teardown import tear_down  # noqa: PLC0415
+
+    described = load_cluster(cluster)
+    if not yes:
+        typer.confirm(f"End {cluster}, and whatever runs on it?", abort=True)
+    tear_down(described)
+    console.print(f"{cluster}: ended; run folders stay where they are", highlight=False)
+
+
 def _where(address: str | None, cluster: Path | None) -> str:
     """The options that lead to the same cluster again."""
     found = [("--cluster", cluster), ("--address", address)]

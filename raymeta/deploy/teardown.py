@@ -1,19 +1,22 @@
-"""Ends a cluster of machines that are reached by ssh: `ray down` stops Ray on the head alone.
-
-`python -m raymeta.deploy.teardown FILE`
-"""
+"""The end of a cluster: of a cloud's machines, or of Ray on machines that stay."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
+from raymeta.deploy.cluster_file import Cluster
 from raymeta.errors import ClusterError
 
-# On the head, which has the workers' addresses and the key to them where Ray's launcher put both;
-# the laptop may not reach them.  The head is first: its autoscaler would start Ray again on a
-# worker that has lost it.
+# How clusters end that Ray's launcher did not start.
+_OTHERWISE = {
+    "fake_multinode": "`ray stop` on this machine, which ends all of Ray there",
+    "kuberay": "`kubectl delete -f {path} -l raymeta=cluster`",
+    "slurm": "`scancel JOBID`; `squeue --me` lists jobs",
+}
+# `ray down` stops Ray on the head alone.  The head has the workers' addresses, and the key to them
+# where Ray's launcher put both; the laptop may not reach them.  The head is first: its autoscaler
+# would start Ray again on a worker that has lost it.
 _STOP_ALL = """
 ray stop
 read_workers='import os, yaml
@@ -28,22 +31,22 @@ wait
 """
 
 
-def tear_down(path: Path) -> None:
-    """Stops Ray on the head and on all workers of an on-premises cluster.
-
-    Args:
-        path: a cluster file with `provider.type: local`.
+def tear_down(cluster: Cluster) -> None:
+    """Deletes the machines of a cluster in a cloud; stops Ray on all hosts that are reached by ssh.
 
     Raises:
-        ClusterError: a host cannot be reached, so that Ray may be left on it.
+        ClusterError: it is not one of Ray's launcher, or a host cannot be reached, so that Ray may
+            be left on it.
     """
-    said = _ray("exec", str(path), _STOP_ALL)
-    _ray("down", "--yes", str(path))
+    if (other := _OTHERWISE.get(cluster.provider)) is not None:
+        raise ClusterError(f"{cluster.path}: ends by {other.format(path=cluster.path)}")
+    said = _ray("exec", str(cluster.path), _STOP_ALL) if cluster.provider == "local" else ""
+    _ray("down", "--yes", str(cluster.path))
     lost = [line.split()[-1] for line in said.splitlines() if line.startswith("unreachable: ")]
     if lost:
         raise ClusterError(
-            f"{path}: the head could not reach {', '.join(lost)}; run `ray stop` there, or this "
-            "again when they are back"
+            f"{cluster.path}: the head could not reach {', '.join(lost)}; run `ray stop` there, or "
+            "this again when they are back"
         )
 
 
@@ -54,10 +57,3 @@ def _ray(*arguments: str) -> str:
         lines = (done.stderr + done.stdout).strip().splitlines()
         raise ClusterError(f"`ray {arguments[0]}` failed: {lines[-1] if lines else 'no reason'}")
     return done.stdout
-
-
-if __name__ == "__main__":
-    try:
-        tear_down(Path(sys.argv[1]))
-    except ClusterError as error:
-        sys.exit(f"error: {error}")

@@ -7,5 +7,5 @@ from tests.cluster.onprem import OnPrem
 
 def test_tear_down_leaves_nothing_of_ray_on_any_host(onprem: OnPrem) -> None:
     assert onprem.what_is_left_of_ray()
-    onprem.laptop(f"python -m raymeta.deploy.teardown {onprem.file}", timeout_s=120)
+    onprem.laptop(f"raymeta down --yes {onprem.file}", timeout_s=120)
     assert onprem.what_is_left_of_ray() == {}

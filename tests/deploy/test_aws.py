@@ -87,7 +87,7 @@ def launched(config: dict[str, Any], kind: str, count: int) -> list[dict[str, An
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     node_config = {**config.get("head_node", {})} if kind == config["head_node_type"] else {}
     node_config |= config["available_node_types"][kind]["node_config"]
-    tags = {"ray-node-kind": "worker", "ray-user-node-type": kind}
+    tags = {"ray-node-type": "worker", "ray-user-node-type": kind}
     made = provider.create_node(node_config, tags, count)
     found = boto3.client("ec2", REGION).describe_instances(InstanceIds=list(made))
     return [machine for group in found["Reservations"] for machine in group["Instances"]]
