@@ -1,8 +1,10 @@
 """Faults in the midst of a search on real hosts: it goes on, and ends as if nothing had been.
 
-RAYMETA_TEST_MAX_FAILURES=0 switches recovery off: then those of power and cable must fail.  The
-killed process has its control beside it; a notice must cost no failure at all; and where memory or
-disk run out, a trial may fail, if it says why and the search goes on.
+RAYMETA_TEST_RECOVERY=off takes away what recovers: the retries of a trial, the process that starts
+a killed driver again, the resumption after a lost head.  Then the tests of power, cable, killed
+process, driver and head must fail.  A notice costs no failure at all, so its test runs without
+retries always; and where memory or disk run out, a trial may fail, if it says why and the search
+goes on.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ import re
 import time
 from collections.abc import Callable
 
-import pytest
-
 from tests.cluster.onprem import CPUS, OnPrem, Search, without_repeats
 
-RECOVERY = f"resources.max_failures={os.environ.get('RAYMETA_TEST_MAX_FAILURES', '2')}"
-NO_RECOVERY = "resources.max_failures=0"
+RECOVERS = os.environ.get("RAYMETA_TEST_RECOVERY") != "off"
+NO_RETRIES = "resources.max_failures=0"
+RETRIES = "resources.max_failures=2" if RECOVERS else NO_RETRIES
 FOUR_TRIALS = ("training.meta_steps=400", "search.num_trials=4")
 MIDWAY = 5  # reports
 RECOVERY_S = 60
@@ -29,7 +30,7 @@ Start = Callable[..., Search]
 def test_a_trial_goes_on_elsewhere_when_its_host_loses_power(
     onprem: OnPrem, undisturbed: Search, start: Start
 ) -> None:
-    search = start(RECOVERY)
+    search = start(RETRIES)
     search.wait_for_reports(MIDWAY)
     host = search.trial_host()
     host.power_off()
@@ -47,7 +48,7 @@ def test_a_trial_goes_on_elsewhere_when_its_host_loses_power(
 def test_a_trial_goes_on_elsewhere_when_the_cable_of_its_host_is_cut(
     onprem: OnPrem, undisturbed: Search, start: Start
 ) -> None:
-    search = start(RECOVERY)
+    search = start(RETRIES)
     search.wait_for_reports(MIDWAY)
     host = search.trial_host()
     began = time.monotonic()
@@ -64,26 +65,27 @@ def test_a_trial_goes_on_elsewhere_when_the_cable_of_its_host_is_cut(
     onprem.wait_until_ready()  # the host is used again
 
 
-@pytest.mark.parametrize("recovery", [RECOVERY, NO_RECOVERY], ids=["recovery", "no-recovery"])
-def test_a_killed_worker_process_costs_a_retry(
-    undisturbed: Search, start: Start, recovery: str
-) -> None:
-    search = start(recovery)
+def test_a_killed_worker_process_costs_a_retry(undisturbed: Search, start: Start) -> None:
+    search = start(RETRIES)
     search.wait_for_reports(MIDWAY)
     search.kill_trial()
-    if recovery == NO_RECOVERY:
-        assert search.wait_for_exit() == 1
-        assert "none of 1 trials came to its end" in search.tail()
-        return
     search.wait_for_end_of_trials()
     assert without_repeats(search.steps())
     assert search.curve() == undisturbed.curve()
 
 
+def test_without_retries_a_killed_worker_process_costs_the_trial(start: Start) -> None:
+    search = start(NO_RETRIES)
+    search.wait_for_reports(MIDWAY)
+    search.kill_trial()
+    assert search.wait_for_exit() == 1
+    assert "none of 1 trials came to its end" in search.tail()
+
+
 def test_a_trial_moves_on_at_a_notice_that_its_host_will_be_taken_away(
     onprem: OnPrem, undisturbed: Search, start: Start
 ) -> None:
-    search = start(NO_RECOVERY)  # so that a single failure would end it
+    search = start(NO_RETRIES)  # so that a single failure would end it
     search.wait_for_reports(MIDWAY)
     host = search.trial_host()
     onprem.drain(host, notice_s=30)
@@ -117,7 +119,7 @@ def test_a_trial_that_runs_out_of_memory_fails_alone(start: Start) -> None:
 
 
 def test_a_full_disk_of_one_host_does_not_end_the_search(start: Start) -> None:
-    search = start(RECOVERY, "training.meta_steps=600", "search.num_trials=3", command="tune")
+    search = start(RETRIES, "training.meta_steps=600", "search.num_trials=3", command="tune")
     search.wait_for_reports(MIDWAY)
     host = search.trial_host()
     host.fill_disk()
@@ -154,7 +156,7 @@ def test_a_trial_over_two_hosts_gives_the_result_of_one_host(onprem: OnPrem, sta
 def test_a_killed_driver_goes_on_with_its_search(onprem: OnPrem, start: Start) -> None:
     search = start(*FOUR_TRIALS, command="submit")
     before = search.wait_for_saved_trials(2)
-    onprem.head.kill("-m raymeta tune")
+    onprem.head.kill("-m raymeta tune" if RECOVERS else "-m raymeta")
     assert_nothing_lost_or_run_again(search, before)
 
 
@@ -171,7 +173,8 @@ def test_a_search_resumes_when_the_head_was_gone_and_is_back(onprem: OnPrem, sta
     assert search.name in onprem.laptop(f"raymeta status --cluster {onprem.file}")
     # Ray takes the job for running until somebody asks for its end.
     onprem.laptop(f"raymeta stop {search.name} --cluster {onprem.file}")
-    onprem.laptop(f"raymeta submit --resume {search.name} --detach --cluster {onprem.file}")
+    if RECOVERS:
+        onprem.laptop(f"raymeta submit --resume {search.name} --detach --cluster {onprem.file}")
     assert_nothing_lost_or_run_again(search, before)
 
 
