@@ -16,6 +16,7 @@ from raymeta.console import (
     print_importance,
     print_jobs,
     print_log_end,
+    print_reason,
     print_report,
     print_runs,
     print_submitted,
@@ -257,6 +258,8 @@ def status(
             return
         job = jobs.find(run)
         print_jobs(console, [job])
+        if job.is_over:
+            print_reason(console, job)
         print_log_end(console, jobs.log(job))
 
 
@@ -343,7 +346,8 @@ def _follow(console: Console, jobs: Jobs, job: Job) -> int:
         ) from None
     if ended.status == "SUCCEEDED":
         return 0
-    console.print(f"{job.run}: {ended.status.lower()}: {ended.message}", soft_wrap=True)
+    console.print(f"{job.run}: {ended.status.lower()}", highlight=False)
+    print_reason(console, ended)
     return ended.exit_code or 1
 
 

@@ -422,6 +422,12 @@ def print_jobs(console: Console, jobs: Sequence[Job]) -> None:
     console.print(table)
 
 
+def print_reason(console: Console, job: Job) -> None:
+    """Why a job has ended, without the log that Ray adds to it."""
+    for line in job.message.splitlines()[:1]:
+        console.print(line.partition(", last available logs")[0], highlight=False, soft_wrap=True)
+
+
 def print_log_end(console: Console, log: str) -> None:
     """The last lines of what a driver has printed."""
     for line in log.splitlines()[-LAST_LINES:]:

@@ -41,6 +41,7 @@ from raymeta.search.settings import SearchSettings
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3  # of each measurement on the hosts
+NOTICE_S, TIMEOUT_S = 30, 180
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
 ENDED, RUNNING = (100, 400), (8, 125, 1000)  # trials, where a candidate's time is measured
 CANDIDATES = 4  # whose mean time is taken
@@ -69,7 +70,8 @@ def host_rows() -> list[Row]:
         for worker in hosts.hosts[1:]:
             worker.environment["RAY_OVERRIDE_RESOURCES"] = f'{{"CPU": {CPUS}}}'
         with hosts:
-            cluster = OnPrem(hosts)
+            cluster = OnPrem(hosts, redis=True)
+            cluster.start_redis()
             began = time.monotonic()
             cluster.up()
             rows.append(("`ray up` until three workers have joined", _seconds([_since(began)])))
@@ -92,33 +94,51 @@ def _submissions(cluster: Any) -> str:
 
 
 def _recoveries(cluster: Any) -> list[Row]:
-    """From a fault to the next result: of the same trial, which has nowhere else to come from."""
+    """From the beginning of a fault to the next result of a trial.
+
+    Where the fault was a host's, of the same trial from another host.
+    """
     faults: dict[str, Callable[[Any], object]] = {
         "the trial's process is killed": lambda search: search.kill_trial(),
         "the trial's host loses power": lambda search: search.trial_host().power_off(),
+        "the cable of the trial's host is cut": lambda search: search.trial_host().cut_cable(),
         "the trial's host is to be taken away": lambda search: cluster.drain(
-            search.trial_host(), 60
+            search.trial_host(), NOTICE_S
         ),
+        "the driver is killed": lambda _: cluster.head.kill("-m raymeta tune"),
+        "the head loses power, is started again, and the run resumed": partial(_lose_head, cluster),
     }
     rows = []
     for name, strike in faults.items():
         times = []
+        of_host = "host" in name
         for number in range(ROUNDS):
-            search = cluster.start(f"{name.split()[-1]}{number}")
+            command = "submit" if "trial" not in name else "train"
+            search = cluster.start(f"{name.replace(' ', '-')}-{number}", command=command)
             search.wait_for_reports(3)
             struck = search.trial_host()
-            strike(search)
             began, known = time.monotonic(), len(search.results())
-            search.wait_for_reports(known + 1, timeout_s=180)
+            strike(search)
+            if of_host:
+                search.wait_for_host_other_than(struck, TIMEOUT_S)
+            else:
+                search.wait_for_reports(known + 1, TIMEOUT_S)
             times.append(_since(began))
             search.stop()
-            if name.endswith("away"):
-                struck.power_off()  # as its provider would; back again, it is no longer drained
-            if not struck.is_on():
+            if of_host:
+                struck.power_off()  # back again, it is no longer drained, and has its cable
                 struck.power_on()
             cluster.wait_until_ready()
         rows.append((f"{name}: until the next result", _seconds(times)))
     return rows
+
+
+def _lose_head(cluster: Any, search: Any) -> None:
+    cluster.head.power_off()
+    cluster.head.power_on()
+    cluster.start_redis()
+    cluster.up("--restart-only")
+    cluster.laptop(f"raymeta submit --resume {search.name} --detach --cluster {cluster.file}")
 
 
 def _throughput(cluster: Any) -> list[Row]:

@@ -33,6 +33,17 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share what they start, and those on test hosts share the hosts: each such
+    group runs in one process.  Those that start a Ray wait most, so that others fit in beside them.
+    """
+    for item in items:
+        folder = item.path.parent
+        group = folder if folder.name == "cluster" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(item.config.rootpath))))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

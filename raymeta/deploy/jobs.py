@@ -46,6 +46,7 @@ _TUNNEL_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
 _RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while a head is gone and comes back
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")  # `ray`, wherever PATH leads
+_MOST_NODES = 10_000  # that Ray lists
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -115,10 +116,7 @@ class Jobs:
         """
         earlier = [job for job in self.all() if job.run == run]
         if any(not job.is_over for job in earlier):
-            raise ClusterError(
-                f"{run}: its driver is running; follow it with `raymeta logs {run}` (if its head "
-                f"was lost meanwhile, `raymeta stop {run}` first)"
-            )
+            raise ClusterError(f"{run}: its driver is running; `raymeta logs {run}` follows it")
         if earlier and runs_dir is None:
             runs_dir = earlier[-1].runs_dir or None
         arguments = [run, "tune"]  # the driver finds the run folder, and goes on with it
@@ -130,8 +128,18 @@ class Jobs:
         """The jobs that are raymeta's, the oldest first."""
         with _as_cluster_errors(self.address):
             details = self._client.list_jobs()
-        jobs = [_job(d) for d in details if d.submission_id and "raymeta_run" in (d.metadata or {})]
-        return sorted(jobs, key=lambda job: job.began)
+        own = [d for d in details if d.submission_id and "raymeta_run" in (d.metadata or {})]
+        running = {d.driver_node_id for d in own if d.status.value == "RUNNING"}
+        lost = running - self._alive() if running else set()
+        return sorted((_job(d, lost) for d in own), key=lambda job: job.began)
+
+    def _alive(self) -> set[str | None]:
+        """The nodes that are there; None, since the place of a driver that starts is not known."""
+        from ray.util.state import list_nodes  # noqa: PLC0415  (Ray takes a while)
+
+        with _as_cluster_errors(self.address):
+            nodes = list_nodes(self.address, filters=[("state", "=", "ALIVE")], limit=_MOST_NODES)
+        return {None, *(node.node_id for node in nodes)}
 
     def find(self, run: str) -> Job:
         """The latest job of a run.
@@ -309,6 +317,7 @@ def _answers(port: int) -> bool:
 def _as_cluster_errors(address: str) -> Iterator[None]:
     """Errors of Ray's client, of which the user sees one line."""
     from ray.exceptions import AuthenticationError  # noqa: PLC0415  (Ray takes a while)
+    from ray.util.state.exception import RayStateApiException  # noqa: PLC0415
 
     try:
         yield
@@ -317,7 +326,7 @@ def _as_cluster_errors(address: str) -> Iterator[None]:
             f"{address}: {_first_line(error)}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
             "the file with the cluster's token"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayStateApiException) as error:
         raise ClusterError(f"{address}: {_first_line(error)}") from error
 
 
@@ -326,15 +335,19 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__).partition(". ")[0].rstrip(".")
 
 
-def _job(details: JobDetails) -> Job:
+def _job(details: JobDetails, lost_nodes: set[str | None]) -> Job:
     metadata = details.metadata or {}
     ended = details.end_time
+    status, message = str(details.status.value), details.message or ""
+    if status == "RUNNING" and details.driver_node_id in lost_nodes:
+        # Ray does not notice that, when it was the head that went and came back.
+        status, message = "FAILED", "the node of its driver was lost"
     return Job(
         job_id=str(details.submission_id),
         run=metadata["raymeta_run"],
         runs_dir=metadata.get("runs_dir", ""),
-        status=str(details.status.value),
-        message=details.message or "",
+        status=status,
+        message=message,
         began=_time(details.start_time or 0),
         ended=_time(ended) if ended else None,
         exit_code=details.driver_exit_code,

@@ -143,18 +143,9 @@ class OnPrem:
         return Search(self, name, log, self.head.start(line, log))
 
     def drain(self, host: Host, notice_s: int) -> None:
-        """Tells Ray that a host will be taken away, as a provider's notice would."""
-        script = (
-            "import ray; ray.init('auto', logging_level='ERROR', log_to_driver=False); "
-            "print('node', *[n['NodeID'] for n in ray.nodes() if n['Alive'] and "
-            f"n['NodeManagerAddress'] == '{host.address}'])"
-        )
-        node = self.on_head(f'python -c "{script}"').split("node ")[-1].split()[0]
-        self.on_head(
-            f"ray drain-node --address {self.head.address}:6379 --node-id {node} "
-            "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'spot notice' "
-            f"--deadline-remaining-seconds {notice_s}"
-        )
+        """Has a host do what it does at its provider's notice that it will be taken away."""
+        do = f"from raymeta.deploy.notice import drain; raise SystemExit(not drain({notice_s}))"
+        host.run(f". ~/.raymeta && python -c '{do}'")
 
 
 @dataclass

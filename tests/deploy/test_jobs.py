@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def free_port() -> int:
 class Head:
     """The head of a cluster, with CPUs of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sockets: str) -> None:
         self.folder, self.runs_dir = folder, folder / "runs"
         self.token = folder / "token"
         self.token.write_text("0123456789abcdef" * 4)
@@ -58,7 +59,7 @@ class Head:
             "dashboard-port": port,
             "num-cpus": 2,
             "object-store-memory": 100_000_000,
-            "temp-dir": folder / "ray",
+            "temp-dir": sockets,
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
@@ -85,6 +86,8 @@ class Head:
 
     def end(self) -> None:
         """Ends what was started, and what that has started."""
+        if self.process.poll() is not None:
+            return
         processes = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         self.process.wait()
@@ -94,27 +97,26 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    # Ray's sockets have short names.
-    folder = Path(tmp_path_factory.mktemp("h"))
-    started = Head(folder)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_AUTH_MODE", "token")
-            patch.setenv("RAY_AUTH_TOKEN_PATH", str(started.token))
-            reset_auth_token_state()  # this process may have looked for a token before
-            deadline = time.monotonic() + TIMEOUT_S
-            while True:
-                try:
-                    Jobs(started.address)
-                    break
-                except ClusterError:
-                    assert started.process.poll() is None, started.log()
-                    assert time.monotonic() < deadline, started.log()
-                    time.sleep(0.5)
-            yield started
-    finally:
-        started.end()
-        reset_auth_token_state()
+    with tempfile.TemporaryDirectory() as sockets:  # whose names must be short
+        started = Head(tmp_path_factory.mktemp("head"), sockets)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("RAY_AUTH_MODE", "token")
+                patch.setenv("RAY_AUTH_TOKEN_PATH", str(started.token))
+                reset_auth_token_state()  # this process may have looked for a token before
+                deadline = time.monotonic() + TIMEOUT_S
+                while True:
+                    try:
+                        Jobs(started.address)
+                        break
+                    except ClusterError:
+                        assert started.process.poll() is None, started.log()
+                        assert time.monotonic() < deadline, started.log()
+                        time.sleep(0.5)
+                yield started
+        finally:
+            started.end()
+            reset_auth_token_state()
 
 
 @pytest.fixture
