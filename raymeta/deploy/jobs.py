@@ -138,8 +138,8 @@ class Jobs:
         from ray.util.state import list_nodes  # noqa: PLC0415  (Ray takes a while)
 
         with _as_cluster_errors(self.address):
-            nodes = list_nodes(self.address, filters=[("state", "=", "ALIVE")], limit=_MOST_NODES)
-        return {None, *(node.node_id for node in nodes)}
+            nodes = list_nodes(self.address, limit=_MOST_NODES)
+        return {None, *(node.node_id for node in nodes if node.state == "ALIVE")}
 
     def find(self, run: str) -> Job:
         """The latest job of a run.
