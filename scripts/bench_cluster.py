@@ -109,12 +109,12 @@ def _recoveries(cluster: Any) -> list[Row]:
         "the head loses power, is started again, and the run resumed": partial(_lose_head, cluster),
     }
     rows = []
-    for name, strike in faults.items():
+    for index, (name, strike) in enumerate(faults.items()):
         times = []
         of_host = "host" in name
         for number in range(ROUNDS):
             command = "submit" if "trial" not in name else "train"
-            search = cluster.start(f"{name.replace(' ', '-')}-{number}", command=command)
+            search = cluster.start(f"fault{index}-{number}", command=command)
             search.wait_for_reports(3)
             struck = search.trial_host()
             began, known = time.monotonic(), len(search.results())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from raymeta.runs import Run
+from raymeta.search.tuner import read_trials
 from tests.cluster.conftest import ENVIRONMENT
 from tests.cluster.hosts import REPOSITORY, SHARED, Hosts, wait_until
 from tests.cluster.onprem import EXPERIMENT
@@ -75,8 +77,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield hosts
 
 
-def submit(slurm: Hosts, name: str, *overrides: str) -> str:
-    """Submits a search, and waits until Slurm has done with it; its state and exit code."""
+def start(slurm: Hosts, name: str, *overrides: str) -> str:
+    """Submits a search; the job's id."""
     folder = slurm.shared / name
     folder.mkdir()
     (folder / "tiny.yaml").write_text(EXPERIMENT)
@@ -86,14 +88,23 @@ def submit(slurm: Hosts, name: str, *overrides: str) -> str:
         f"cd {SHARED}/{name} && export RAYMETA_RUNS_DIR={SHARED}/{name}/runs && "
         f"sbatch --parsable {script} tiny.yaml {settings}"
     )
-    show = f"scontrol show job {job.strip()}"
+    return job.strip()
+
+
+def state(slurm: Hosts, job: str) -> dict[str, str]:
+    """What Slurm says of a job."""
+    words = slurm[0].run(f"scontrol show job {job}").split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait_for_end(slurm: Hosts, job: str, folder: Path) -> tuple[str, str]:
+    """Until Slurm has done with a job; its state and exit code."""
 
     def over() -> bool:
-        return "JobState=RUNNING" not in (said := slurm[0].run(show)) and "PENDING" not in said
+        return state(slurm, job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
 
     wait_until(over, f"the job does not end:\n{log(folder)}", TIMEOUT_S, every_s=1)
-    words = slurm[0].run(show).split()
-    return " ".join(w for w in words if w.startswith(("JobState=", "ExitCode=")))
+    return state(slurm, job)["JobState"], state(slurm, job)["ExitCode"]
 
 
 def log(folder: Path) -> str:
@@ -107,16 +118,16 @@ def ray_processes(hosts: Hosts) -> list[str]:
 
 
 def test_a_search_runs_on_all_nodes_and_its_job_succeeds(slurm: Hosts) -> None:
-    state = submit(
+    folder = slurm.shared / "search"
+    job = start(
         slurm,
         "search",
         "training.meta_steps=1500",  # longer than the start of an actor on the other node
         "search.num_trials=2",
         "resources.cpus_per_worker=2",  # all that a node has
     )
-    folder = slurm.shared / "search"
-    assert state == "JobState=COMPLETED ExitCode=0:0", log(folder)
-    (run,) = (folder / "runs").iterdir()
+    assert wait_for_end(slurm, job, folder) == ("COMPLETED", "0:0"), log(folder)
+    run = folder / "runs" / f"raymeta-{job}"
     assert (run / "results.json").is_file()
     results = "".join(file.read_text() for file in run.glob("tune/*/result.json"))
     for node in slurm.hosts[1:]:
@@ -124,8 +135,29 @@ def test_a_search_runs_on_all_nodes_and_its_job_succeeds(slurm: Hosts) -> None:
     wait_until(lambda: not ray_processes(slurm), "Ray is left on a node")
 
 
+def test_a_requeued_job_goes_on_with_its_search(slurm: Hosts) -> None:
+    folder = slurm.shared / "requeued"
+    job = start(slurm, "requeued", "training.meta_steps=600", "search.num_trials=3")
+    run = Run(folder / "runs" / f"raymeta-{job}")
+
+    def finished() -> list[str]:
+        return [i for i, record in read_trials(run).items() if record.status == "completed"]
+
+    wait_until(lambda: bool(finished()), f"no trial ends:\n{log(folder)}", TIMEOUT_S, every_s=1)
+    files = [run.path / "tune" / trial / "result.json" for trial in finished()]
+    before = {file: file.read_text() for file in files}
+    slurm[0].run(f"scontrol requeue {job}")
+    wait_until(lambda: state(slurm, job)["JobState"] == "PENDING", "it does not wait")
+    slurm[0].run(f"scontrol update JobId={job} StartTime=now")  # instead of in two minutes
+    assert wait_for_end(slurm, job, folder) == ("COMPLETED", "0:0"), log(folder)
+    assert state(slurm, job)["Restarts"] == "1"
+    assert {file: file.read_text() for file in files} == before
+    assert len(finished()) == 3
+
+
 def test_a_search_that_fails_makes_its_job_fail(slurm: Hosts) -> None:
-    state = submit(slurm, "wrong", "training.no_such_key=1")
-    assert state == "JobState=FAILED ExitCode=1:0", log(slurm.shared / "wrong")
-    assert "no_such_key" in log(slurm.shared / "wrong")
+    folder = slurm.shared / "wrong"
+    job = start(slurm, "wrong", "training.no_such_key=1")
+    assert wait_for_end(slurm, job, folder) == ("FAILED", "1:0"), log(folder)
+    assert "no_such_key" in log(folder)
     wait_until(lambda: not ray_processes(slurm), "Ray is left on a node")
