@@ -74,14 +74,14 @@ def host_rows() -> list[Row]:
             cluster.start_redis()
             began = time.monotonic()
             cluster.up()
-            rows.append(("`ray up` until three workers have joined", _seconds([_since(began)])))
-            rows.append(("`raymeta submit` to the first result", _submissions(cluster)))
+            rows.append(_shown("`ray up` until three workers have joined", [_since(began)]))
+            rows.append(_submissions(cluster))
             rows += _recoveries(cluster)
             rows += _throughput(cluster)
     return rows
 
 
-def _submissions(cluster: Any) -> str:
+def _submissions(cluster: Any) -> Row:
     times = []
     for number in range(ROUNDS):
         began = time.monotonic()
@@ -90,7 +90,7 @@ def _submissions(cluster: Any) -> str:
         times.append(_since(began))
         search.stop()
         cluster.wait_until_ready()
-    return _seconds(times)
+    return _shown("`raymeta submit` to the first result", times)
 
 
 def _recoveries(cluster: Any) -> list[Row]:
@@ -129,7 +129,7 @@ def _recoveries(cluster: Any) -> list[Row]:
                 struck.power_off()  # back again, it is no longer drained, and has its cable
                 struck.power_on()
             cluster.wait_until_ready()
-        rows.append((f"{name}: until the next result", _seconds(times)))
+        rows.append(_shown(f"{name}: until the next result", times))
     return rows
 
 
@@ -148,7 +148,7 @@ def _throughput(cluster: Any) -> list[Row]:
     rows = []
     for count in (3, 2, 1):
         for worker in cluster.workers[count:]:
-            if worker.is_on():
+            if worker.is_on:
                 worker.power_off()
         cpus = f" 0.0/{CPUS * count}.0 CPU"
         wait_until(partial(_shows, cluster, cpus), "too many workers")
@@ -165,6 +165,7 @@ def _throughput(cluster: Any) -> list[Row]:
         search.wait_for_end_of_trials(trials, timeout_s=600)
         rate = 3600 * (trials - done) / _since(began)
         rows.append((f"trials per hour, {count} worker hosts on shared cores", f"{rate:.0f}"))
+        Console(stderr=True).print(*rows[-1])
         search.stop()
     return rows
 
@@ -177,10 +178,12 @@ def _since(began: float) -> float:
     return time.monotonic() - began
 
 
-def _seconds(times: list[float]) -> str:
-    middle = statistics.median(times)
+def _shown(what: str, times: list[float]) -> Row:
+    """Median and range, printed at once: the whole takes long."""
     spread = f" ({min(times):.1f} to {max(times):.1f})" if len(times) > 1 else ""
-    return f"{middle:.1f} s{spread}"
+    row = (what, f"{statistics.median(times):.1f} s{spread}")
+    Console(stderr=True).print(*row)
+    return row
 
 
 # -------------------------------------------------------------------- scale
