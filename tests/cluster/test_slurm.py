@@ -117,42 +117,36 @@ def ray_processes(hosts: Hosts) -> list[str]:
     return [a for host in hosts for a in host.processes().values() if "ray" in a.split()[0]]
 
 
-def test_a_search_runs_on_all_nodes_and_its_job_succeeds(slurm: Hosts) -> None:
+def test_a_search_runs_on_all_nodes_and_goes_on_when_its_job_is_requeued(slurm: Hosts) -> None:
     folder = slurm.shared / "search"
     job = start(
         slurm,
         "search",
-        "training.meta_steps=1500",  # longer than the start of an actor on the other node
-        "search.num_trials=2",
+        "training.meta_steps=1200",  # longer than the start of an actor on the other node
+        "search.num_trials=3",
         "resources.cpus_per_worker=2",  # all that a node has
     )
-    assert wait_for_end(slurm, job, folder) == ("COMPLETED", "0:0"), log(folder)
-    run = folder / "runs" / f"raymeta-{job}"
-    assert (run / "results.json").is_file()
-    results = "".join(file.read_text() for file in run.glob("tune/*/result.json"))
-    for node in slurm.hosts[1:]:
-        assert f'"node_ip": "{node.address}"' in results
-    wait_until(lambda: not ray_processes(slurm), "Ray is left on a node")
-
-
-def test_a_requeued_job_goes_on_with_its_search(slurm: Hosts) -> None:
-    folder = slurm.shared / "requeued"
-    job = start(slurm, "requeued", "training.meta_steps=600", "search.num_trials=3")
-    run = Run(folder / "runs" / f"raymeta-{job}")
+    path = folder / "runs" / f"raymeta-{job}"
+    run = Run(path)
 
     def finished() -> list[str]:
         return [i for i, record in read_trials(run).items() if record.status == "completed"]
 
     wait_until(lambda: bool(finished()), f"no trial ends:\n{log(folder)}", TIMEOUT_S, every_s=1)
-    files = [run.path / "tune" / trial / "result.json" for trial in finished()]
+    files = [path / "tune" / trial / "result.json" for trial in finished()]
     before = {file: file.read_text() for file in files}
     slurm[0].run(f"scontrol requeue {job}")
     wait_until(lambda: state(slurm, job)["JobState"] == "PENDING", "it does not wait")
     slurm[0].run(f"scontrol update JobId={job} StartTime=now")  # instead of in two minutes
     assert wait_for_end(slurm, job, folder) == ("COMPLETED", "0:0"), log(folder)
     assert state(slurm, job)["Restarts"] == "1"
-    assert {file: file.read_text() for file in files} == before
+    assert {file: file.read_text() for file in files} == before  # no finished trial runs again
     assert len(finished()) == 3
+    assert (path / "results.json").is_file()
+    results = "".join(file.read_text() for file in path.glob("tune/*/result.json"))
+    for node in slurm.hosts[1:]:
+        assert f'"node_ip": "{node.address}"' in results
+    wait_until(lambda: not ray_processes(slurm), "Ray is left on a node")
 
 
 def test_a_search_that_fails_makes_its_job_fail(slurm: Hosts) -> None:
