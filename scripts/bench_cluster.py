@@ -1,16 +1,16 @@
 """What a cluster costs in time, and what a thousand GPUs would ask of head, search and storage.
 
-- hosts (root on Linux, with what the tests marked `cluster` need): on four test hosts of this
+- faults (root on Linux, with what the tests marked `cluster` need): on four test hosts of this
   machine, a head and three workers; seconds from `raymeta submit` to the first result of a trial,
-  from each fault to the next result, and trials per hour with one, two and three workers.  All
-  hosts share this machine's cores, so the last of these shows what they leave, not what hosts
-  with cores of their own would give;
+  and from each fault to the next result;
+- throughput (likewise): trials per hour with one, two and three worker hosts.  All hosts share this
+  machine's cores, so this shows what they leave, not what hosts with cores of their own would give;
 - scale: what an event costs the driver and what a candidate costs Ax, by the number of trials that
   have ended and that run; the bytes of the searcher's state; and from these a simulation of 1,000
   slots, for trials of different lengths: the share of the time in which slots are busy.
   `cluster/SCALING.md` draws the conclusions.
 
-    python scripts/bench_cluster.py [--only hosts scale] [--json FILE]
+    python scripts/bench_cluster.py [--only faults throughput scale] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,30 +56,30 @@ Row = tuple[str, str]
 # -------------------------------------------------------------------- hosts
 
 
-def host_rows() -> list[Row]:
-    """Times on test hosts; each a median over rounds with its range."""
-    sys.path.insert(0, str(ROOT))
+@contextmanager
+def _cluster(workers: int) -> Iterator[Any]:
+    """A head and so many workers; Ray is to be started."""
     from tests.cluster.conftest import ENVIRONMENT  # noqa: PLC0415  (root on Linux alone)
-    from tests.cluster.hosts import Hosts, missing  # noqa: PLC0415
+    from tests.cluster.hosts import Hosts  # noqa: PLC0415
     from tests.cluster.onprem import CPUS, OnPrem  # noqa: PLC0415
 
-    if (reason := missing()) is not None:
-        return [("test hosts", f"not run: {reason}")]
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        hosts = Hosts(4, Path(folder), environment=ENVIRONMENT)
+        hosts = Hosts(1 + workers, Path(folder), environment=ENVIRONMENT)
         for worker in hosts.hosts[1:]:
             worker.environment["RAY_OVERRIDE_RESOURCES"] = f'{{"CPU": {CPUS}}}'
         with hosts:
             cluster = OnPrem(hosts, redis=True)
             cluster.start_redis()
-            began = time.monotonic()
-            cluster.up()
-            rows.append(_shown("`ray up` until three workers have joined", [_since(began)]))
-            rows.append(_submissions(cluster))
-            rows += _recoveries(cluster)
-            rows += _throughput(cluster)
-    return rows
+            yield cluster
+
+
+def fault_rows() -> list[Row]:
+    """Times on test hosts; each a median over rounds with its range."""
+    with _cluster(3) as cluster:
+        began = time.monotonic()
+        cluster.up()
+        rows = [_shown("`ray up` until three workers have joined", [_since(began)])]
+        return [*rows, _submissions(cluster), *_recoveries(cluster)]
 
 
 def _submissions(cluster: Any) -> Row:
@@ -141,37 +142,29 @@ def _lose_head(cluster: Any, search: Any) -> None:
     cluster.laptop(f"raymeta submit --resume {search.name} --detach --cluster {cluster.file}")
 
 
-def _throughput(cluster: Any) -> list[Row]:
-    from tests.cluster.hosts import wait_until  # noqa: PLC0415
-    from tests.cluster.onprem import CPUS  # noqa: PLC0415
-
+def throughput_rows() -> list[Row]:
+    """Trials per hour, from the first report of a search to the last."""
     rows = []
-    for count in (3, 2, 1):
-        for worker in cluster.workers[count:]:
-            if worker.is_on:
-                worker.power_off()
-        cpus = f" 0.0/{CPUS * count}.0 CPU"
-        wait_until(partial(_shows, cluster, cpus), "too many workers")
-        trials = 4 * count
-        search = cluster.start(
-            f"hosts{count}",
-            "resources.max_concurrent_trials=null",
-            f"search.num_trials={trials}",
-            "training.meta_steps=400",
-            command="tune",
-        )
-        search.wait_for_reports(1)
-        began, done = time.monotonic(), sum(bool(r["done"]) for r in search.results())
-        search.wait_for_end_of_trials(trials, timeout_s=600)
-        rate = 3600 * (trials - done) / _since(began)
-        rows.append((f"trials per hour, {count} worker hosts on shared cores", f"{rate:.0f}"))
-        Console(stderr=True).print(*rows[-1])
-        search.stop()
+    for workers in (1, 2, 3):
+        with _cluster(workers) as cluster:
+            cluster.up()
+            trials = 6 * workers
+            search = cluster.start(
+                "search",
+                "resources.max_concurrent_trials=null",
+                f"search.num_trials={trials}",
+                "training.meta_steps=400",
+                command="tune",
+            )
+            search.wait_for_reports(1)
+            began, done = time.monotonic(), sum(bool(r["done"]) for r in search.results())
+            search.wait_for_end_of_trials(trials, timeout_s=600)
+            rate = 3600 * (trials - done) / _since(began)
+            search.stop()
+        name = f"trials per hour, worker hosts on shared cores: {workers}"
+        Console(stderr=True).print(name, f"{rate:.0f}")
+        rows.append((name, f"{rate:.0f}"))
     return rows
-
-
-def _shows(cluster: Any, text: str) -> bool:
-    return text in cluster.on_head("ray status")
 
 
 def _since(began: float) -> float:
@@ -319,12 +312,24 @@ def _busy_share(slots: int, trial_seconds: float, candidate_seconds: float) -> f
 
 def main() -> None:
     """Runs the parts and prints their rows."""
-    parts: dict[str, Callable[[], list[Row]]] = {"hosts": host_rows, "scale": scale_rows}
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "faults": fault_rows,
+        "throughput": throughput_rows,
+        "scale": scale_rows,
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = {name: parts[name]() for name in arguments.only}
+    sys.path.insert(0, str(ROOT))
+    from tests.cluster.hosts import missing  # noqa: PLC0415
+
+    found = {}
+    for name in arguments.only:
+        if name != "scale" and (reason := missing()) is not None:
+            found[name] = [("test hosts", f"not run: {reason}")]
+        else:
+            found[name] = parts[name]()
     table = Table("what", "seen", box=None, pad_edge=False)
     for rows in found.values():
         for row in rows:
