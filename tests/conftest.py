@@ -33,6 +33,7 @@ TINY = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file share what they start, and those on test hosts share the hosts: each such
     group runs in one process.  Those that start a Ray wait most, so that others fit in beside them.
