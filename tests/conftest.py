@@ -33,15 +33,8 @@ TINY = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share what they start, and those on test hosts share the hosts: each such
-    group runs in one process.  Those that start a Ray wait most, so that others fit in beside them.
-    """
-    for item in items:
-        folder = item.path.parent
-        group = folder if folder.name == "cluster" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(item.config.rootpath))))
+    """Tests that start a Ray wait most: they come first, so that others fit in beside them."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
