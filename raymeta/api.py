@@ -226,7 +226,7 @@ def _start(
     experiment: Experiment, make_run: Callable[[], Run], watcher: Watcher, verbose: bool
 ) -> Report:
     _check_tasks(experiment)  # before anything is started or written
-    with _ray(experiment, verbose):
+    with _ray(experiment, watcher, verbose):
         run = make_run()
         experiment = run.experiment()  # whose data may be within the run folder now
         watcher.started(run, experiment)
@@ -253,17 +253,17 @@ def _resume(
     if finished is not None:
         return finished
     if not run.has_best:
-        with _ray(experiment, verbose):
+        with _ray(experiment, watcher, verbose):
             _search(experiment, run, watcher, resume=True)
     return _meta_test(run, watcher, None)
 
 
 @contextmanager
-def _ray(experiment: Experiment, verbose: bool) -> Iterator[None]:
+def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[None]:
     """Ray for the time of a search; one that ran before is left running."""
     was_running = ray.is_initialized()
     try:
-        start_ray(experiment.resources, verbose)
+        start_ray(experiment.resources, verbose, watcher.phase)
         yield
     finally:
         if not was_running:

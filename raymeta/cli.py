@@ -218,7 +218,7 @@ def submit(
     """Run a search on a cluster and follow it; the driver runs there, so you may leave."""
     console = _console(verbose=False)
     from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
-    from raymeta.deploy.check import check_on, growth, has_errors  # noqa: PLC0415
+    from raymeta.deploy.check import check_on, has_errors, job_environment  # noqa: PLC0415
     from raymeta.deploy.cluster_file import load_cluster  # noqa: PLC0415
     from raymeta.deploy.jobs import connect  # noqa: PLC0415
 
@@ -229,13 +229,13 @@ def submit(
         print_findings(console, [found for found in findings if found.level != "ok"])
         if has_errors(findings):
             raise ClusterError(f"the experiment cannot run on {cluster}; nothing was submitted")
-    nodes = growth(described) if described is not None else None
+    environment = job_environment(described) if described is not None else None
     with connect(address, cluster) as jobs:
         if loaded is not None:
-            job = jobs.submit(loaded, runs_dir=runs_dir, nodes=nodes)
+            job = jobs.submit(loaded, runs_dir=runs_dir, environment=environment)
         else:
             assert resume is not None
-            job = jobs.resume(resume, runs_dir=runs_dir, nodes=nodes)
+            job = jobs.resume(resume, runs_dir=runs_dir, environment=environment)
         print_submitted(console, job, _where(address, cluster))
         code = 0 if detach else _follow(console, jobs, job)
     if code:
@@ -338,7 +338,7 @@ def _where(address: str | None, cluster: Path | None) -> str:
 def _follow(console: Console, jobs: Jobs, job: Job) -> int:
     """Shows a job's log to its end; the job's exit code."""
     try:
-        ended = jobs.follow(job, lambda text: console.print(text, end="", highlight=False))
+        ended = jobs.follow(job, lambda text: console.out(text, end="", highlight=False))
     except KeyboardInterrupt:
         raise ClusterError(
             f"no longer followed; {job.run} goes on: `raymeta logs {job.run}` follows it again, "

@@ -15,6 +15,7 @@ from raymeta.errors import ResourceError
 from raymeta.experiment import Resources
 
 NODES_VARIABLE = "RAYMETA_NODES"  # tells a driver what its cluster may grow to
+WORKERS_VARIABLE = "RAYMETA_WORKERS"  # or, where that is not known, how many nodes are to join
 _ROUNDING = 1e-9
 # Ray's strategies for the bundles of a placement group.
 STRATEGIES = {"pack": "PACK", "one_node": "STRICT_PACK", "spread": "STRICT_SPREAD"}

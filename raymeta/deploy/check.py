@@ -12,7 +12,15 @@ from raymeta.errors import RaymetaError, ResourceError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import with_values
 from raymeta.files import write_file
-from raymeta.placement import Nodes, Placement, place_trials, worker_bundle
+from raymeta.placement import (
+    NODES_VARIABLE,
+    WORKERS_VARIABLE,
+    Nodes,
+    Placement,
+    place_trials,
+    to_json,
+    worker_bundle,
+)
 from raymeta.remote import RemotePath, path_at
 from raymeta.training import estimate_memory
 
@@ -39,6 +47,14 @@ def growth(cluster: Cluster) -> list[Nodes] | None:
         for kind in cluster.nodes
         if kind.resources is not None and (kind.is_head or kind.max_workers > 0)
     ]
+
+
+def job_environment(cluster: Cluster) -> dict[str, str]:
+    """What a driver on a cluster is told of its nodes."""
+    nodes = growth(cluster)
+    if nodes is not None:
+        return {NODES_VARIABLE: to_json(nodes)}
+    return {WORKERS_VARIABLE: str(max(1, sum(kind.min_workers for kind in cluster.nodes)))}
 
 
 def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> list[Finding]:

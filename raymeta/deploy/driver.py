@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from raymeta.errors import RaymetaError
 from raymeta.remote import path_at
 
 MOST_STARTS = 10  # of one job; what kills every one of them is no accident
@@ -36,6 +37,12 @@ def drive(
     code = 1
     for number in range(MOST_STARTS):
         begun = (path_at(runs_dir) / name / "experiment.yaml").is_file()
+        if not begun and len(command) == 1:
+            print(  # noqa: T201  (the log of the job)
+                f"error: {name}: no run folder under {runs_dir}; say with --runs-dir where it is",
+                flush=True,
+            )
+            return 1
         arguments = [command[0], "--resume", name] if begun else [*command, "--run", name]
         raymeta = [sys.executable, "-m", "raymeta", *arguments, "--runs-dir", runs_dir]
         code = start(raymeta)
@@ -50,4 +57,7 @@ def drive(
 
 
 if __name__ == "__main__":
-    sys.exit(drive(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    try:
+        sys.exit(drive(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    except (RaymetaError, OSError) as error:
+        sys.exit(f"error: {sys.argv[1]}: {error}")

@@ -18,9 +18,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,6 @@ from raymeta.errors import ClusterError, RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import to_yaml, with_values
 from raymeta.files import write_file
-from raymeta.placement import NODES_VARIABLE, Nodes, to_json
 from raymeta.remote import AnyPath, RemotePath, copy_folder, path_at
 from raymeta.runs import run_name
 
@@ -43,7 +43,7 @@ _NO_PLACE = "names no storage on this cluster; submit with --runs-dir"
 _DRIVER = "raymeta.deploy.driver"
 _EXPERIMENT, _DATA = "experiment.yaml", "data"
 _TUNNEL_TIMEOUT_S = 60
-_STOP_TIMEOUT_S = 30
+_PATIENCE_S = 30.0  # with a head that starts, and a job that is to end
 _RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while a head is gone and comes back
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")  # `ray`, wherever PATH leads
 _MOST_NODES = 10_000  # that Ray lists
@@ -85,7 +85,7 @@ class Jobs:
         experiment: Experiment,
         *,
         runs_dir: str | None = None,
-        nodes: Sequence[Nodes] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Job:
         """Starts a search on the cluster, or a training where nothing is to be searched.
 
@@ -93,7 +93,7 @@ class Jobs:
             experiment: resolved and checked.
             runs_dir: a folder that all nodes share, or a URI; None for the cluster's own choice,
                 RAYMETA_RUNS_DIR in the environment of its head.
-            nodes: what the cluster may grow to; None if that is not known.
+            environment: variables of the driver's, such as `job_environment` has.
 
         Raises:
             ClusterError: the cluster cannot be reached, or will not take it.
@@ -104,10 +104,14 @@ class Jobs:
             keep = ["--keep-data"] if (Path(folder) / _DATA).exists() else []
             command = "tune" if experiment.search.space else "train"
             arguments = [name, command, _EXPERIMENT, *keep]
-            return self._start(name, name, _DRIVER, arguments, runs_dir, Path(folder), nodes)
+            return self._start(name, name, _DRIVER, arguments, runs_dir, Path(folder), environment)
 
     def resume(
-        self, run: str, *, runs_dir: str | None = None, nodes: Sequence[Nodes] | None = None
+        self,
+        run: str,
+        *,
+        runs_dir: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Job:
         """Goes on with a run of the cluster, whose driver has ended.
 
@@ -121,7 +125,7 @@ class Jobs:
             runs_dir = earlier[-1].runs_dir or None
         arguments = [run, "tune"]  # the driver finds the run folder, and goes on with it
         return self._start(
-            f"{run}-{len(earlier) + 1}", run, _DRIVER, arguments, runs_dir, None, nodes
+            f"{run}-{len(earlier) + 1}", run, _DRIVER, arguments, runs_dir, None, environment
         )
 
     def all(self) -> list[Job]:
@@ -165,12 +169,24 @@ class Jobs:
         Raises:
             ClusterError: the cluster has been out of reach for ten minutes.
         """
+        from aiohttp import ClientError  # noqa: PLC0415  (comes with the jobs of Ray)
+
         shown, lost_since = 0, None
+
+        async def tail() -> None:
+            nonlocal shown
+            seen = 0  # Ray begins anew with every connection
+            async for text in self._client.tail_job_logs(job.job_id):
+                seen += len(text)
+                if seen > shown:
+                    show(text[-(seen - shown) :])
+                    shown = seen
+
         while True:
             try:
-                shown = asyncio.run(self._tail(job.job_id, shown, show))
+                asyncio.run(tail())
                 now = self.find(job.job_id)
-            except (ClusterError, RuntimeError, OSError) as error:
+            except (ClusterError, ClientError, RuntimeError, OSError) as error:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > _GIVE_UP_S:
                     raise ClusterError(
@@ -186,21 +202,11 @@ class Jobs:
                     return now
             time.sleep(_RETRY_S)
 
-    async def _tail(self, job_id: str, shown: int, show: Callable[[str], None]) -> int:
-        """Shows what comes after the first `shown` characters; how many there are now."""
-        seen = 0
-        async for text in self._client.tail_job_logs(job_id):
-            seen += len(text)
-            if seen > shown:
-                show(text[-(seen - shown) :])
-                shown = seen
-        return shown
-
     def stop(self, job: Job) -> Job:
         """Ends the driver and with it the trials; the run can be resumed."""
         with _as_cluster_errors(self.address):
             self._client.stop_job(job.job_id)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        deadline = time.monotonic() + _PATIENCE_S
         while not (now := self.find(job.job_id)).is_over and time.monotonic() < deadline:
             time.sleep(0.2)
         return now
@@ -226,7 +232,7 @@ class Jobs:
         arguments: list[str],
         runs_dir: str | None,
         folder: Path | None,
-        nodes: Sequence[Nodes] | None,
+        variables: Mapping[str, str] | None,
     ) -> Job:
         place = shlex.quote(runs_dir) if runs_dir else f'"${{RAYMETA_RUNS_DIR:?{_NO_PLACE}}}"'
         entrypoint = f"python -m {module} {place} {shlex.join(arguments)}".rstrip()
@@ -235,15 +241,24 @@ class Jobs:
         }
         if folder is not None:
             environment["working_dir"] = str(folder)
-        if nodes:
-            environment["env_vars"] = {NODES_VARIABLE: to_json(nodes)}
+        if variables:
+            environment["env_vars"] = dict(variables)
         with _as_cluster_errors(self.address):
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job_id,
-                runtime_env=environment,
-                metadata={"raymeta_run": run, "runs_dir": runs_dir or ""},
-            )
+            deadline = time.monotonic() + _PATIENCE_S
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata={"raymeta_run": run, "runs_dir": runs_dir or ""},
+                    )
+                    break
+                except RuntimeError as error:
+                    # A head that has just been started answers before it can take jobs.
+                    if "No available agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(_RETRY_S)
         return self.find(job_id)
 
 
@@ -271,19 +286,35 @@ def connect(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
 
 @contextmanager
 def _tunnel(cluster: Path) -> Iterator[str]:
-    """A way through ssh to the dashboard, which the head binds to its loopback."""
+    """A way through ssh to the dashboard, which the head binds to its loopback.
+
+    It is opened again when it was lost, as by a laptop that slept or a head that started anew.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*_RAY, "dashboard", str(cluster)]
+    command = [*_RAY, "dashboard", str(cluster), "--port", str(port), "--no-config-cache"]
+    over = threading.Event()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--no-config-cache"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # ssh is its child, and ends with it
-        )
+
+        def open_tunnel() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # ssh is its child, and ends with it
+            )
+
+        process = open_tunnel()
+
+        def keep() -> None:
+            nonlocal process
+            while not over.wait(_RETRY_S):
+                if process.poll() is not None:
+                    process = open_tunnel()
+
+        keeper = threading.Thread(target=keep, daemon=True)
         try:
             deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
             while not _answers(port):
@@ -296,9 +327,14 @@ def _tunnel(cluster: Path) -> Iterator[str]:
                         f"up (`ray up {cluster}`), and may you ssh to its head?"
                     )
                 time.sleep(0.2)
+            keeper.start()
             yield f"http://127.0.0.1:{port}"
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            over.set()
+            if keeper.is_alive():
+                keeper.join()
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 

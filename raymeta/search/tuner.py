@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from raymeta.experiment_file import with_values
 from raymeta.placement import (
     NODES_VARIABLE,
     STRATEGIES,
+    WORKERS_VARIABLE,
     Nodes,
     from_json,
     place_trials,
@@ -39,6 +41,7 @@ from raymeta.training import CHECKPOINT_NAME
 from raymeta.trial import STEP_METRIC, MetaTrial
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
+JOIN_S = 600  # for nodes to be installed and to join
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,17 @@ class TrialSummary:
         return self.record.curve[-1][1] if self.record.curve else math.nan
 
 
-def start_ray(resources: Resources, verbose: bool) -> None:
+def start_ray(
+    resources: Resources, verbose: bool, say: Callable[[str], object] = lambda _: None
+) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts Ray on this machine, unless done already.
+
+    Of a cluster that has just been started, waits for the nodes that are to join.
+
+    Args:
+        resources: of one trial.
+        verbose: show Ray's own log.
+        say: told what is being waited for.
 
     Raises:
         ResourceError: not one trial fits on the nodes.
@@ -95,7 +107,21 @@ def start_ray(resources: Resources, verbose: bool) -> None:
     # Tune logs a trial's failure with its traceback; the table of trials keeps its last line.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+    _wait_for_workers(say)
     place_trials(resources, _nodes())
+
+
+def _wait_for_workers(say: Callable[[str], object]) -> None:
+    """Until they have joined, or could have: a head comes up before its workers are installed."""
+    wanted, began, said = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic(), False
+    while NODES_VARIABLE not in os.environ and time.monotonic() < began + JOIN_S:
+        joined = sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes())
+        if joined >= wanted:
+            return
+        if not said:
+            say(f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most")
+            said = True
+        time.sleep(1)
 
 
 def concurrency(resources: Resources) -> int:

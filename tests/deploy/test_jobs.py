@@ -57,6 +57,7 @@ class Head:
             "port": free_port(),
             "dashboard-host": "127.0.0.1",
             "dashboard-port": port,
+            "dashboard-agent-listen-port": free_port(),  # by default the same for every Ray
             "num-cpus": 2,
             "object-store-memory": 100_000_000,
             "temp-dir": sockets,
