@@ -199,7 +199,7 @@ def check(
     if live:
         with connect(address, cluster) as jobs:
             probe = jobs.probe(runs_dir)
-            if _follow(console, jobs, probe):
+            if _follow(console, jobs, probe, _where(address, cluster)):
                 raise ClusterError("not every node can use the storage")
 
 
@@ -237,7 +237,7 @@ def submit(
             assert resume is not None
             job = jobs.resume(resume, runs_dir=runs_dir, environment=environment)
         print_submitted(console, job, _where(address, cluster))
-        code = 0 if detach else _follow(console, jobs, job)
+        code = 0 if detach else _follow(console, jobs, job, _where(address, cluster))
     if code:
         sys.exit(code)
 
@@ -274,7 +274,7 @@ def logs(
     from raymeta.deploy.jobs import connect  # noqa: PLC0415  (Ray takes seconds to import)
 
     with connect(address, cluster) as jobs:
-        _follow(console, jobs, jobs.find(run))
+        _follow(console, jobs, jobs.find(run), _where(address, cluster))
 
 
 @app.command()
@@ -290,6 +290,8 @@ def stop(
     with connect(address, cluster) as jobs:
         job = jobs.stop(jobs.find(run))
         where = _where(address, cluster)
+        if not job.is_over:
+            raise ClusterError(f"{job.run}: is still ending; look again with `raymeta status`")
         hint = f"; go on with `raymeta submit --resume {job.run}{where}`"
         console.print(f"{job.run}: {job.status.lower()}{hint}", highlight=False, soft_wrap=True)
 
@@ -335,14 +337,14 @@ def _where(address: str | None, cluster: Path | None) -> str:
     return "".join(f" {option} {value}" for option, value in found if value is not None)
 
 
-def _follow(console: Console, jobs: Jobs, job: Job) -> int:
+def _follow(console: Console, jobs: Jobs, job: Job, where: str) -> int:
     """Shows a job's log to its end; the job's exit code."""
     try:
         ended = jobs.follow(job, lambda text: console.out(text, end="", highlight=False))
     except KeyboardInterrupt:
         raise ClusterError(
-            f"no longer followed; {job.run} goes on: `raymeta logs {job.run}` follows it again, "
-            f"`raymeta stop {job.run}` ends it"
+            f"no longer followed; {job.run} goes on: `raymeta logs {job.run}{where}` follows it "
+            f"again, `raymeta stop {job.run}{where}` ends it"
         ) from None
     if ended.status == "SUCCEEDED":
         return 0

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from raymeta.errors import RunError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
+
+
+# What Arrow's file systems take as options of a URI, and nobody else should read.
+_SECRETS = {"access_key", "account_key", "client_secret", "sas_token", "secret_key", "sig"}
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,9 @@ def path_at(location: str | AnyPath) -> AnyPath:
     parts = urlsplit(location)
     if "://" not in location:
         return Path(location)
-    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    # `s3://KEY:SECRET@bucket` would stand in run folders, job logs and process lists.
-    if parts.password:
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    # A key in a URI would stand in run folders, job logs and process lists.
+    if parts.password or _SECRETS & dict(parse_qsl(parts.query)).keys():
         raise RunError(
             f"{shown}: give the key by the storage's own means (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, a role, GOOGLE_APPLICATION_CREDENTIALS), not within the URI"

@@ -110,9 +110,12 @@ def test_what_is_no_storage_is_refused(uri: str, message: str) -> None:
         path_at(uri)
 
 
-def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:hush@bucket/runs", "abfs://host/runs?client_secret=hush", "s3://b/r?sig=hush"]
+)
+def test_a_password_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(RunError, match="AWS_SECRET_ACCESS_KEY") as error:
-        path_at("s3://KEY:hush@bucket/runs")
+        path_at(uri)
     assert "hush" not in str(error.value)
     assert "KEY" not in str(error.value).replace("ACCESS_KEY", "")
 

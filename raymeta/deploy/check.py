@@ -102,6 +102,10 @@ def _on_nodes(
         yield Finding("trials at once", idle, "note")
     else:
         yield Finding("trials at once", at_once)
+    holding = [kind for kind in nodes if placement.workers_per_node[kind.name]]
+    if resources.gpus_per_worker == 0 and all(kind.resources.get("GPU") for kind in holding):
+        idle = "every node that holds a worker has GPUs, and none is used: set "
+        yield Finding("GPUs", f"{idle}resources.gpus_per_worker to 1, or to a fraction", "warning")
     single = place_trials(resources.model_copy(update={"num_workers": 1}), nodes).trials
     if resources.num_workers > 1 and search.space and placement.trials < search.num_trials:
         more = min(single, search.num_trials)

@@ -391,7 +391,7 @@ def _slurm(path: Path, text: str) -> Cluster:
     gpus = re.search(r"(\d+)$", options.get("gpus-per-node") or options.get("gres", ""))
     if gpus:
         resources["GPU"] = float(gpus[1])
-    if memory := options.get("mem"):
+    if (memory := options.get("mem")) and quantity(memory) > 0:  # 0 is all that a node has
         unit = memory if memory[-1:].isalpha() else f"{memory}M"
         resources["memory"] = quantity(f"{unit[:-1]}{unit[-1].upper().replace('K', 'k')}")
     count = int(options["nodes"])

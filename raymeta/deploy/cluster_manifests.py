@@ -116,6 +116,11 @@ def _pods(manifest: Config) -> Iterator[Mistake]:
             remedy = f"add {RUNS_DIR} to it: a mounted folder or a URI that all pods share"
             yield Mistake((*key, "env"), f"must set {RUNS_DIR}", remedy)
         cpus = get(group, "rayStartParams", "num-cpus")
+        for name in ("num-cpus", "num-gpus", "memory"):
+            amount = get(group, "rayStartParams", name)
+            if amount is not None and not re.fullmatch(r"[0-9.]+", str(amount)):
+                rule, remedy = "must be a number (memory: of bytes)", "write it out, in quotes"
+                yield Mistake((*at, "rayStartParams", name), rule, remedy, amount)
         if is_head and cpus != "0":
             remedy = 'set it to "0", or trials run on the head and its loss costs them too'
             found = NOTHING if cpus is None else cpus

@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from raymeta.deploy.check import Finding, check_on, growth, has_errors
-from raymeta.deploy.cluster_file import Cluster, NodeType
+from raymeta.deploy.check import Finding, check_on, growth, has_errors, job_environment
+from raymeta.deploy.cluster_file import Cluster, NodeType, load_cluster
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment
+from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, from_json
 from raymeta.tasks.pen import DATA_DIR
 from tests.conftest import TINY
+from tests.deploy.cluster_files import filled_in
 
 SPACE = "search.space={model.hidden_size: {low: 4, high: 64, step: 4}}"
 GB = 1e9
@@ -50,6 +53,38 @@ def test_what_fits_is_in_order() -> None:
     assert "0 on head" in text
     ((_, text),) = found(findings, "trials at once")
     assert text.startswith("6 fit, 6 are asked for")
+
+
+def test_gpus_that_no_trial_would_use_are_told() -> None:
+    ((level, text),) = found(check_on(experiment(), cluster(HEAD, GPUS), None), "GPUs")
+    assert level == "warning"
+    assert "resources.gpus_per_worker" in text
+    with_gpus = experiment("resources.gpus_per_worker=0.5")
+    assert not found(check_on(with_gpus, cluster(HEAD, GPUS), None), "GPUs")
+    assert not found(
+        check_on(experiment(), cluster(HEAD, node("cpus", {"CPU": 8}, 3)), None), "GPUs"
+    )
+
+
+def test_a_driver_is_told_of_the_nodes_that_are_to_come() -> None:
+    (told,) = job_environment(cluster(HEAD, GPUS)).items()
+    assert told[0] == NODES_VARIABLE
+    assert [kind.count for kind in from_json(told[1])] == [1, 3]
+    hosts = NodeType("worker", None, 2, 2, is_head=False, is_spot=False)
+    assert job_environment(cluster(HEAD, hosts)) == {WORKERS_VARIABLE: "2"}
+
+
+def test_the_search_of_kuberays_own_cluster_knows_its_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "kuberay.yaml"
+    path.write_text(filled_in("kuberay.yaml"), encoding="utf-8")
+    documents = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    (job,) = [document for document in documents if document["kind"] == "RayJob"]
+    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    (told,) = [entry["value"] for entry in head["env"] if entry["name"] == NODES_VARIABLE]
+    grown = {kind.name: kind for kind in growth(load_cluster(path)) or ()}
+    for kind in from_json(told):
+        assert kind.count == grown[kind.name].count
+        assert kind.resources.items() <= grown[kind.name].resources.items()
 
 
 def test_a_trial_that_fits_on_no_node_is_an_error() -> None:

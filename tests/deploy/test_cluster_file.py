@@ -258,6 +258,8 @@ MISTAKES = [
      "RayCluster apiVersion", "must be ray.io/v1, but got 'ray.io/v1alpha1'"),
     ("kuberay.yaml", 'num-cpus: "0"', 'num-cpus: "4"',
      "RayCluster spec.headGroupSpec.rayStartParams.num-cpus", "must be \"0\", but got '4'"),
+    ("kuberay.yaml", "rayStartParams: {}", "rayStartParams: {memory: 16Gi}",
+     "RayCluster spec.workerGroupSpecs[0].rayStartParams.memory", "must be a number"),
     ("kuberay.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "RayCluster spec.rayVersion",
      "must be the version that raymeta is tested with (2.60.0), but got '2.9.0'"),
     ("kuberay.yaml", "image: registry.example.org/raymeta:0.1.0", "image: registry/raymeta",
