@@ -96,6 +96,7 @@ def start_ray(
         # Ray's own log lines are for its developers; -v brings them back.
         level = logging.INFO if verbose else logging.ERROR
         local: dict[str, Any] = {
+            "address": "local",  # also where another Ray runs on this machine
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
@@ -26,6 +27,7 @@ from raymeta.runs import Run
 from raymeta.search.tuner import read_trials
 from raymeta.tasks.pen import DATA_DIR
 from tests.conftest import TINY
+from tests.deploy.cluster_files import filled_in, use_laptop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -170,6 +172,47 @@ def test_commands_lead_from_submission_to_the_run_at_home(head: Head, tmp_path: 
     assert "is here already" in again.stderr
     logs = raymeta("logs", name, *where, cwd=tmp_path)
     assert "Meta-test" in logs.stdout
+
+
+def test_what_follows_a_run_outlives_its_connection(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail, connections = jobs._client.tail_job_logs, 0
+
+    async def lost_at_once(job_id: str) -> AsyncIterator[str]:
+        nonlocal connections
+        connections += 1
+        async for text in tail(job_id):
+            yield text
+            if connections < 3:
+                raise aiohttp.ServerDisconnectedError
+
+    monkeypatch.setattr(jobs._client, "tail_job_logs", lost_at_once)
+    ended, log = followed(jobs, jobs.submit(search("followed", 1)))
+    assert connections > 2
+    assert ended.status == "SUCCEEDED", log
+    assert log == jobs.log(ended)  # nothing is missing, nothing twice
+
+
+def test_a_head_that_cannot_be_reached_is_told_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop = use_laptop(tmp_path / "home", monkeypatch)
+    path = laptop / "onprem.yaml"
+    path.write_text(filled_in("onprem.yaml").replace("10.0.0.10", "127.0.0.1"), encoding="utf-8")
+    asked = raymeta("status", "--cluster", str(path), cwd=tmp_path)
+    assert asked.returncode == 1
+    (line,) = asked.stderr.splitlines()
+    assert "no tunnel to the head's dashboard" in line
+
+
+def test_beside_another_ray_of_this_machine_a_search_starts_its_own(
+    head: Head, tmp_path: Path
+) -> None:
+    assert head.process.poll() is None
+    overrides = [part for value in TINY for part in ("--set", value)]
+    trained = raymeta("train", "sinusoid", *overrides, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
 
 
 def test_data_travel_with_the_run_and_come_home_with_it(
