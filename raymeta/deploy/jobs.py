@@ -278,7 +278,7 @@ def connect(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
     if found.provider not in _LAUNCHED:
         raise ClusterError(
             f"{cluster}: a cluster of the kind {found.provider} has no tunnel of Ray's; open one "
-            "to its dashboard as cluster/README.md says, and add --address http://127.0.0.1:8265"
+            "to its dashboard as the file's first lines say, and add --address http://127.0.0.1:8265"
         )
     with _tunnel(cluster) as local:
         yield Jobs(local)
