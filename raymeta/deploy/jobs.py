@@ -13,20 +13,18 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymeta.deploy.tunnel import tunnel
 from raymeta.errors import ClusterError, RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import to_yaml, with_values
@@ -42,10 +40,8 @@ _LAUNCHED = ("local", "aws", "gcp", "azure")  # `ray dashboard FILE` finds their
 _NO_PLACE = "names no storage on this cluster; submit with --runs-dir"
 _DRIVER = "raymeta.deploy.driver"
 _EXPERIMENT, _DATA = "experiment.yaml", "data"
-_TUNNEL_TIMEOUT_S = 60
 _PATIENCE_S = 30.0  # with a head that starts, and a job that is to end
 _RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while a head is gone and comes back
-_RAY = (sys.executable, "-m", "ray.scripts.scripts")  # `ray`, wherever PATH leads
 _MOST_NODES = 10_000  # that Ray lists
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -280,73 +276,8 @@ def connect(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
             f"{cluster}: a cluster of the kind {found.provider} has no tunnel of Ray's; open one "
             "to its dashboard as the file's first lines say, and add --address http://127.0.0.1:8265"
         )
-    with _tunnel(cluster) as local:
+    with tunnel(cluster) as local:
         yield Jobs(local)
-
-
-@contextmanager
-def _tunnel(cluster: Path) -> Iterator[str]:
-    """A way through ssh to the dashboard, which the head binds to its loopback.
-
-    It is opened again when it was lost, as by a laptop that slept or a head that started anew.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*_RAY, "dashboard", str(cluster), "--port", str(port), "--no-config-cache"]
-    over = threading.Event()
-    with tempfile.TemporaryFile() as log:
-
-        def open_tunnel() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # ssh is its child, and ends with it
-            )
-
-        process = open_tunnel()
-
-        def keep() -> None:
-            nonlocal process
-            while not over.wait(_RETRY_S):
-                if process.poll() is not None:
-                    process = open_tunnel()
-
-        keeper = threading.Thread(target=keep, daemon=True)
-        try:
-            deadline = time.monotonic() + _TUNNEL_TIMEOUT_S
-            while not _answers(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    said = log.read().decode(errors="replace").strip().splitlines()
-                    reason = said[-1] if said else "no answer"
-                    raise ClusterError(
-                        f"{cluster}: no tunnel to the head's dashboard: {reason}; is the cluster "
-                        f"up (`ray up {cluster}`), and may you ssh to its head?"
-                    )
-                time.sleep(0.2)
-            keeper.start()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            over.set()
-            if keeper.is_alive():
-                keeper.join()
-            with suppress(ProcessLookupError):  # it may have ended by itself
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-
-
-def _answers(port: int) -> bool:
-    """Whether a web server answers, be it with a refusal."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            connection.settimeout(5)
-            return connection.recv(4) == b"HTTP"
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -433,7 +364,8 @@ def _copy(source: AnyPath, target: Path, cluster: Path | None) -> None:
         )
     else:
         target.mkdir()
-        command = [*_RAY, "rsync-down", str(cluster), f"{source}/", f"{target}/"]
+        ray = [sys.executable, "-m", "ray.scripts.scripts"]  # wherever PATH leads
+        command = [*ray, "rsync-down", str(cluster), f"{source}/", f"{target}/"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not any(target.iterdir()):
             lines = (done.stdout + done.stderr).strip().splitlines()
