@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from raymeta.errors import ResourceError, RunError, SearchError
 from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import load_experiment, with_values
-from raymeta.placement import NODES_VARIABLE, Nodes, to_json
+from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, to_json
 from raymeta.runs import Run
 from raymeta.search import tuner
 from raymeta.search.records import Curve, Status, TrialRecord
@@ -186,6 +187,20 @@ def test_a_trial_fits_a_cluster_that_may_grow(monkeypatch: pytest.MonkeyPatch) -
     start_ray(Resources(num_workers=5, gpus_per_worker=1), verbose=False)
     with pytest.raises(ResourceError, match="hold 5"):
         start_ray(Resources(num_workers=6, gpus_per_worker=1), verbose=False)
+
+
+def test_nodes_that_are_to_join_are_waited_for_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    start_ray(Resources(), verbose=False, say=said.append)
+    assert said == []
+    monkeypatch.setattr(tuner, "JOIN_S", 2)
+    monkeypatch.setenv(WORKERS_VARIABLE, "2")
+    began = time.monotonic()
+    start_ray(Resources(), verbose=False, say=said.append)
+    assert said == ["1 of 2 nodes have joined; waiting 2 s at most"]
+    assert time.monotonic() - began >= 2
 
 
 @pytest.mark.parametrize(("asked", "trials"), [(3, 3), (None, 4)])
