@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -83,11 +84,19 @@ def results_files(run: Run) -> dict[str, tuple[int, bytes]]:
 
 
 def is_midway(run: Run) -> bool:
-    """Whether two trials are done and a third has begun, as the run's files say."""
-    records = read_trials(run).values()
-    done = [record for record in records if record.status == "completed"]
-    begun = [record for record in records if record.status == "running" and len(record.curve) > 2]
-    return len(done) >= 2 and len(begun) == 1
+    """Whether two trials are done and a third has begun, as all of the run's files say."""
+    records = read_trials(run)
+    done = [i for i, record in records.items() if record.status == "completed"]
+    begun = [r for r in records.values() if r.status == "running" and len(r.curve) > 2]
+    return len(done) >= 2 and len(begun) == 1 and tunes_trials(run) == (list(records), done)
+
+
+def tunes_trials(run: Run) -> tuple[list[str], list[str]]:
+    """All and the finished ones in Tune's own file, which is copied apart from the searcher's."""
+    (file,) = Path(str(run.tune_dir)).glob("experiment_state-*.json")
+    trials = [json.loads(static) for static, _ in json.loads(file.read_text())["trial_data"]]
+    finished = [trial["trial_id"] for trial in trials if trial["status"] == "TERMINATED"]
+    return [trial["trial_id"] for trial in trials], finished
 
 
 def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.tune.result import TRAINING_ITERATION
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 from raymeta.errors import RunError, SearchError
 from raymeta.remote import AnyPath, found_in
@@ -263,8 +263,9 @@ class AxSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Reads what `save` wrote, and goes by Tune's own state beside it; Ax relearns it all.
 
-        Tune writes one after the other.  After a kill in between, ours may hold a trial that Tune
-        does not know and will never begin, or may not have heard of an end that Tune knows.
+        Tune copies its files one by one, in no certain order.  After a kill in between, ours may
+        hold a trial that Tune does not know and will never begin, or may not have heard of an end
+        that Tune knows; and Tune's count of the trials may be one off.
         """
         path = Path(checkpoint_path)
         state = _read_state(path)
@@ -274,6 +275,7 @@ class AxSearcher(Searcher):
         trials = _tune_trials(path.parent)
         if trials is None:
             return
+        _correct_count(self, len(trials))
         for trial_id in [i for i, r in self.records.items() if r.status == "running"]:
             if trial_id not in trials:
                 del self.records[trial_id]
@@ -548,6 +550,25 @@ def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
     """The trials of a search from the folder Tune keeps its state in, by Tune's trial_id."""
     files = found_in(experiment_dir, Searcher.CKPT_FILE_TMPL.format("*"))
     return _records(_read_state(files[-1])) if files else {}
+
+
+def _correct_count(searcher: Searcher, count: int) -> None:
+    """Has Tune go on from as many trials as it knows, instead of what its third file says.
+
+    Tune reads that file before it restores a searcher, takes it over right after that, and has no
+    other way for a searcher to tell it (Ray 2.60).  A count too low makes a trial more than asked
+    for, one too high a trial fewer.
+    """
+    set_state = SearchGenerator.set_state
+
+    def corrected(generator: SearchGenerator, state: dict[str, Any]) -> None:
+        SearchGenerator.set_state = set_state
+        inner = generator.searcher
+        while inner is not searcher and hasattr(inner, "searcher"):  # in a ConcurrencyLimiter
+            inner = inner.searcher
+        set_state(generator, state | ({"counter": count} if inner is searcher else {}))
+
+    SearchGenerator.set_state = corrected
 
 
 def _tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:

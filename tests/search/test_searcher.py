@@ -16,7 +16,7 @@ import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
-from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
@@ -556,6 +556,29 @@ def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(
     restored.set_max_concurrency(1)
     wait_for_point(restored, "next")  # no ghost takes the only slot
     assert restored.statuses() == {i: r.status for i, r in restored.records.items()}
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["alone", "in a limiter"])
+@pytest.mark.parametrize("counted", [2, 4], ids=["count older", "count newer"])
+def test_a_kill_between_tunes_files_makes_no_trial_more_and_none_fewer(
+    counted: int, limited: bool, tmp_path: Path
+) -> None:
+    run_tune(new_searcher(SPACE, points_to_evaluate=list(GIVEN.values())[:3]), tmp_path, 3)
+    folder = str(tmp_path / "tune")
+
+    def algorithm() -> SearchGenerator:
+        searcher = new_searcher(SPACE)
+        return SearchGenerator(ConcurrencyLimiter(searcher, 2) if limited else searcher)
+
+    saved = algorithm()
+    saved.set_state({"counter": counted, "total_samples": 9, "finished": False, "experiment": None})
+    saved.save_to_dir(folder, "9999")  # the newest session's
+
+    restored, other = algorithm(), SearchGenerator(new_searcher(SPACE))
+    restored.restore_from_dir(folder)
+    assert restored.get_state()["counter"] == 3
+    other.set_state(saved.get_state())  # Tune's own way is back
+    assert other.get_state()["counter"] == counted
 
 
 def test_a_searcher_from_another_process_tells_ax_everything_anew() -> None:
