@@ -14,13 +14,14 @@ import re
 import time
 from collections.abc import Callable
 
-from tests.cluster.onprem import CPUS, OnPrem, Search, without_repeats
+from tests.cluster.onprem import CPUS, OnPrem, Search, repeats
 
 RECOVERS = os.environ.get("RAYMETA_TEST_RECOVERY") != "off"
 NO_RETRIES = "resources.max_failures=0"
 RETRIES = "resources.max_failures=2" if RECOVERS else NO_RETRIES
 FOUR_TRIALS = ("training.meta_steps=400", "search.num_trials=4")
 MIDWAY = 5  # reports
+UNSAVED = 3  # reports of a trial that the search's state, saved every second, may lack
 RECOVERY_S = 60
 CUT_S = 90
 
@@ -39,7 +40,7 @@ def test_a_trial_goes_on_elsewhere_when_its_host_loses_power(
         search.wait_for_end_of_trials()
     finally:
         host.power_on()
-    assert without_repeats(search.steps())  # it went on from its last checkpoint
+    assert repeats(search.steps()) == 0  # it went on from its last checkpoint
     assert search.curve() == undisturbed.curve()
     search.stop()
     onprem.wait_until_ready()  # the host is used again
@@ -60,7 +61,7 @@ def test_a_trial_goes_on_elsewhere_when_the_cable_of_its_host_is_cut(
         time.sleep(max(0.0, began + CUT_S - time.monotonic()))
     finally:
         host.plug_in()
-    assert without_repeats(search.steps())
+    assert repeats(search.steps()) == 0
     assert search.curve() == undisturbed.curve()
     onprem.wait_until_ready()  # the host is used again
 
@@ -70,7 +71,7 @@ def test_a_killed_worker_process_costs_a_retry(undisturbed: Search, start: Start
     search.wait_for_reports(MIDWAY)
     search.kill_trial()
     search.wait_for_end_of_trials()
-    assert without_repeats(search.steps())
+    assert repeats(search.steps()) == 0
     assert search.curve() == undisturbed.curve()
 
 
@@ -91,7 +92,7 @@ def test_a_trial_moves_on_at_a_notice_that_its_host_will_be_taken_away(
     onprem.drain(host, notice_s=30)
     search.wait_for_host_other_than(host, RECOVERY_S)
     search.wait_for_end_of_trials()
-    assert without_repeats(search.steps())
+    assert repeats(search.steps()) == 0
     assert search.curve() == undisturbed.curve()
     # Its Ray left when it had nothing to do; the autoscaler starts it again on a host that stays.
     onprem.wait_until_ready()
@@ -183,5 +184,5 @@ def assert_nothing_lost_or_run_again(search: Search, before: dict[str, str]) -> 
     assert [trial["status"] for trial in trials] == ["completed"] * 4
     assert {trial["trial_id"] for trial in trials} >= set(before)
     assert search.written().items() >= before.items()
-    for trial in trials:
-        assert without_repeats(search.steps(trial["trial_id"]))
+    for trial in trials:  # one that ran may have to repeat what came after the last save
+        assert repeats(search.steps(trial["trial_id"])) <= UNSAVED

@@ -1,4 +1,4 @@
-"""A search that is killed again and again, at any moment, ends as if it had not been."""
+"""A search whose driver is killed again and again, at any moment, ends as if it had not been."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 
 from raymeta.search.records import TrialRecord
 from raymeta.search.searcher import saved_records
-from tests.search.helpers import kill_driver
+from tests.search.helpers import kill_driver, local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -50,8 +51,7 @@ class Steps(tune.Trainable):
     def load_checkpoint(self, checkpoint):
         self._step = int((Path(checkpoint) / "step").read_text())
 
-ray.init("local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
-         log_to_driver=False, logging_level="ERROR")
+ray.init(sys.argv[2], log_to_driver=False, logging_level="ERROR")
 filesystem, path = run_storage(folder / "tune")
 if tune.Tuner.can_restore(path, filesystem):
     tuner = tune.Tuner.restore(path, Steps, resume_unfinished=True, resume_errored=True,
@@ -94,10 +94,19 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     (folder / "ends").touch()
     rng = random.Random(0)  # noqa: S311  (moments, not secrets)
     found = Killed(folder, {})
+    with local_ray(num_cpus=2):
+        search_until_done(found, rng, ray.get_runtime_context().gcs_address)
+    found.records = saved_records(folder / "tune")
+    return found
+
+
+def search_until_done(found: Killed, rng: random.Random, address: str) -> None:
+    """Starts a driver, kills it, and starts the next one."""
+    folder = found.folder
     while not (folder / "done").exists():
         (folder / "began").unlink(missing_ok=True)
         with (folder / "log").open("ab") as log:
-            command = [sys.executable, "-c", DRIVER, str(folder)]
+            command = [sys.executable, "-c", DRIVER, str(folder), address]
             driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             deadline = time.monotonic() + TIMEOUT_S
@@ -125,8 +134,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
         records = saved_records(folder / "tune")
         found.finished_before.append({i for i, r in records.items() if r.status == "completed"})
         found.ends_before.append(len(found.ends()))
-    found.records = saved_records(folder / "tune")
-    return found
 
 
 def test_the_search_was_killed_at_many_moments_and_came_to_its_end(killed: Killed) -> None:
