@@ -230,7 +230,8 @@ def _start(
         run = make_run()
         experiment = run.experiment()  # whose data may be within the run folder now
         watcher.started(run, experiment)
-        _search(experiment, run, watcher, resume=False)
+        with run.alone():
+            _search(experiment, run, watcher, resume=False)
     return _meta_test(run, watcher, None)
 
 
@@ -253,7 +254,7 @@ def _resume(
     if finished is not None:
         return finished
     if not run.has_best:
-        with _ray(experiment, watcher, verbose):
+        with run.alone(), _ray(experiment, watcher, verbose):
             _search(experiment, run, watcher, resume=True)
     return _meta_test(run, watcher, None)
 

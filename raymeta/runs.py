@@ -13,22 +13,26 @@ RUN/data/               the data of the tasks, where they were to be kept with t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from raymeta.errors import RunError
 from raymeta.experiment import Experiment
 from raymeta.experiment_file import load_experiment, to_yaml, with_values
 from raymeta.files import write_file
-from raymeta.remote import AnyPath, found_in, path_at
+from raymeta.remote import AnyPath, RemotePath, found_in, path_at
 
 DEFAULT_ROOT = Path("runs")
+LOCK_S = 10  # that a process which has been told to end may take
 _DATA = "data"
 
 
@@ -125,6 +129,36 @@ class Run:
         shares: dict[str, float] | None = self.read_json("search/importance.json")
         return shares or {}
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps others from searching in this run meanwhile, whose files would mix with ours.
+
+        The lock goes with the process, however it ends.  Storage that knows no locks, as buckets
+        do, has none.
+
+        Raises:
+            RunError: another process searches in it.
+        """
+        if isinstance(self.path, RemotePath):
+            yield
+            return
+        lock = self.path / ".lock"
+        try:
+            file = lock.open("wb")
+        except OSError:  # what must be written next will tell of it
+            yield
+            return
+        with file:
+            last = time.monotonic() + LOCK_S
+            while not _is_locked(file):
+                if time.monotonic() > last:
+                    raise RunError(
+                        f"{self.path}: another process searches in this run; let it come to its "
+                        f"end, or end it first (if there is none, remove {lock})"
+                    )
+                time.sleep(0.2)
+            yield
+
     def experiment(self) -> Experiment:
         """The experiment as it ran."""
         return self._load(self.experiment_file)
@@ -197,6 +231,15 @@ class Run:
         if (self.path / "results.json").is_file():
             return "done"
         return "searched" if self.has_best else "unfinished"
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    """Whether it is ours now; True as well where the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 def run_name(experiment: Experiment) -> str:

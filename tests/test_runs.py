@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -167,3 +169,34 @@ def test_the_time_spent_adds_up_over_sessions(tmp_path: Path, experiment: Experi
     run.add_seconds(1.5)
     Run.open(str(run.path), tmp_path).add_seconds(2.0)
     assert run.seconds == 3.5
+
+
+# One process at a time
+
+HOLD = """
+import sys, time
+from raymeta.remote import path_at
+from raymeta.runs import Run
+with Run(path_at(sys.argv[1])).alone():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_is_searched_by_one_process_at_a_time_and_free_once_that_was_killed(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.runs.LOCK_S", 0.5)
+    run = Run.create(tmp_path, experiment)
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(RunError, match="another process searches in this run"), run.alone():
+                pytest.fail("two at once")
+        finally:
+            other.kill()
+    for _ in range(2):
+        with run.alone():
+            pass

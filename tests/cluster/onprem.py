@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from raymeta.runs import Run
 from raymeta.search.tuner import read_trials
 from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
 
+RECOVERS = os.environ.get("RAYMETA_TEST_RECOVERY") != "off"
 CPUS = 2  # that a worker host is said to have
 NOT_RAY = ("sshd", "bash", "ssh ", "redis-server")  # what else runs on a host
 READY_S = 120
@@ -138,7 +140,9 @@ class OnPrem:
             wait_until(lambda: set(self.runs.glob("*")) > known, "the driver has made no run")
             (run,) = set(self.runs.glob("*")) - known
             return Search(self, run.name, log)
-        line = f"{ON_HEAD} exec raymeta {command} {self.experiment} -v --run {name} {settings}"
+        raymeta = "raymeta" if RECOVERS else "python -m tests.cluster.no_recovery"
+        arguments = f"{command} {self.experiment} -v --run {name} {settings}"
+        line = f"cd {REPOSITORY} && {ON_HEAD} exec {raymeta} {arguments}"
         return Search(self, name, log, self.head.start(line, log))
 
     def drain(self, host: Host, notice_s: int) -> None:
@@ -182,6 +186,10 @@ class Search:
     def kill_trial(self) -> None:
         """Kills the process of the trial that has reported last."""
         self.trial_host().run(f"kill -9 {self.results()[-1]['pid']}")
+
+    def processes(self, trial: str) -> set[tuple[str, int]]:
+        """Those that a trial's reports came from."""
+        return {(r["node_ip"], r["pid"]) for r in self.results() if r["trial_id"] == trial}
 
     def addresses(self) -> set[str]:
         """Where its reports came from."""
