@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -145,6 +146,14 @@ def copy_folder(source: RemotePath, target: Path) -> None:
 
     target.mkdir(parents=True, exist_ok=True)
     copy_files(source.path, str(target), source_filesystem=source.filesystem)
+
+
+def remove_folder(folder: AnyPath) -> None:
+    """Removes a folder with all that is in it."""
+    if isinstance(folder, RemotePath):
+        folder.filesystem.delete_dir(folder.path)
+    else:
+        shutil.rmtree(folder)
 
 
 def found_in(folder: AnyPath, pattern: str) -> list[AnyPath]:

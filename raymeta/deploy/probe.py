@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import uuid
+from contextlib import suppress
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymeta.errors import RaymetaError
 from raymeta.files import write_file
-from raymeta.remote import AnyPath, path_at
+from raymeta.remote import AnyPath, path_at, remove_folder
 
 _TIMEOUT_S = 120
 
@@ -29,27 +30,29 @@ def _visit(folder: AnyPath, word: bytes) -> str:
     return ""
 
 
-def probe(runs_dir: str) -> dict[str, str]:
-    """By address of each node that is alive, what keeps it from the storage."""
-    folder, word = path_at(runs_dir).resolve() / ".raymeta-probe", uuid.uuid4().hex.encode()
+def probe(runs_dir: str) -> list[tuple[str, str]]:
+    """Address of each node that is alive, with what keeps it from the storage; leaves no file."""
+    name = uuid.uuid4().hex
+    folder, word = path_at(runs_dir).resolve() / f".raymeta-probe-{name}", name.encode()
     write_file(folder / "driver", word)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     visit = ray.remote(num_cpus=0, max_retries=0)(_visit)
-    answers = {}
-    for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers[node["NodeManagerAddress"]] = visit.options(scheduling_strategy=there).remote(
-            folder, word
-        )
-    found = {}
-    for address, answer in answers.items():
+    answers = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            answer = visit.options(scheduling_strategy=there).remote(folder, word)
+            answers.append((node, answer))
+    found = []
+    for node, answer in answers:
         try:
-            found[address] = ray.get(answer, timeout=_TIMEOUT_S)
+            problem = ray.get(answer, timeout=_TIMEOUT_S)
         except ray.exceptions.RayError as error:
-            found[address] = f"no answer: {type(error).__name__}"
-    for node in nodes:
-        if not found[node["NodeManagerAddress"]] and not (folder / node["NodeID"]).is_file():
-            found[node["NodeManagerAddress"]] = "what it writes is not there: another folder"
+            problem = f"no answer: {type(error).__name__}"
+        if not problem and not (folder / node["NodeID"]).is_file():
+            problem = "what it writes is not there: another folder"
+        found.append((node["NodeManagerAddress"], problem))
+    with suppress(OSError):  # the answers are there all the same
+        remove_folder(folder)
     return found
 
 
@@ -57,9 +60,9 @@ def main(runs_dir: str) -> int:
     """Prints a line for every node; the number of nodes that cannot use the storage."""
     ray.init(logging_level="ERROR")
     found = probe(runs_dir)
-    for address, problem in found.items():
+    for address, problem in found:
         print(f"node {address}: {problem or 'reads and writes ' + runs_dir}")  # noqa: T201
-    return sum(bool(problem) for problem in found.values())
+    return sum(bool(problem) for _, problem in found)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,10 @@ def _wait_for_workers(say: Callable[[str], object]) -> None:
         if joined >= wanted:
             return
         if not said:
-            say(f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most")
+            say(
+                f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most (where nodes "
+                "start on demand alone, submit with --cluster FILE)"
+            )
             said = True
         time.sleep(1)
 

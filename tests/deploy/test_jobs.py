@@ -301,6 +301,7 @@ def test_every_node_is_asked_for_the_storage(jobs: Jobs, tmp_path: Path) -> None
     ended, log = followed(jobs, jobs.probe(str(tmp_path / "shared")))
     assert ended.status == "SUCCEEDED"
     assert f"reads and writes {tmp_path / 'shared'}" in log
+    assert list((tmp_path / "shared").iterdir()) == []
     file = tmp_path / "file"
     file.touch()
     ended, log = followed(jobs, jobs.probe(str(file / "runs")))
