@@ -53,6 +53,10 @@ _MOST_STEPS = 64  # of a parameter that Ax treats as ordered choices; above, as 
 _MOST_DRAWS = 10_000
 # More starts than these found no better points, only later.
 _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
+# Of many candidates at once each is worth less care, and slots wait for them; with dozens of
+# pending points every start takes long.
+_MANY_AT_ONCE = 16
+_QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class AxModel:
         self._points = self._all_points()
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
+        self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
         self._start_over()
 
     # ------------------------------------------------------------------- the searcher's calls
@@ -120,6 +125,8 @@ class AxModel:
         self, changes: Mapping[str, TrialRecord], count: int
     ) -> list[tuple[Point, Source]]:
         """Candidates for so many trials at once, each given the ones before; fewer at the end."""
+        quick = count >= _MANY_AT_ONCE
+        self._acquisition_search.update(_QUICK_SEARCH if quick else _ACQUISITION_SEARCH)
         found: list[tuple[Point, Source]] = []
         while len(found) < count:
             proposal = self.propose(changes)
@@ -230,7 +237,7 @@ class AxModel:
                     spec.generator_kwargs["fit_tracking_metrics"] = False
                     spec.generator_kwargs["transforms"] = [*MBM_X_trans, *Y_trans, PowerTransformY]
                     spec.generator_gen_kwargs["model_gen_options"] = {
-                        "optimizer_kwargs": dict(_ACQUISITION_SEARCH)
+                        "optimizer_kwargs": self._acquisition_search
                     }
         return strategy
 
