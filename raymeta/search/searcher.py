@@ -552,6 +552,17 @@ def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
     return _records(_read_state(files[-1])) if files else {}
 
 
+def is_saved(experiment_dir: AnyPath) -> bool:
+    """Whether Tune can restore a search with an `AxSearcher` from the folder of its state.
+
+    Tune's own `can_restore` looks at one file of four, which are copied in no certain order.  With
+    another one missing after a kill in the first moments, it would begin anew, with one trial.
+    """
+    patterns = ("tuner.pkl", "experiment_state-*.json", SearchGenerator.CKPT_FILE_TMPL.format("*"))
+    searcher = Searcher.CKPT_FILE_TMPL.format("*")
+    return all(found_in(experiment_dir, pattern) for pattern in (*patterns, searcher))
+
+
 def _correct_count(searcher: Searcher, count: int) -> None:
     """Has Tune go on from as many trials as it knows, instead of what its third file says.
 

@@ -33,7 +33,7 @@ from raymeta.placement import (
 from raymeta.remote import AnyPath
 from raymeta.runs import Run
 from raymeta.search.records import Status, TrialRecord
-from raymeta.search.searcher import AxSearcher, saved_records
+from raymeta.search.searcher import AxSearcher, is_saved, saved_records
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, file_point, search_space
 from raymeta.storage import run_storage
@@ -164,7 +164,7 @@ def run_search(
     )
     filesystem, folder = run_storage(run.path)
     tune_dir = f"{folder}/{run.tune_dir.name}"
-    if resume and tune.Tuner.can_restore(tune_dir, filesystem):
+    if resume and is_saved(run.tune_dir):
         # What a trial failed of, a full disk or a lost machine, may be mended: it gets another go.
         tuner = tune.Tuner.restore(
             tune_dir,

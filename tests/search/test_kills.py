@@ -31,6 +31,7 @@ from pathlib import Path
 import ray
 from ray import tune
 from raymeta.search import AxSearcher, Parameter
+from raymeta.search.searcher import is_saved
 from raymeta.storage import run_storage
 
 folder = Path(sys.argv[1])
@@ -53,7 +54,7 @@ class Steps(tune.Trainable):
 
 ray.init(sys.argv[2], log_to_driver=False, logging_level="ERROR")
 filesystem, path = run_storage(folder / "tune")
-if tune.Tuner.can_restore(path, filesystem):
+if is_saved(folder / "tune"):
     tuner = tune.Tuner.restore(path, Steps, resume_unfinished=True, resume_errored=True,
                                storage_filesystem=filesystem)
 else:

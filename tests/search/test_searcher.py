@@ -21,7 +21,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
-from raymeta.search.searcher import saved_records
+from raymeta.search.searcher import is_saved, saved_records
 from tests.search.helpers import TIMEOUT_S, wait_for_point
 
 pytestmark = pytest.mark.ray
@@ -556,6 +556,20 @@ def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(
     restored.set_max_concurrency(1)
     wait_for_point(restored, "next")  # no ghost takes the only slot
     assert restored.statuses() == {i: r.status for i, r in restored.records.items()}
+
+
+@pytest.mark.parametrize(
+    "missing", ["tuner.pkl", "experiment_state-*", "search_gen_state-*", "searcher-state-*"]
+)
+def test_a_search_killed_before_its_first_save_was_whole_is_not_taken_for_saved(
+    missing: str, tmp_path: Path
+) -> None:
+    assert not is_saved(tmp_path / "tune")
+    run_tune(new_searcher(SPACE, points_to_evaluate=[GIVEN["completed"]]), tmp_path, 1)
+    assert is_saved(tmp_path / "tune")
+    (file,) = (tmp_path / "tune").glob(missing)
+    file.unlink()
+    assert not is_saved(tmp_path / "tune")
 
 
 @pytest.mark.parametrize("limited", [False, True], ids=["alone", "in a limiter"])
