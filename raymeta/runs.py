@@ -8,6 +8,7 @@ RUN/best.yaml           the experiment with the best trial's values in it
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
 RUN/time.json           the time spent
+RUN/.lock               held by the process that searches
 RUN/data/               the data of the tasks, where they were to be kept with the run
 """
 

@@ -76,6 +76,7 @@ KNOWN_TO = {
         "raymeta.deploy.cluster_file",
         "raymeta.deploy.jobs",
         "raymeta.deploy.probe",
+        "raymeta.search.saved",
         "raymeta.search.searcher",
         "raymeta.search.tune_space",
         "raymeta.search.tuner",

@@ -10,7 +10,7 @@ import pytest
 from raymeta import api
 from raymeta.errors import RunError
 from raymeta.experiment_file import load_experiment
-from raymeta.remote import RemotePath, found_in, path_at
+from raymeta.remote import RemotePath, found_in, path_at, remove_folder
 from raymeta.runs import Run, list_runs
 from raymeta.tasks.pen import DATA_DIR
 from tests.conftest import TINY
@@ -34,6 +34,14 @@ def test_what_is_written_is_read(folder: RemotePath) -> None:
     assert file.stat().st_mtime > 0
     assert (folder / "deep").is_dir()
     assert not file.is_dir()
+
+
+def test_a_removed_folder_is_gone_with_all_that_was_in_it(folder: RemotePath) -> None:
+    for name in ("one", "deep/two"):
+        (folder / "removed" / name).write_bytes(b"1")
+    (folder / "kept").write_bytes(b"1")
+    remove_folder(folder / "removed")
+    assert [path.name for path in folder.iterdir()] == ["kept"]
 
 
 def test_a_missing_file_is_an_error_of_the_operating_system(folder: RemotePath) -> None:

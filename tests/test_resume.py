@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from raymeta import api
+from raymeta.errors import RunError
 from raymeta.experiment import Experiment
 from raymeta.runs import Run, list_runs
 from raymeta.search.records import TrialRecord
@@ -67,6 +68,7 @@ class Resumed:
     files_before: dict[str, tuple[int, bytes]]  # of each trial, its results as Tune wrote them
     watcher: Watcher
     report: api.Report
+    refusal: str  # of another process that would go on with it meanwhile
 
     def finished(self) -> list[str]:
         """The trials that had come to their end before the interruption."""
@@ -112,6 +114,15 @@ def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
     pytest.fail("the search did not come to its middle")
 
 
+def refusal_of_a_second(run: Run) -> str:
+    """What `tune(resume=…)` says while the driver, though frozen, is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raymeta.runs.LOCK_S", 0.5)
+        with pytest.raises(RunError) as refused:
+            api.tune(resume=str(run.path))
+    return str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     runs_dir = tmp_path_factory.mktemp("runs")
@@ -119,6 +130,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     driver = subprocess.Popen(command, start_new_session=True)
     try:
         run = freeze_midway(driver, runs_dir)
+        refusal = refusal_of_a_second(run)
     finally:
         kill_driver(driver)
     assert run.status == "unfinished"
@@ -126,13 +138,17 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     watcher = Watcher()
     with local_ray(num_cpus=2):
         report = api.tune(resume=run.path.name, runs_dir=runs_dir, watcher=watcher)
-    return Resumed(run, before, files_before, watcher, report)
+    return Resumed(run, before, files_before, watcher, report, refusal)
 
 
 def test_the_search_was_interrupted_midway(resumed: Resumed) -> None:
     assert len(resumed.finished()) >= 2
     assert len(resumed.unfinished()) == 1
     assert len(resumed.finished()) + len(resumed.unfinished()) < NUM_TRIALS
+
+
+def test_a_second_driver_was_refused_as_long_as_the_first_one_was_there(resumed: Resumed) -> None:
+    assert "another process searches in this run" in resumed.refusal
 
 
 def test_finished_trials_are_kept_and_not_run_again(resumed: Resumed) -> None:

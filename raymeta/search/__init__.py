@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from raymeta.search.saved import is_saved
 from raymeta.search.searcher import AxSearcher
 from raymeta.search.space import Parameter, Space, search_space
 
-__all__ = ["AxSearcher", "Parameter", "Space", "search_space"]
+__all__ = ["AxSearcher", "Parameter", "Space", "is_saved", "search_space"]

@@ -8,7 +8,6 @@ are told all of them anew.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ from typing import Any, TypeGuard
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.tune.result import TRAINING_ITERATION
-from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.search import Searcher
 
-from raymeta.errors import RunError, SearchError
-from raymeta.remote import AnyPath, found_in
+from raymeta.errors import SearchError
 from raymeta.search.records import Curve, Source, Status, TrialRecord
+from raymeta.search.saved import correct_count, read_state, tune_trials, write_state
 from raymeta.search.settings import (
     Acquisition,
     CurveUse,
@@ -36,7 +35,6 @@ from raymeta.search.settings import (
 from raymeta.search.space import Parameter, Point, Space
 from raymeta.search.tune_space import joined, nested, tune_space
 
-STATE_VERSION = 2
 # With few slots, a free one waits for a candidate that knows of the latest results as long as this
 # share of a trial, divided by the number of slots.  Where the model takes longer, candidates are
 # prepared ahead, and may be a result behind.
@@ -253,12 +251,7 @@ class AxSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Writes the records as JSON."""
-        state = {
-            "version": STATE_VERSION,
-            "given": self._points_to_evaluate,
-            "records": {trial_id: vars(record) for trial_id, record in self.records.items()},
-        }
-        Path(checkpoint_path).write_text(json.dumps(state), encoding="utf-8")
+        write_state(Path(checkpoint_path), self._points_to_evaluate, self.records)
 
     def restore(self, checkpoint_path: str) -> None:
         """Reads what `save` wrote, and goes by Tune's own state beside it; Ax relearns it all.
@@ -268,14 +261,12 @@ class AxSearcher(Searcher):
         that Tune knows; and Tune's count of the trials may be one off.
         """
         path = Path(checkpoint_path)
-        state = _read_state(path)
-        self._points_to_evaluate = state["given"]
-        self.records = _records(state)
+        self._points_to_evaluate, self.records = read_state(path)
         self._begin_session()
-        trials = _tune_trials(path.parent)
+        trials = tune_trials(path.parent)
         if trials is None:
             return
-        _correct_count(self, len(trials))
+        correct_count(self, len(trials))
         for trial_id in [i for i, r in self.records.items() if r.status == "running"]:
             if trial_id not in trials:
                 del self.records[trial_id]
@@ -544,68 +535,6 @@ class AxSearcher(Searcher):
 def _mean(before: float | None, latest: float) -> float:
     """A running mean."""
     return latest if before is None else before + _SMOOTHING * (latest - before)
-
-
-def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
-    """The trials of a search from the folder Tune keeps its state in, by Tune's trial_id."""
-    files = found_in(experiment_dir, Searcher.CKPT_FILE_TMPL.format("*"))
-    return _records(_read_state(files[-1])) if files else {}
-
-
-def is_saved(experiment_dir: AnyPath) -> bool:
-    """Whether Tune can restore a search with an `AxSearcher` from the folder of its state.
-
-    Tune's own `can_restore` looks at one file of four, which are copied in no certain order.  With
-    another one missing after a kill in the first moments, it would begin anew, with one trial.
-    """
-    patterns = ("tuner.pkl", "experiment_state-*.json", SearchGenerator.CKPT_FILE_TMPL.format("*"))
-    searcher = Searcher.CKPT_FILE_TMPL.format("*")
-    return all(found_in(experiment_dir, pattern) for pattern in (*patterns, searcher))
-
-
-def _correct_count(searcher: Searcher, count: int) -> None:
-    """Has Tune go on from as many trials as it knows, instead of what its third file says.
-
-    Tune reads that file before it restores a searcher, takes it over right after that, and has no
-    other way for a searcher to tell it (Ray 2.60).  A count too low makes a trial more than asked
-    for, one too high a trial fewer.
-    """
-    set_state = SearchGenerator.set_state
-
-    def corrected(generator: SearchGenerator, state: dict[str, Any]) -> None:
-        SearchGenerator.set_state = set_state
-        inner = generator.searcher
-        while inner is not searcher and hasattr(inner, "searcher"):  # in a ConcurrencyLimiter
-            inner = inner.searcher
-        set_state(generator, state | ({"counter": count} if inner is searcher else {}))
-
-    SearchGenerator.set_state = corrected
-
-
-def _tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:
-    """Status and last result of each trial, as Tune saved them; None where it did not."""
-    files = sorted(experiment_dir.glob("experiment_state-*.json"))
-    if not files:
-        return None
-    trials = {}
-    for static, runtime in json.loads(files[-1].read_text(encoding="utf-8"))["trial_data"]:
-        trial = json.loads(static)
-        trials[trial["trial_id"]] = trial["status"], json.loads(runtime)["last_result"]
-    return trials
-
-
-def _read_state(path: AnyPath) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if state["version"] != STATE_VERSION:
-        raise RunError(
-            f"{path}: searcher state of version {state['version']}, but this raymeta reads "
-            f"version {STATE_VERSION}; use the raymeta that wrote it"
-        )
-    return state
-
-
-def _records(state: dict[str, Any]) -> dict[str, TrialRecord]:
-    return {i: TrialRecord.from_json(record) for i, record in state["records"].items()}
 
 
 def _plain_numbers(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ from raymeta.placement import (
 from raymeta.remote import AnyPath
 from raymeta.runs import Run
 from raymeta.search.records import Status, TrialRecord
-from raymeta.search.searcher import AxSearcher, is_saved, saved_records
+from raymeta.search.saved import is_saved, saved_records
+from raymeta.search.searcher import AxSearcher
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, file_point, search_space
 from raymeta.storage import run_storage

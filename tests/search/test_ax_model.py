@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from ax.core.trial_status import TrialStatus
+from ax.generators.torch.botorch_modular import acquisition
 from botorch.exceptions.errors import ModelFittingError
+from botorch.optim.optimize import optimize_acqf
 
 from raymeta.search.ax_model import AxModel
 from raymeta.search.records import Curve, Source, Status, TrialRecord
@@ -341,6 +343,26 @@ def test_several_proposals_know_of_each_other_and_are_not_pending_later() -> Non
     points = [point["n"] for point, _ in discrete.propose_several({}, 5)]
     assert sorted(points) == [1, 2, 3]
     assert discrete.propose({}) is not None  # none of them has been tried
+
+
+def test_many_proposals_at_once_are_searched_for_less_and_the_next_one_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = new_model([UNIT])
+    run_trials(model, 4, lambda point: -((point["x"] - 0.3) ** 2))
+    efforts: list[tuple[int, int]] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        efforts.append((kwargs["num_restarts"], kwargs["raw_samples"]))
+        return optimize_acqf(*args, **kwargs)
+
+    monkeypatch.setattr(acquisition, "optimize_acqf", noted)
+    assert len(model.propose_several({}, 16)) == 16
+    (quick,) = set(efforts)
+    efforts.clear()
+    model.propose_several({}, 1)
+    (whole,) = efforts
+    assert quick < whole
 
 
 @pytest.mark.parametrize("method", ["bo", "sobol", "random"])

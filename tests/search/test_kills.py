@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from raymeta.search.records import TrialRecord
-from raymeta.search.searcher import saved_records
+from raymeta.search.saved import saved_records
 from tests.search.helpers import kill_driver, local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,8 +30,7 @@ os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0.5"
 from pathlib import Path
 import ray
 from ray import tune
-from raymeta.search import AxSearcher, Parameter
-from raymeta.search.searcher import is_saved
+from raymeta.search import AxSearcher, Parameter, is_saved
 from raymeta.storage import run_storage
 
 folder = Path(sys.argv[1])

@@ -21,7 +21,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
-from raymeta.search.searcher import is_saved, saved_records
+from raymeta.search.saved import is_saved, saved_records
 from tests.search.helpers import TIMEOUT_S, wait_for_point
 
 pytestmark = pytest.mark.ray

@@ -102,6 +102,17 @@ def test_a_trial_that_lost_a_worker_goes_on_from_its_checkpoint_to_the_same_bits
     assert_same_bits(load_file(trial.checkpoint), load_file(tmp_path / CHECKPOINT_NAME))
 
 
+def test_a_search_killed_before_its_first_save_was_whole_begins_anew(tmp_path: Path) -> None:
+    experiment = tiny_experiment(*SPACE, "search.num_trials=3", "search.num_sobol=3")
+    run = Run.create(tmp_path, experiment)
+    run_search(with_values(experiment, {"search.num_trials": 1}), run, observer=lambda _: None)
+    (count,) = Path(str(run.tune_dir)).glob("search_gen_state-*")
+    count.unlink()
+    trials = run_search(experiment, run, observer=lambda _: None, resume=True)
+    assert [trial.record.status for trial in trials] == ["completed"] * 3
+    assert len(read_trials(run)) == 3
+
+
 @pytest.mark.slow
 def test_diverging_trials_are_abandoned_and_the_search_goes_on_with_the_same_workers(
     tmp_path: Path,
