@@ -61,7 +61,7 @@ NUMERICS = (
 # Library -> the only modules that import it.
 KNOWN_TO = {
     "ax": {"raymeta.search.ax_model", "raymeta.search.explain"},
-    "botorch": {"raymeta.search.ax_model"},
+    "botorch": {"raymeta.search.ax_model", "raymeta.search.categorical_gp"},
     "yaml": {
         "raymeta.deploy.cluster_file",
         "raymeta.experiment_file",
@@ -75,6 +75,7 @@ KNOWN_TO = {
         "raymeta.api",
         "raymeta.deploy.cluster_file",
         "raymeta.deploy.jobs",
+        "raymeta.deploy.local_nodes",
         "raymeta.deploy.probe",
         "raymeta.search.saved",
         "raymeta.search.searcher",

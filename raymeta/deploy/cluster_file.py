@@ -232,8 +232,7 @@ def _launcher(path: Path, text: str, document: _Document) -> Cluster:
     mistakes = [*document.mistakes, *_unfilled(text, config, set()), *launcher_mistakes(config)]
     warnings = _sorted_out(path, [(document, mistakes, "")])
     provider = config["provider"]["type"]
-    if provider != "fake_multinode":  # whose defaults are not in Ray's wheels
-        _ask_ray(path, config)
+    _ask_ray(path, config)
     start = ray_start(config, "head")
     runs_dir = start.variables.get(RUNS_DIR) if start else None
     nodes = tuple(_ssh_nodes(config) if provider == "local" else _typed_nodes(config))
@@ -247,9 +246,7 @@ def _ask_ray(path: Path, config: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415
 
     try:
-        # Ray's wheel lacks the defaults of nodes on one machine, whose file states every key.
-        is_fake = config["provider"]["type"] == "fake_multinode"
-        validate_config(config if is_fake else prepare_config(config))
+        validate_config(prepare_config(config))
     except (ClickException, ValidationError, ValueError, RuntimeError, AssertionError) as error:
         reason = getattr(error, "message", None) or str(error)
         raise ClusterError(f"{path}: Ray refuses it: {reason}; correct what it names") from None

@@ -30,6 +30,7 @@ _NEWER_AUTOSCALER = "RAY_enable_autoscaler_v2"
 TOKEN, RUNS_DIR = "RAY_AUTH_MODE", "RAYMETA_RUNS_DIR"
 CLOUDS = frozenset({"aws", "gcp", "azure"})
 OVER_SSH = CLOUDS | {"local"}
+LOCAL_NODES = "raymeta.deploy.local_nodes.LocalNodes"  # several on one machine
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 START = {"head": "head_start_ray_commands", "worker": "worker_start_ray_commands"}
 _SETUP = {"head": "head_setup_commands", "worker": "worker_setup_commands"}
@@ -197,7 +198,7 @@ PROVIDER_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "local": (("head_ip", "worker_ips"), ("external_head_ip",)),
-    "fake_multinode": ((), ("gcs_address", "head_node_id", "launch_multiple", "head_resources")),
+    "external": (("module",), ("gcs_address", "head_node_id", "launch_multiple")),
 }
 Rule = Callable[[Config], Iterator[Mistake]]
 
@@ -228,6 +229,14 @@ def _provider_keys(config: Config) -> Iterator[Mistake]:
     for name in needed:
         if provider.get(name) in (None, "", []):
             yield Mistake(("provider", name), "is required, but is not given", "add it")
+
+
+def _one_machine(config: Config) -> Iterator[Mistake]:
+    """A file with code of its own: what that code reads, and does, is known of ours alone."""
+    module = config["provider"].get("module")
+    if module and module != LOCAL_NODES:
+        rule = f"must be {LOCAL_NODES}{nearest(module, [LOCAL_NODES])}"
+        yield Mistake(("provider", "module"), rule, "no other can be checked", module)
 
 
 def _head_and_counts(config: Config) -> Iterator[Mistake]:
@@ -510,8 +519,9 @@ def _left_behind(config: Config) -> Iterator[Mistake]:
 # Providers -> the rules for their files, each of which finds all that it can.
 LAUNCHER_RULES: tuple[tuple[frozenset[str], Rule], ...] = (
     (frozenset(PROVIDER_KEYS), _provider_keys),
-    (CLOUDS | {"fake_multinode"}, _head_and_counts),
-    (CLOUDS | {"fake_multinode"}, _resources),
+    (frozenset({"external"}), _one_machine),
+    (CLOUDS | {"external"}, _head_and_counts),
+    (CLOUDS | {"external"}, _resources),
     (CLOUDS, _node_configs),
     (OVER_SSH, _starts),
     (OVER_SSH, _files),

@@ -10,7 +10,7 @@ from raymeta.errors import ClusterError
 
 # How clusters end that Ray's launcher did not start.
 _OTHERWISE = {
-    "fake_multinode": "`ray stop` on this machine, which ends all of Ray there",
+    "external": "`ray stop` on this machine, which ends all of Ray there",
     "kuberay": "`kubectl delete -f {path} -l raymeta=cluster`",
     "slurm": "`scancel JOBID`; `squeue --me` lists jobs",
 }

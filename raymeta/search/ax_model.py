@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from ax.adapter.base import Adapter
-from ax.adapter.registry import MBM_X_trans, Y_trans
+from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
 from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
 from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
@@ -35,6 +35,7 @@ from botorch.acquisition.multi_objective.logei import (
 from botorch.exceptions.warnings import InputDataWarning
 from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
 
+from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.curves import final_values
 from raymeta.search.records import Source, TrialRecord
 from raymeta.search.settings import SearchSettings, least_completed
@@ -64,7 +65,7 @@ _log = logging.getLogger(__name__)
 class AxModel:
     """An Ax experiment and its generation strategy: Sobol points, then Bayesian optimisation.
 
-    By default the model is a Gaussian process with the reported noise, and the acquisition function
+    By default the model is a `CategoricalGP` with the reported noise, and the acquisition function
     noisy expected improvement in its log form (Ament et al. 2023), for several objectives that of
     the dominated hypervolume.  Values are made as normal as a power transform can make them (Yeo
     and Johnson 2000): a Gaussian process takes a few huge values badly.  All that it knows it is
@@ -209,14 +210,15 @@ class AxModel:
         saas = settings.model == "saas" or (
             settings.model == "auto" and len(self._space.parameters) >= _MANY_PARAMETERS
         )
-        method: Literal["random_search", "custom", "fast"] = "fast"
-        if settings.method == "sobol":
-            method = "random_search"
-        elif saas:
-            method = "custom"
+        model = (
+            ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
+            if saas
+            else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
+        )
+        is_random = settings.method == "sobol"
         strategy = choose_generation_strategy(
             GenerationStrategyDispatchStruct(
-                method=method,
+                method="random_search" if is_random else "custom",
                 initialization_budget=settings.num_sobol,
                 # A search that goes on after a restart needs Sobol points it has not seen.
                 initialization_random_seed=settings.seed + len(self._records),
@@ -226,16 +228,16 @@ class AxModel:
                 allow_exceeding_initialization_budget=True,
                 torch_device=settings.device,
             ),
-            model_config=ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
-            if method == "custom"
-            else None,
+            model_config=None if is_random else model,
             botorch_acqf_class=_ACQUISITIONS[settings.acquisition],
         )
         for node in strategy._nodes:  # noqa: SLF001  (there is no other way to these options)
             for spec in node.generator_specs:
                 if node.name == "MBM":
                     spec.generator_kwargs["fit_tracking_metrics"] = False
-                    spec.generator_kwargs["transforms"] = [*MBM_X_trans, *Y_trans, PowerTransformY]
+                    # SAAS has no kernel for unordered choices: it gets a column of each value.
+                    inputs = MBM_X_trans if saas else Mixed_transforms
+                    spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
                     spec.generator_gen_kwargs["model_gen_options"] = {
                         "optimizer_kwargs": self._acquisition_search
                     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +44,16 @@ def raylets(machine: Host) -> int:
     return len(machine.pids("raylet/raylet "))
 
 
+def submitted(machine: Host, log: Path, settings: str) -> subprocess.Popen[bytes]:
+    submit = f"exec raymeta submit {SHARED}/tiny.yaml --runs-dir {SHARED}/runs"
+    return machine.start(f"{submit} --set resources.cpus_per_worker=2 {settings}", log)
+
+
 def test_nodes_come_for_trials_and_go_when_idle(machine: Host, tmp_path: Path) -> None:
     wait_until(lambda: raylets(machine) == 2, "the first node does not come", TIMEOUT_S)
-    tune = f"RAY_ADDRESS=auto exec raymeta tune {SHARED}/tiny.yaml --runs-dir {SHARED}/runs"
-    settings = "--set resources.cpus_per_worker=2 --set resources.max_concurrent_trials=3"
-    settings += " --set training.meta_steps=300"
+    settings = "--set resources.max_concurrent_trials=3 --set training.meta_steps=300"
     most = 0
-    search = machine.start(f"{tune} {settings}", log := tmp_path / "log")
+    search = submitted(machine, log := tmp_path / "log", settings)
 
     def over() -> bool:
         nonlocal most
@@ -60,6 +64,11 @@ def test_nodes_come_for_trials_and_go_when_idle(machine: Host, tmp_path: Path) -
     assert search.returncode == 0, log.read_text()[-3000:]
     assert most > 2
     wait_until(lambda: raylets(machine) == 2, "idle nodes stay", TIMEOUT_S)
+
+
+def test_a_job_finds_its_code_after_nodes_have_gone(machine: Host, tmp_path: Path) -> None:
+    search = submitted(machine, log := tmp_path / "log", "--set search.num_trials=1")
+    assert search.wait(TIMEOUT_S) == 0, log.read_text()[-3000:]
 
 
 def test_the_dashboard_wants_the_token(machine: Host) -> None:

@@ -19,7 +19,7 @@ SHIPPED = {
     "gcp.yaml": "gcp",
     "kuberay.yaml": "kuberay",
     "onprem.yaml": "local",
-    "local.yaml": "fake_multinode",
+    "local.yaml": "external",
     "slurm.sbatch": "slurm",
 }
 
@@ -412,12 +412,18 @@ def test_a_relative_folder_for_runs_is_another_on_every_node(tmp_path: Path) -> 
 NODES_ON_ONE_MACHINE = """
 cluster_name: local
 max_workers: 2
-provider: {type: fake_multinode}
+provider: {type: external, module: raymeta.deploy.local_nodes.LocalNodes}
 head_node_type: head
 available_node_types:
   head: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
   worker: {resources: {CPU: 1, GPU: 1}, node_config: {}, min_workers: 1, max_workers: 2}
 auth: {}
+docker: {}
+file_mounts: {}
+cluster_synced_files: []
+file_mounts_sync_continuously: false
+rsync_exclude: []
+rsync_filter: []
 initialization_commands: []
 setup_commands: []
 head_setup_commands: []
@@ -434,8 +440,9 @@ worker_start_ray_commands: []
         ("CPU: 0", "CPU: 1", "available_node_types.head.resources.CPU must be 0 on the head"),
         ("CPU: 1, GPU: 1", "GPU: 1", "available_node_types.worker.resources.CPU is required for"),
         ("_type: head", "_type: haed", "head_node_type must be one of available_node_types"),
-        ("fake_multinode}", "fake_multinode, head_ip: a}", "provider.head_ip is no key that Ray's"),
-        ("worker_start_ray_commands: []\n", "", "worker_start_ray_commands is required"),
+        ("LocalNodes}", "LocalNodes, head_ip: a}", "provider.head_ip is no key that Ray's"),
+        ("LocalNodes}", "LocalNode}", "must be raymeta.deploy.local_nodes.LocalNodes; did"),
+        (", module: raymeta.deploy.local_nodes.LocalNodes", "", "provider.module is required, but"),
     ],
 )
 def test_several_nodes_on_one_machine_are_checked_likewise(

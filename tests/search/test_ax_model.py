@@ -445,6 +445,18 @@ def test_model_and_acquisition_by_name_find_the_better_end(settings: dict[str, A
     assert max(point["x"] for point, source in trials if source == "bo") > 0.9
 
 
+@pytest.mark.parametrize("model", ["gp", "saas"])
+def test_the_best_of_unordered_choices_is_found(model: str) -> None:
+    """It lies between others as text, and as it is listed."""
+    kinds = Parameter(name="kind", choices=("a", "b", "c", "d", "e"))
+    worth = {"a": 0.0, "b": 0.2, "c": 1.0, "d": 0.1, "e": 0.3}
+    search = new_model([UNIT, kinds], model=model, num_sobol=6)
+    trials = run_trials(search, 14, lambda point: worth[point["kind"]] - abs(point["x"] - 0.3))
+    best, _ = max(trials, key=lambda trial: worth[trial[0]["kind"]] - abs(trial[0]["x"] - 0.3))
+    assert best["kind"] == "c"
+    assert abs(best["x"] - 0.3) < 0.05
+
+
 def test_many_parameters_bring_the_sparse_model() -> None:
     parameters = [Parameter(name=f"x{i}", low=0, high=1) for i in range(20)]
     assert "SAAS" in new_model(parameters)._client._generation_strategy.name
