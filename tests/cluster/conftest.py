@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import Hosts, missing
-from tests.cluster.onprem import CPUS, OnPrem, Search
+from tests.cluster.onprem import CPUS, OnPrem, Search, Start
 
 ENVIRONMENT = {"RAYMETA_NATIVE": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # no compiling: it takes long
 WORKER_BYTES = 2 << 30
@@ -23,6 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.slow)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+    # The files that take longest come first: others fit in beside them.
+    items.sort(
+        key=lambda item: item not in here or "start" not in getattr(item, "fixturenames", ())
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +53,7 @@ def undisturbed(onprem: OnPrem) -> Search:
 
 
 @pytest.fixture
-def start(onprem: OnPrem, request: pytest.FixtureRequest) -> Iterator[Callable[..., Search]]:
+def start(onprem: OnPrem, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts searches on the cluster, which has nothing else to do, and ends them with the test."""
     onprem.wait_until_ready()
     searches: list[Search] = []

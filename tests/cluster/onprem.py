@@ -1,4 +1,10 @@
-"""A cluster of test hosts as `cluster/onprem.yaml` makes it, and searches on it."""
+"""A cluster of test hosts as `cluster/onprem.yaml` makes it, and searches on it.
+
+RAYMETA_TEST_RECOVERY=off takes away what recovers: that a trial is retried, that it leaves a host
+which is to go, that its failure does not end the search (`no_recovery.py`), the process that starts
+a killed driver again, the resumption after a lost head.  Then all tests with a fault must fail
+(`test_faults.py`, `test_lost_hosts.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +44,11 @@ search:
     maml.inner_lr: {low: 0.01, high: 0.1, log: true}
 """
 METRIC = "val_loss"
+NO_RETRIES = "resources.max_failures=0"
+RETRIES = "resources.max_failures=2"
+FOUR_TRIALS = ("training.meta_steps=400", "search.num_trials=4")
+MIDWAY = 5  # reports
+UNSAVED = 3  # reports of a trial that the search's state, saved every second, may lack
 REDIS = "RAY_REDIS_ADDRESS=127.0.0.1:6380 RAY_external_storage_namespace=raymeta"
 PROBE = """
 import json, urllib.error, urllib.request
@@ -254,6 +265,15 @@ class Search:
         files = (self.cluster.runs / self.name / "tune").glob("*/result.json")
         return {file.parent.name: file.read_text() for file in files}
 
+    def assert_nothing_lost_or_run_again(self, before: Mapping[str, str]) -> None:
+        """It comes to the end of its four trials, of which some were over before."""
+        trials = self.wait_for_trials()
+        assert [trial["status"] for trial in trials] == ["completed"] * 4
+        assert {trial["trial_id"] for trial in trials} >= set(before)
+        assert self.written().items() >= before.items()
+        for trial in trials:  # one that ran may have to repeat what came after the last save
+            assert repeats(self.steps(trial["trial_id"])) <= UNSAVED
+
     def stop(self) -> None:
         """Ends the driver, if it is running; what it has done is on the disk."""
         if self.driver is None:
@@ -265,6 +285,9 @@ class Search:
     def tail(self) -> str:
         """The end of what the driver said."""
         return self.log.read_text()[-3000:]
+
+
+Start = Callable[..., Search]  # as the fixture `start` gives it
 
 
 def repeats(steps: Sequence[int]) -> int:

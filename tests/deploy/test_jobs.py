@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -149,6 +148,29 @@ def raymeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="module")
+def trained(head: Head) -> tuple[Job, str]:
+    """A training that is over, and what was shown of it though its connection was lost."""
+    jobs, connections = Jobs(head.address), 0
+    shown: list[str] = []
+    tail = jobs._client.tail_job_logs
+
+    async def lost_at_once(job_id: str) -> AsyncIterator[str]:
+        nonlocal connections
+        connections += 1
+        async for text in tail(job_id):
+            yield text
+            if connections < 3:
+                raise aiohttp.ServerDisconnectedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs._client, "tail_job_logs", lost_at_once)
+        job = jobs.submit(api.load_checked("sinusoid", [*TINY, "name=followed"]))
+        ended = jobs.follow(job, shown.append)
+    assert connections > 2
+    return ended, "".join(shown)
+
+
 def test_commands_lead_from_submission_to_the_run_at_home(head: Head, tmp_path: Path) -> None:
     where = ["--address", head.address]
     values = [*TINY, *SEARCH, "search.num_trials=2", "name=by-hand"]
@@ -174,22 +196,8 @@ def test_commands_lead_from_submission_to_the_run_at_home(head: Head, tmp_path: 
     assert "Meta-test" in logs.stdout
 
 
-def test_what_follows_a_run_outlives_its_connection(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tail, connections = jobs._client.tail_job_logs, 0
-
-    async def lost_at_once(job_id: str) -> AsyncIterator[str]:
-        nonlocal connections
-        connections += 1
-        async for text in tail(job_id):
-            yield text
-            if connections < 3:
-                raise aiohttp.ServerDisconnectedError
-
-    monkeypatch.setattr(jobs._client, "tail_job_logs", lost_at_once)
-    ended, log = followed(jobs, jobs.submit(search("followed", 1)))
-    assert connections > 2
+def test_what_follows_a_run_outlives_its_connection(jobs: Jobs, trained: tuple[Job, str]) -> None:
+    ended, log = trained
     assert ended.status == "SUCCEEDED", log
     assert log == jobs.log(ended)  # nothing is missing, nothing twice
 
@@ -278,25 +286,6 @@ def completed(run: Run) -> dict[str, object]:
     return {i: r for i, r in read_trials(run).items() if r.status == "completed"}
 
 
-def test_a_killed_driver_goes_on_without_anybody(head: Head, jobs: Jobs) -> None:
-    job = jobs.submit(search("killed", 4, "training.meta_steps=24", "training.eval_every=4"))
-    run = Run(head.runs_dir / job.run)
-    wait_until(lambda: completed(run), "no trial came to its end")
-    (driver,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if job.run in (process.info["cmdline"] or []) and "raymeta" in process.info["cmdline"]
-    ]
-    before = completed(run)
-    driver.send_signal(signal.SIGKILL)
-    ended, log = followed(jobs, job)
-    assert ended.status == "SUCCEEDED", log
-    assert "the driver was killed by SIGKILL (start 1 of" in log
-    trials = read_trials(run)
-    assert len(trials) == 4
-    assert {i: trials[i] for i in before} == before
-
-
 def test_every_node_is_asked_for_the_storage(jobs: Jobs, tmp_path: Path) -> None:
     ended, log = followed(jobs, jobs.probe(str(tmp_path / "shared")))
     assert ended.status == "SUCCEEDED"
@@ -340,14 +329,18 @@ def test_a_cluster_out_of_reach_is_named() -> None:
         pytest.fail("nobody is there")
 
 
-def test_a_run_that_only_the_cluster_can_read_wants_its_file(jobs: Jobs, tmp_path: Path) -> None:
-    job = jobs.submit(search("far", 1), runs_dir=str(tmp_path / "far"))
-    followed(jobs, job)
-    (tmp_path / "far").rename(tmp_path / "away")
-    with pytest.raises(ClusterError, match="add --cluster FILE"):
-        fetch_run(jobs, job.run, tmp_path / "home", None)
+def test_a_run_that_only_the_cluster_can_read_wants_its_file(
+    head: Head, jobs: Jobs, trained: tuple[Job, str], tmp_path: Path
+) -> None:
+    job, _ = trained
+    folder, away = head.runs_dir / job.run, tmp_path / "away"
+    folder.rename(away)
+    try:
+        with pytest.raises(ClusterError, match="add --cluster FILE"):
+            fetch_run(jobs, job.run, tmp_path / "home", None)
+    finally:
+        away.rename(folder)
     (tmp_path / "home").rmdir()
     (tmp_path / "home").touch()
-    (tmp_path / "away").rename(tmp_path / "far")
     with pytest.raises(RunError, match="cannot be written"):
         fetch_run(jobs, job.run, tmp_path / "home", None)

@@ -57,7 +57,7 @@ def ray_of_one_cpu() -> Iterator[None]:
 
 
 def new_searcher(configuration: str) -> AxSearcher:
-    settings: dict[str, Any] = {"space": PLAIN, "metric": "score", "mode": "max", "num_sobol": 3}
+    settings: dict[str, Any] = {"space": PLAIN, "metric": "score", "mode": "max", "num_sobol": 5}
     settings |= CONFIGURATIONS[configuration]
     return AxSearcher(step_metric="epochs", max_steps=BUDGET, **settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -415,6 +416,10 @@ class Scored(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._config = config
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
     def step(self) -> dict[str, Any]:
         x, width = self._config["net"]["x"], self._config["net"]["width"]
         assert self._config["name"] == "constant"
@@ -429,7 +434,9 @@ def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.Resu
     return tune.Tuner(
         Scored,
         param_space=space,
-        tune_config=tune.TuneConfig(search_alg=searcher, num_samples=6, **settings),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, num_samples=6, reuse_actors=True, **settings
+        ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
@@ -526,15 +533,25 @@ def test_an_earlier_search_is_learnt_from_where_it_fits_the_space() -> None:
 # ------------------------------------------------------------------- between two sessions
 
 
-def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def three_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search of three trials: completed, failed, abandoned."""
     given = [GIVEN["completed"], GIVEN["failed"], GIVEN["abandoned"]]
-    searcher = new_searcher(SPACE, points_to_evaluate=given)
-    run_tune(searcher, tmp_path, 3)
-    (file,) = (tmp_path / "tune").glob("searcher-state-*")
+    folder = tmp_path_factory.mktemp("three")
+    run_tune(new_searcher(SPACE, points_to_evaluate=given), folder, 3)
+    return folder / "tune"
+
+
+@pytest.fixture
+def saved(three_trials: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed."""
+    return shutil.copytree(three_trials, tmp_path / "tune")
+
+
+def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(saved: Path) -> None:
+    (file,) = saved.glob("searcher-state-*")
     state = json.loads(file.read_text())
-    expected = saved_records(tmp_path / "tune")
+    expected = saved_records(saved)
     ids = {record.status: trial_id for trial_id, record in expected.items()}
     assert set(ids) == {"completed", "failed", "abandoned"}
     # Ours is older: of one trial it has not heard the end, of another nothing at all.
@@ -562,36 +579,33 @@ def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(
     "missing", ["tuner.pkl", "experiment_state-*", "search_gen_state-*", "searcher-state-*"]
 )
 def test_a_search_killed_before_its_first_save_was_whole_is_not_taken_for_saved(
-    missing: str, tmp_path: Path
+    missing: str, saved: Path
 ) -> None:
-    assert not is_saved(tmp_path / "tune")
-    run_tune(new_searcher(SPACE, points_to_evaluate=[GIVEN["completed"]]), tmp_path, 1)
-    assert is_saved(tmp_path / "tune")
-    (file,) = (tmp_path / "tune").glob(missing)
+    assert not is_saved(saved / "nothing")
+    assert is_saved(saved)
+    (file,) = saved.glob(missing)
     file.unlink()
-    assert not is_saved(tmp_path / "tune")
+    assert not is_saved(saved)
 
 
 @pytest.mark.parametrize("limited", [False, True], ids=["alone", "in a limiter"])
 @pytest.mark.parametrize("counted", [2, 4], ids=["count older", "count newer"])
 def test_a_kill_between_tunes_files_makes_no_trial_more_and_none_fewer(
-    counted: int, limited: bool, tmp_path: Path
+    counted: int, limited: bool, saved: Path
 ) -> None:
-    run_tune(new_searcher(SPACE, points_to_evaluate=list(GIVEN.values())[:3]), tmp_path, 3)
-    folder = str(tmp_path / "tune")
-
     def algorithm() -> SearchGenerator:
         searcher = new_searcher(SPACE)
         return SearchGenerator(ConcurrencyLimiter(searcher, 2) if limited else searcher)
 
-    saved = algorithm()
-    saved.set_state({"counter": counted, "total_samples": 9, "finished": False, "experiment": None})
-    saved.save_to_dir(folder, "9999")  # the newest session's
+    newest = algorithm()
+    state = {"counter": counted, "total_samples": 9, "finished": False, "experiment": None}
+    newest.set_state(state)
+    newest.save_to_dir(str(saved), "9999")
 
     restored, other = algorithm(), SearchGenerator(new_searcher(SPACE))
-    restored.restore_from_dir(folder)
+    restored.restore_from_dir(str(saved))
     assert restored.get_state()["counter"] == 3
-    other.set_state(saved.get_state())  # Tune's own way is back
+    other.set_state(newest.get_state())  # Tune's own way is back
     assert other.get_state()["counter"] == counted
 
 
