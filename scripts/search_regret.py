@@ -309,7 +309,8 @@ class Standing:
     Ranks are means over problems of means over seeds, with the 95 % interval of a bootstrap over
     seeds; `p_value` is that of Wilcoxon's signed-rank test against the first engine, on the
     logarithms of the regrets at the end in units of the problem's median under random search.
-    `worse_than_random` names the problems where the median regret at the end is above random's.
+    `worse_than_random` names the problems where the median regret at the end is above random's,
+    each with that test's p-value for its being larger.
     """
 
     engine: str
@@ -335,16 +336,16 @@ def standings(searches: Sequence[Search]) -> list[Standing]:
 
     final, in_time = table(lambda s: s.regrets[-1]), table(lambda s: s.in_time)
     ranks, ranks_in_time = _mean_ranks(final), _mean_ranks(in_time)
-    medians = np.median(final, axis=1)  # (settings, engines)
-    unit = medians[:, engines.index("random")][:, None, None] if "random" in engines else 1.0
+    chance = engines.index("random") if "random" in engines else None
+    unit = 1.0 if chance is None else np.median(final[:, :, chance], axis=1)[:, None, None]
     logs = np.log(final / np.maximum(unit, 1e-12) + LEAST)
     found = []
     for number, engine in enumerate(engines):
         difference = (logs[:, :, number] - logs[:, :, 0]).ravel()
         worse = [
-            f"{problem} ({slots} at once)"
-            for (problem, slots), row in zip(settings, medians, strict=True)
-            if "random" in engines and row[number] > row[engines.index("random")]
+            f"{problem} ({slots} at once, p {_p_of_worse(row[:, number], row[:, chance]):.2f})"
+            for (problem, slots), row in zip(settings, final, strict=True)
+            if chance is not None and np.median(row[:, number]) > np.median(row[:, chance])
         ]
         found.append(
             Standing(
@@ -357,6 +358,10 @@ def standings(searches: Sequence[Search]) -> list[Standing]:
             )
         )
     return found
+
+
+def _p_of_worse(regrets: np.ndarray, of_random: np.ndarray) -> float:
+    return float(wilcoxon(regrets - of_random, alternative="greater").pvalue)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
