@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.search import Searcher, SearchGenerator
 
 from raymeta.errors import RunError
-from raymeta.remote import AnyPath, found_in
+from raymeta.remote import AnyPath, found_in, path_at
 from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point
 
@@ -27,15 +27,16 @@ def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
     return read_state(files[-1])[1] if files else {}
 
 
-def is_saved(experiment_dir: AnyPath) -> bool:
-    """Whether Tune can restore a search with an `AxSearcher` from the folder of its state.
+def is_saved(experiment_dir: AnyPath | str) -> bool:
+    """Whether Tune can restore a search with an `AxSearcher` from this folder or URI.
 
     Tune's own `can_restore` looks at one file of four, which are copied in no certain order.  With
     another one missing after a kill in the first moments, it would begin anew, with one trial.
     """
+    folder = path_at(experiment_dir)
     patterns = ("tuner.pkl", "experiment_state-*.json", SearchGenerator.CKPT_FILE_TMPL.format("*"))
     searcher = Searcher.CKPT_FILE_TMPL.format("*")
-    return all(found_in(experiment_dir, pattern) for pattern in (*patterns, searcher))
+    return all(found_in(folder, pattern) for pattern in (*patterns, searcher))
 
 
 def correct_count(searcher: Searcher, count: int) -> None:

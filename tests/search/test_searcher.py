@@ -583,6 +583,7 @@ def test_a_search_killed_before_its_first_save_was_whole_is_not_taken_for_saved(
 ) -> None:
     assert not is_saved(saved / "nothing")
     assert is_saved(saved)
+    assert is_saved(str(saved))
     (file,) = saved.glob(missing)
     file.unlink()
     assert not is_saved(saved)
