@@ -26,6 +26,7 @@ from raymeta.experiment import Experiment, Resources
 from raymeta.experiment_file import with_values
 from raymeta.files import write_file
 from raymeta.native import keep_freed_memory
+from raymeta.storage import first_kept
 from raymeta.training import CHECKPOINT_NAME, Trainer, build_trainer
 
 STEP_METRIC = "meta_steps"
@@ -252,6 +253,17 @@ class MetaTrial(tune.Trainable):
         """Goes on from a checkpoint, every rank alike."""
         path = Path(cast("str", checkpoint)) / CHECKPOINT_NAME
         self._workers.call("restore", path.read_bytes())
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Goes on from the checkpoint that Tune knows, or the next later one.
+
+        Tune saves what it knows once a second and keeps two checkpoints: of a trial that makes many
+        a second, the one that it knew when it was killed may be gone.
+        """
+        known = checkpoint_path.checkpoint
+        kept = first_kept(known.filesystem, known.path, CHECKPOINT_NAME)
+        checkpoint_path.checkpoint = tune.Checkpoint(kept, known.filesystem)
+        super().restore(checkpoint_path)
 
     def cleanup(self) -> None:
         """Ends the workers with the actor."""

@@ -163,11 +163,14 @@ def test_a_running_trial_goes_on_from_its_checkpoint(resumed: Resumed) -> None:
     (trial_id,) = resumed.unfinished()
     known = [step for step, _, _ in resumed.before[trial_id].curve]
     after = [steps for trial, steps in resumed.watcher.reports if trial == trial_id]
-    assert known[-1] <= after[0] <= known[-1] + 2 * EVAL_EVERY  # not from the start
+    # Not from the start: Tune may have removed the checkpoint of the last step that it had saved.
+    last = json.loads(resumed.files_before[trial_id][1].splitlines()[-1])["meta_steps"]
+    assert known[-1] <= after[0] <= last + EVAL_EVERY
     assert after == list(range(after[0], META_STEPS + 1, EVAL_EVERY))
     curve = resumed.report.trials[trial_id].curve
     assert curve[: len(known)] == resumed.before[trial_id].curve
-    assert [step for step, _, _ in curve] == list(range(EVAL_EVERY, META_STEPS + 1, EVAL_EVERY))
+    steps = [step for step, _, _ in curve]
+    assert steps == sorted({*known, *after})
 
 
 def test_no_trial_is_lost_or_run_twice(resumed: Resumed) -> None:

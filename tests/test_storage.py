@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem, copy_files
 
-from raymeta.storage import run_storage
+from raymeta.remote import path_at
+from raymeta.storage import first_kept, run_storage
 
 
 def test_folders_are_copied_in_and_out(tmp_path: Path) -> None:
@@ -42,7 +43,8 @@ def test_a_file_is_whole_even_if_its_writer_is_killed(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     script = """
 import os, signal, sys
-from raymeta.storage import run_storage
+from raymeta.remote import path_at
+from raymeta.storage import first_kept, run_storage
 
 storage, path = run_storage(sys.argv[1])
 stream = storage.open_output_stream(path)
@@ -62,7 +64,8 @@ def test_a_copy_that_fails_half_way_leaves_the_old_content(tmp_path: Path) -> No
     script = """
 import resource, sys
 from pyarrow.fs import copy_files
-from raymeta.storage import run_storage
+from raymeta.remote import path_at
+from raymeta.storage import first_kept, run_storage
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
@@ -89,3 +92,25 @@ def test_the_plain_file_system_would_not_keep_the_old_content(tmp_path: Path) ->
     stream.close()
     with pytest.raises(FileNotFoundError):
         run_storage(tmp_path)[0].open_input_stream(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_in_place_of_a_checkpoint_that_was_removed_the_next_later_one_is_found(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = tmp_path if place == "folder" else path_at(request.getfixturevalue("bucket"))
+    storage, folder = run_storage(root / "trial")
+    for number in (3, 4, 6, 7):
+        whole = number != 4  # its removal was under way
+        file = f"{folder}/checkpoint_{number:06}/{'state' if whole else 'other'}"
+        storage.create_dir(file.rpartition("/")[0])
+        with storage.open_output_stream(file) as stream:
+            stream.write(b"x")
+
+    def found(number: int) -> str:
+        return first_kept(storage, f"{folder}/checkpoint_{number:06}", "state")
+
+    assert found(3) == f"{folder}/checkpoint_000003"
+    assert found(4) == found(5) == f"{folder}/checkpoint_000006"
+    assert found(8) == f"{folder}/checkpoint_000008"  # there is none: Tune says so
+    assert first_kept(storage, f"{folder}/none/checkpoint_000001", "state").endswith("000001")

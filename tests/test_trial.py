@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray import tune
+from ray.train._internal.session import _TrainingResult
 from safetensors.torch import load
 
 from raymeta.experiment import Resources
+from raymeta.storage import run_storage
 from raymeta.training import CHECKPOINT_NAME, build_trainer
 from raymeta.trial import STEP_METRIC, MetaTrial, WorkerGroup
 from tests.search.helpers import (
@@ -122,6 +125,24 @@ def test_a_trial_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None
         trial.load_checkpoint(str(tmp_path / "middle"))
         assert metrics(trial.train()) == end
         assert_same_bits(state(trial, tmp_path / "again"), expected)
+
+
+def test_a_trial_goes_on_from_a_later_checkpoint_where_the_known_one_was_removed(
+    tmp_path: Path,
+) -> None:
+    """As after a kill between Tune's removal of a checkpoint and its next save."""
+    filesystem, folder = run_storage(tmp_path)
+    with new_trial(tiny_experiment()) as trial:
+        trial.train()
+        state(trial, tmp_path / "checkpoint_000001")
+        end = metrics(trial.train())
+        trial.reset(trial_config(tiny_experiment()))
+        removed = tune.Checkpoint(f"{folder}/checkpoint_000000", filesystem)
+        trial.restore(_TrainingResult(removed, {"training_iteration": 1}))
+        assert metrics(trial.train()) == end
+        nothing = tune.Checkpoint(f"{folder}/checkpoint_000002", filesystem)
+        with pytest.raises(ValueError, match="checkpoint_000002"):
+            trial.restore(_TrainingResult(nothing, {}))
 
 
 def test_a_lost_worker_is_an_error_and_ends_the_others() -> None:
