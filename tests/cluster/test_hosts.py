@@ -91,11 +91,11 @@ def test_a_cut_cable_leaves_the_processes_alone(hosts: Hosts) -> None:
 def test_a_full_disk_takes_nothing_more_until_it_is_emptied(hosts: Hosts) -> None:
     hosts[0].fill_disk()
     try:
-        assert "No space left" in hosts[0].run("head -c 9999 /dev/zero > /tmp/more", check=False)
-        hosts[1].run("head -c 9999 /dev/zero > /tmp/more")
+        assert "No space left" in hosts[0].run("head -c 9999 /dev/zero > /tmp/.raymeta-more", check=False)
+        hosts[1].run("head -c 9999 /dev/zero > /tmp/.raymeta-more")
     finally:
         hosts[0].empty_disk()
-    hosts[0].run("head -c 9999 /dev/zero > /tmp/more")
+    hosts[0].run("head -c 9999 /dev/zero > /tmp/.raymeta-more")
 
 
 def test_a_host_has_only_so_much_memory(tmp_path: Path) -> None:
