@@ -89,13 +89,14 @@ def test_a_cut_cable_leaves_the_processes_alone(hosts: Hosts) -> None:
 
 
 def test_a_full_disk_takes_nothing_more_until_it_is_emptied(hosts: Hosts) -> None:
+    write = "head -c 9999 /dev/zero > /tmp/.more-than-fits"
     hosts[0].fill_disk()
     try:
-        assert "No space left" in hosts[0].run("head -c 9999 /dev/zero > /tmp/.raymeta-more", check=False)
-        hosts[1].run("head -c 9999 /dev/zero > /tmp/.raymeta-more")
+        assert "No space left" in hosts[0].run(write, check=False)
+        hosts[1].run(write)
     finally:
         hosts[0].empty_disk()
-    hosts[0].run("head -c 9999 /dev/zero > /tmp/.raymeta-more")
+    hosts[0].run(write)
 
 
 def test_a_host_has_only_so_much_memory(tmp_path: Path) -> None:
