@@ -516,7 +516,7 @@ def main() -> None:
     """Measures, prints the table, and writes it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ("stalls", "state", "curves", "batches", "large", "regret")
-    parser.add_argument("--only", nargs="*", choices=parts, default=parts)
+    parser.add_argument("--only", nargs="+", choices=parts, help="quick: all but batches")
     parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
     parser.add_argument("--seeds", type=int, help="of curves, batches and regret")
     parser.add_argument("--processes", type=int, default=2, help="for the part on regret")
@@ -524,20 +524,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     full = arguments.full
+    only = arguments.only or [part for part in parts if full or part != "batches"]
     console = Console(width=None if sys.stdout.isatty() else 150)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours
     claims: list[Claim] = []
-    if "stalls" in arguments.only:
+    if "stalls" in only:
         claims += stall_claims()
-    if "state" in arguments.only:
+    if "state" in only:
         claims += state_claims()
-    if "curves" in arguments.only:
+    if "curves" in only:
         claims += curve_claims(arguments.seeds or (10 if full else 3))
-    if "batches" in arguments.only:
+    if "batches" in only:
         claims += batch_claims(arguments.seeds or (5 if full else 1))
-    if "large" in arguments.only:
+    if "large" in only:
         claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
-    if "regret" in arguments.only:
+    if "regret" in only:
         problems = None if full else QUICK_PROBLEMS
         seeds = arguments.seeds or (10 if full else 2)
         concurrent = (1, 4) if full else (4,)
