@@ -43,8 +43,7 @@ def test_a_file_is_whole_even_if_its_writer_is_killed(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     script = """
 import os, signal, sys
-from raymeta.remote import path_at
-from raymeta.storage import first_kept, run_storage
+from raymeta.storage import run_storage
 
 storage, path = run_storage(sys.argv[1])
 stream = storage.open_output_stream(path)
@@ -64,8 +63,7 @@ def test_a_copy_that_fails_half_way_leaves_the_old_content(tmp_path: Path) -> No
     script = """
 import resource, sys
 from pyarrow.fs import copy_files
-from raymeta.remote import path_at
-from raymeta.storage import first_kept, run_storage
+from raymeta.storage import run_storage
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

@@ -24,9 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
     # The files that take longest come first: others fit in beside them.
-    items.sort(
-        key=lambda item: item not in here or "start" not in getattr(item, "fixturenames", ())
-    )
+    long = [item for item in here if "start" in getattr(item, "fixturenames", ())]
+    items.sort(key=lambda item: item not in long)
 
 
 @pytest.fixture(scope="session")
