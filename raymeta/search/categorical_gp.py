@@ -28,8 +28,8 @@ class CategoricalGP(SingleTaskGP):
 
     The covariance is that of `SingleTaskGP` over the numbers times exp(-mean_i [c_i != c'_i] / l_i)
     over the choices (the overlap kernel of Wan et al. 2021); where there are none, it is that of
-    `SingleTaskGP`.  BoTorch's `MixedSingleTaskGP` adds a sum of the two and has no priors for the
-    choices; its fits took several times as long.
+    `SingleTaskGP`.  BoTorch's `MixedSingleTaskGP` adds a sum of the two, and has no priors for the
+    choices, which makes its fits slow.
 
     Args:
         train_X: shape (trials, parameters); choices are columns of whole numbers.
