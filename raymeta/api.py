@@ -1,60 +1,69 @@
 """What raymeta does, as functions: tune, train, evaluate, explain.  The command line calls them.
 
 from raymeta import tune
-report = tune("pen", overrides=["search.num_trials=8"])
+report = tune("pen", overrides={"search.num_trials": 8})
 report.best.maml.inner_lr, report.meta_test.rows[0].score
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ray
 import torch
 
+from raymeta.data.encoder import is_folder
 from raymeta.errors import ExperimentError, RunError, SearchError
-from raymeta.evaluation import MetaTest, meta_test, train_joint_control
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment, shipped_experiments, with_values
-from raymeta.files import write_file
-from raymeta.remote import AnyPath, path_at
-from raymeta.runs import DEFAULT_ROOT, Run
-from raymeta.search.records import TrialRecord
-from raymeta.search.space import file_point
-from raymeta.search.tuner import (
-    TrialEvent,
-    best_trial,
-    default_trial,
-    earlier_trials,
-    explain_search,
-    past_events,
-    read_trials,
-    run_search,
-    start_ray,
+from raymeta.evaluation.meta_test import meta_test
+from raymeta.evaluation.networks import (
+    REFIT_FILE,
+    Refitted,
+    keep_network,
+    open_further,
+    open_networks,
 )
-from raymeta.tasks import load_tasks
-from raymeta.training import build_recipe, load_meta_params, model_bytes
+from raymeta.evaluation.scores import MetaTest
+from raymeta.evaluation.sealed import record_look
+from raymeta.experiment.file import (
+    load_experiment,
+    shipped_experiments,
+    with_overrides,
+    with_values,
+)
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import DEFAULT_ROOT, Run, check_run_name
+from raymeta.search.explanation import explain_search
+from raymeta.search.preflight import Prepared, prepare
+from raymeta.search.progress import TrialEvent, past_events
+from raymeta.search.records import TrialRecord
+from raymeta.search.refit import refit, search_outcome, unfinished_trainings
+from raymeta.search.results import read_trials
+from raymeta.search.session import start_ray, stop_ray
+from raymeta.search.trial_log import TrialLog, logged_trials
+from raymeta.search.tuner import run_search, unfinished_trials
+from raymeta.storage.paths import AnyPath, list_matching, path_at, remove_file
 
 RESULTS_FILE = "results.json"
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
 class Watcher(Protocol):
-    """Is told how a run goes on; see `raymeta.console` for one that draws it."""
+    """Receives the progress of a run; `raymeta.console.progress` has one that draws it."""
 
     def started(self, run: Run, experiment: Experiment) -> None:
         """The run folder exists."""
 
     def trial(self, event: TrialEvent) -> None:
-        """Something happened to a trial."""
+        """A trial started, reported, ended or failed."""
 
     def phase(self, text: str) -> None:
-        """What is done after the search."""
+        """What is being done besides trials, or what was found damaged."""
 
 
 class _Silent:
@@ -76,64 +85,66 @@ class Report:
 
 
 def tune(
-    experiment: str | Path | None = None,
+    experiment: str | Path | Experiment | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
     name: str | None = None,
     keep_data: bool = False,
+    trust: bool = False,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
     """Searches an experiment's hyperparameters and meta-tests the best network with its controls.
 
     Args:
-        experiment: the name of a shipped experiment or the path of a file; may be left out where a
-            run is resumed.
-        overrides: `dotted.key=value`.
+        experiment: the name of a shipped experiment, the path of a file, or an `Experiment`; may be
+            left out if a run is resumed.
+        overrides: `"dotted.key=value"` strings with values in YAML, or a mapping of dotted keys to
+            values.
         runs_dir: where the run folder is made: a folder, or a URI such as `s3://bucket/runs`.
-        resume: the name or path of a run to go on with; its own experiment holds.
+        resume: the name or path of a run to go on with, which keeps its own experiment.
         name: of the run folder; by default the experiment's name with date and time.
-        keep_data: copies `tasks.data_dir` into the run folder, which is then whole wherever it is.
-        watcher: is told of the progress.
-        verbose: Ray's own log lines as well.
+        keep_data: copies `tasks.data_dir` into the run folder, so that the run can move.
+        trust: resumes a run folder of another user.
+        watcher: receives the progress.
+        verbose: shows Ray's own log as well.
 
     Raises:
         RaymetaError: of the kind that fits; what was finished by then is in the run folder.
     """
-    if resume is None:
-        loaded = _load(experiment, overrides)
-        if not loaded.search.space:
-            raise ExperimentError(
-                f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in "
-                "it, or use `raymeta train`"
-            )
-        file_point(loaded)  # before anything is started, like what follows
-        earlier_trials(loaded, path_at(runs_dir))
-        make = partial(Run.create, path_at(runs_dir), loaded, name, keep_data)
-        return _start(loaded, make, watcher or _Silent(), verbose)
-    return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
+    watcher, root = watcher or _Silent(), path_at(runs_dir)
+    if resume is not None:
+        return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
+    loaded = load(experiment, overrides)
+    if not loaded.search.space:
+        raise ExperimentError(
+            f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in it, "
+            "or use `raymeta train`"
+        )
+    return _start(prepare(loaded, root), root, name, keep_data, watcher, verbose)
 
 
 def train(
-    experiment: str | Path | None = None,
+    experiment: str | Path | Experiment | None = None,
     *,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     resume: str | None = None,
     name: str | None = None,
     keep_data: bool = False,
+    trust: bool = False,
     watcher: Watcher | None = None,
     verbose: bool = False,
 ) -> Report:
     """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
-    if resume is None:
-        nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
-        loaded = with_values(_load(experiment, overrides), nothing)
-        make = partial(Run.create, path_at(runs_dir), loaded, name, keep_data)
-        return _start(loaded, make, watcher or _Silent(), verbose)
-    return _resume(resume, experiment, overrides, path_at(runs_dir), watcher or _Silent(), verbose)
+    watcher, root = watcher or _Silent(), path_at(runs_dir)
+    if resume is not None:
+        return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
+    nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
+    loaded = with_values(load(experiment, overrides), nothing)
+    return _start(prepare(loaded, root), root, name, keep_data, watcher, verbose)
 
 
 def evaluate(
@@ -143,34 +154,45 @@ def evaluate(
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     watcher: Watcher | None = None,
 ) -> Report:
-    """Meta-tests the network of a finished search again; the run's results are replaced.
+    """Meta-tests the network of a finished search again, and replaces the run's results.
 
     Args:
         run: name or path.
-        num_episodes: of the meta-test; None for as many as the experiment says.
-        runs_dir: where runs of a name are looked for: a folder or a URI.
-        watcher: is told of the progress.
+        num_episodes: of the meta-test; None for the experiment's number.
+        runs_dir: where runs are looked for by name: a folder or a URI.
+        watcher: receives the progress.
 
     Raises:
-        RunError: there is no such run, or its search has not come to its end.
+        RunError: there is no such run, or its search has not ended.
     """
     if num_episodes is not None and num_episodes < 2:
         raise RunError(f"the meta-test needs at least 2 episodes, but got {num_episodes}")
     found = Run.open(str(run), path_at(runs_dir))
+    if not found.has_best:
+        _refuse_if_all_abandoned(found)
     watcher = watcher or _Silent()
     watcher.started(found, found.experiment())
     return _meta_test(found, watcher, num_episodes)
 
 
-def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
-    """Says of a run's trials which keys matter and how; see `raymeta.search.explain`.
+def _refuse_if_all_abandoned(run: Run) -> None:
+    """Says why a run has no network if going on with it would change nothing."""
+    trials = logged_trials(run)
+    statuses = {record.status for record in trials.records.values()}
+    if statuses == {"abandoned"} and trials.errors:
+        reason = next(iter(trials.errors.values()))
+        raise RunError(f"{run.path}: no trial has a finite result; the first error: {reason}")
 
-    A search does so by itself at its end; this one does it for one that is under way, or was
-    interrupted.  The folder with tables and plots is `Run.search_dir`.
+
+def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
+    """Finds out from a run's trials which keys matter and how; see `raymeta.search.explain`.
+
+    A search does so at its end; this does it while a search is under way, or was interrupted.  The
+    tables and plots are in `Run.search_dir`.
 
     Raises:
         RunError: there is no such run.
-        SearchError: nothing was searched, or too few trials came to their end.
+        SearchError: nothing was searched, or too few trials have ended.
     """
     found = Run.open(str(run), path_at(runs_dir))
     experiment = found.experiment()
@@ -181,125 +203,204 @@ def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
 
 
 def load_report(run: Run) -> Report | None:
-    """The report of a finished run; None if it is not finished."""
+    """The report of a finished run; None if the run is not finished.
+
+    Raises:
+        RunError: a file of the run is damaged.
+    """
     results = run.read_json(RESULTS_FILE)
     if results is None:
         return None
+    try:
+        result = MetaTest.from_json(results["meta_test"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{run.path / RESULTS_FILE}: is damaged, or of an earlier version; `raymeta evaluate "
+            f"{run.path.name}` makes it anew"
+        ) from error
     return Report(
         run=run,
         experiment=run.experiment(),
         best=run.best_experiment(),
         trials=read_trials(run),
-        meta_test=MetaTest.from_json(results["meta_test"]),
+        meta_test=result,
         seconds=run.seconds,
     )
 
 
-def load_checked(experiment: str | Path | None, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment, of which all is known to be in order that can be known before a run.
+def load_checked(
+    experiment: str | Path | Experiment | None, overrides: Overrides = ()
+) -> Experiment:
+    """An experiment, after every check that needs no run and no cluster.
 
     Raises:
         ExperimentError: it breaks a rule of the schema.
         DataError: its data are broken, or cannot serve its episodes.
     """
-    loaded = _load(experiment, overrides)
-    if loaded.search.space:
-        file_point(loaded)
-    _check_tasks(loaded)
-    return loaded
+    return prepare(load(experiment, overrides), DEFAULT_ROOT, earlier=[]).experiment
 
 
-def _load(experiment: str | Path | None, overrides: Sequence[str]) -> Experiment:
+def load(experiment: str | Path | Experiment | None, overrides: Overrides = ()) -> Experiment:
+    """An experiment with overrides, its `tasks.data_dir` and encoder folder as full paths.
+
+    Raises:
+        ExperimentError: it breaks a rule of the schema.
+    """
     if experiment is None:
         raise ExperimentError(
             f"name an experiment ({', '.join(shipped_experiments())}) or a YAML file"
         )
-    loaded = load_experiment(str(experiment), overrides)
-    folder = getattr(loaded.tasks, "data_dir", None)
-    if folder is None:
-        return loaded
-    # A run may be resumed from another folder.
-    return with_values(loaded, {"tasks.data_dir": str(path_at(folder).resolve())})
+    texts = _texts(overrides)
+    if isinstance(experiment, Experiment):
+        loaded = with_overrides(experiment, texts)
+    else:
+        loaded = load_experiment(str(experiment), texts)
+    # A run may be resumed from another working folder.
+    full: dict[str, object] = {}
+    folder, encoder = loaded.tasks.data_dir, loaded.tasks.pretrained()
+    if folder is not None:
+        full["tasks.data_dir"] = str(path_at(folder).resolve())
+    if encoder is not None and is_folder(encoder):
+        full["tasks.encoder"] = str(Path(encoder).expanduser().resolve())
+    return with_values(loaded, full) if full else loaded
+
+
+def _texts(overrides: Overrides) -> list[str]:
+    """Overrides as `dotted.key=value` with values in YAML, of which JSON is a part."""
+    if isinstance(overrides, str):
+        raise ExperimentError(f"overrides must be a list or a mapping, but got {overrides!r}")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    texts = []
+    for key, value in overrides.items():
+        try:
+            texts.append(f"{key}={json.dumps(value)}")
+        except (TypeError, ValueError):
+            raise ExperimentError(
+                f"{key} must be a plain value (number, text, list, mapping), but got {value!r:.200}"
+            ) from None
+    return texts
 
 
 def _start(
-    experiment: Experiment, make_run: Callable[[], Run], watcher: Watcher, verbose: bool
+    prepared: Prepared,
+    root: AnyPath,
+    name: str | None,
+    keep_data: bool,
+    watcher: Watcher,
+    verbose: bool,
 ) -> Report:
-    _check_tasks(experiment)  # before anything is started or written
-    with _ray(experiment, watcher, verbose):
-        run = make_run()
-        experiment = run.experiment()  # whose data may be within the run folder now
-        watcher.started(run, experiment)
-        with run.alone():
-            _search(experiment, run, watcher, resume=False)
+    if name is not None:
+        check_run_name(name)
+    with _ray(prepared.experiment, watcher, verbose) as trials_at_once:
+        run = Run.create(root, prepared.experiment, name, keep_data, prepared.tasks.fingerprint)
+        # With `keep_data` the data are in the run folder now.
+        prepared = replace(prepared, experiment=run.experiment())
+        watcher.started(run, prepared.experiment)
+        with run.locked():
+            TrialLog(run).begin(prepared.earlier)
+            _search(prepared, run, watcher, trials_at_once)
     return _meta_test(run, watcher, None)
 
 
 def _resume(
     name: str,
-    asked: str | Path | None,
-    overrides: Sequence[str],
-    runs_dir: AnyPath,
+    asked: str | Path | Experiment | None,
+    overrides: Overrides,
+    root: AnyPath,
+    trust: bool,
     watcher: Watcher,
     verbose: bool,
 ) -> Report:
-    run = Run.open(name, runs_dir)
+    """Goes on with a run; a refusal leaves everything as it was."""
+    run = Run.open(name, root)
+    if not trust:
+        run.check_owner()
+    origin = run.origin
     experiment = run.experiment()
     if overrides:
         raise ExperimentError("a resumed run keeps its own settings; leave --set out")
-    if asked is not None and load_experiment(str(asked)).name != experiment.name:
+    if asked is not None and load(asked).name != experiment.name:
         raise RunError(f"{run.path}: is a run of the experiment {experiment.name}, not of {asked}")
-    watcher.started(run, experiment)
-    finished = load_report(run)
-    if finished is not None:
+    if origin is not None:
+        origin.check_experiment(run.unresolved_experiment(), run.path)
+    trials = logged_trials(run)
+    finished = load_report(run) if run.has_best else None
+    has_failed = any(record.status == "failed" for record in trials.records.values())
+    if finished is not None and not (has_failed or unfinished_trainings(experiment, run)):
+        watcher.started(run, experiment)
         return finished
-    if not run.has_best:
-        with run.alone(), _ray(experiment, watcher, verbose):
-            _search(experiment, run, watcher, resume=True)
-    return _meta_test(run, watcher, None)
+    if origin is None:
+        raise RunError(
+            f"{run.path}: was begun by raymeta 0.1, which deals out data and keeps trials in other "
+            "ways; finish it with that version (`pip install raymeta==0.1.0`), or start a new run"
+        )
+    prepared = prepare(experiment, run.path.parent, earlier=trials.earlier)
+    origin.check_environment(prepared.tasks.fingerprint, run.path)
+    watcher.started(run, experiment)
+    with run.locked():
+        trials = logged_trials(run)  # as the process that held the lock has left them
+        if trials.earlier is None:
+            TrialLog(run).begin(prepared.earlier)
+        is_unfinished = bool(unfinished_trials(experiment, run, trials))
+        if not run.has_best or is_unfinished or unfinished_trainings(experiment, run):
+            with _ray(experiment, watcher, verbose) as trials_at_once:
+                past = [trials.records]
+                if experiment.search.refit is not None:
+                    past.append(logged_trials(run.refit).records)
+                for records in past:
+                    for event in past_events(experiment, records):
+                        watcher.trial(event)
+                _search(prepared, run, watcher, trials_at_once)
+    return load_report(run) or _meta_test(run, watcher, None)
 
 
 @contextmanager
-def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[None]:
-    """Ray for the time of a search; one that ran before is left running."""
+def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[int]:
+    """Ray during a search, and how many trials run at once; one that ran before goes on running."""
     was_running = ray.is_initialized()
     try:
-        start_ray(experiment.resources, verbose, watcher.phase)
-        yield
+        yield start_ray(experiment.resources, verbose, watcher.phase)
     finally:
         if not was_running:
-            ray.shutdown()
+            stop_ray()
 
 
-def _check_tasks(experiment: Experiment) -> None:
-    """Loads the tasks of the file and of every end of a searched range of theirs.
-
-    Raises:
-        DataError: the data are broken, or cannot serve one of them.
-    """
-    load_tasks(experiment)
-    for key, dimension in experiment.search.space.items():
-        if key.startswith("tasks."):
-            whole = experiment.is_integer(key)
-            for value in dimension.ends:
-                end = int(value) if whole and isinstance(value, float) else value
-                load_tasks(with_values(experiment, {key: end}))
-
-
-def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) -> None:
-    """Leaves the best trial's values and the networks in the run folder."""
-    start = time.monotonic()
-    if resume:
-        for event in past_events(experiment, run):
-            watcher.trial(event)
-    trials = run_search(experiment, run, observer=watcher.trial, resume=resume)
+def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
+    """Searches and refits; writes the winner's values and the networks to the run folder."""
+    start, experiment = time.monotonic(), prepared.experiment
+    trials = run_search(
+        prepared,
+        run,
+        observer=watcher.trial,
+        trials_at_once=trials_at_once,
+        say=watcher.phase,
+    )
+    found = search_outcome(experiment, run, trials)
+    if experiment.search.refit is not None:
+        found = refit(
+            prepared,
+            run,
+            found,
+            observer=watcher.trial,
+            trials_at_once=trials_at_once,
+            say=watcher.phase,
+        )
     run.add_seconds(time.monotonic() - start)
-    best = best_trial(experiment, trials)
-    for name, trial in (("tuned", best), ("default", default_trial(experiment, trials))):
-        if trial is not None and trial.checkpoint is not None:
-            write_file(run.model_file(name), model_bytes(load_meta_params(trial.checkpoint)))
+    if run.has_best:
+        is_same = with_values(run.experiment(), found.values) == run.best_experiment()
+        if is_same and found.refitted == Refitted.of(run):
+            return  # the trials that ran again have changed nothing
+        # What is there belongs to another network.
+        networks = list_matching(run.path / "models", "*.safetensors")
+        records = [run.path / name for name in (RESULTS_FILE, "best.yaml", REFIT_FILE)]
+        for file in (*records, *networks):
+            remove_file(file)
+    for name, checkpoint in found.checkpoints.items():
+        keep_network(run, name, checkpoint)
+    found.refitted.keep(run)
     # This file says that the search is done.
-    run.keep_best(best.record.point)
+    run.keep_best(found.values)
     if experiment.search.space:
         watcher.phase("explaining the search")
         try:
@@ -308,35 +409,26 @@ def _search(experiment: Experiment, run: Run, watcher: Watcher, resume: bool) ->
             watcher.phase(f"no explanation of the search: {error}")
 
 
-def _meta_test(run: Run, watcher: Watcher, num_episodes: int | None) -> Report:
+def _meta_test(
+    run: Run,
+    watcher: Watcher,
+    num_episodes: int | None,
+) -> Report:
+    """Meta-tests a run's network beside its controls; the results are written to the run."""
     start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
-    tasks = load_tasks(best)
-    recipe = build_recipe(best, tasks)
-
-    def network(name: str) -> dict[str, torch.Tensor]:
-        return {k: v.to(device) for k, v in load_meta_params(run.model_file(name)).items()}
-
-    default = None
-    if run.model_file("default").is_file():
-        default_tasks = load_tasks(experiment)
-        default = default_tasks, build_recipe(experiment, default_tasks), network("default")
-    if not run.model_file("joint").is_file():
-        watcher.phase("training the joint control")
-        joint = train_joint_control(tasks, recipe, device)
-        write_file(run.model_file("joint"), model_bytes(joint))
-    searched = bool(experiment.search.space)
+    own, networks = open_networks(run, device, watcher.phase)
     result = meta_test(
-        tasks,
-        recipe,
-        network("tuned"),
-        network("joint"),
-        label="tuned network" if searched else "meta-trained network",
-        default=default,
+        own,
+        networks,
+        label="tuned network" if experiment.search.space else "meta-trained network",
         num_episodes=num_episodes or experiment.evaluation.num_episodes,
+        further=open_further(run, device),
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
     )
+    if experiment.evaluation.sealed:
+        record_look(run, result)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
     return Report(run, experiment, best, read_trials(run), result, run.seconds)

@@ -36,8 +36,8 @@ from rich.table import Table
 
 from raymeta.search import AxSearcher, Parameter, Space
 from raymeta.search.ax_model import AxModel
+from raymeta.search.candidates import MOST_STOCK
 from raymeta.search.records import Curve, TrialRecord
-from raymeta.search.searcher import MOST_STOCK
 from raymeta.search.settings import SearchSettings
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ What was tried, predicted → seen (one thread, LSTM, first row of the grid, 5 i
 - one autograd function a layer with both derivatives written out, instead of single operations:
   2 × → 1.5 ×: element-wise passes over memory and copies between layouts remained;
 - compiled scans, episode by episode in the cache, gates fused with their products
-  (`raymeta.native`), instead of torch's operations: 2 × → 1.3 × at first, since the compiler did
+  (`raymeta.nn.native`), instead of torch's operations: 2 × → 1.3 × at first, since the compiler did
   not see that the gate loops vectorise; 1.7 × with `omp simd`;
 - freed blocks kept by the C library (`mallopt`), instead of pages cleared anew: 1.1 × → 1.09 ×;
 - the second-order adjoint scan taken together with the layer's own (sources of one scan), the
@@ -68,15 +68,16 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raymeta.distributed import join_group
-from raymeta.experiment_file import load_experiment
-from raymeta.meta.maml import Maml, meta_gradient
-from raymeta.models import NetworkSpec, Params, init_params
-from raymeta.native import keep_freed_memory, library
-from raymeta.native import scans as native_scans
-from raymeta.scans import NUM_GATES, Cell
-from raymeta.tasks.episodes import Episodes, Examples
-from raymeta.training import build_trainer
+from raymeta.episodes import Episodes, Examples
+from raymeta.experiment.file import load_experiment
+from raymeta.meta.learners.maml import Maml
+from raymeta.nn.native import keep_freed_memory, library
+from raymeta.nn.native import scans as native_scans
+from raymeta.nn.networks import NetworkSpec, Params, init_params
+from raymeta.nn.torch_scans import NUM_GATES, Cell
+from raymeta.problem import PROBLEMS
+from raymeta.training.distributed import join_group
+from raymeta.training.trainer import build_trainer
 
 INNER_STEPS, INNER_LR = 5, 0.1
 TOLERANCE = 1e-4
@@ -194,8 +195,8 @@ def run_raymeta(problem: Problem) -> Callable[[], Params]:
     maml = Maml(adaptation_steps=INNER_STEPS, inner_lr=INNER_LR)
 
     def step() -> Params:
-        return meta_gradient(
-            maml, problem.spec, "classification", problem.params, problem.episodes
+        return maml.meta_gradient(
+            problem.spec, PROBLEMS["classification"], problem.params, problem.episodes
         ).grads
 
     return step
@@ -594,10 +595,9 @@ def peak_memory(steps: int, graph_steps: int | None, *, in_use: bool) -> tuple[f
     maml = Maml(adaptation_steps=steps, inner_lr=INNER_LR)
 
     def step() -> None:
-        meta_gradient(
-            maml,
+        maml.meta_gradient(
             problem.spec,
-            "classification",
+            PROBLEMS["classification"],
             problem.params,
             problem.episodes,
             graph_steps=graph_steps,
@@ -643,7 +643,7 @@ def _train_rank(rank: int, world: int, port: int, steps: int, results: Any) -> N
     keep_freed_memory()
     group = join_group(rank, world, f"tcp://127.0.0.1:{port}", "gloo") if world > 1 else None
     experiment = load_experiment(
-        "pen",
+        "pen-maml",
         ["training.meta_batch_size=32", f"training.meta_steps={3 * steps}", "search.space={}"],
     )
     trainer = build_trainer(experiment, group)
@@ -776,7 +776,7 @@ def precision_errors(cell: Cell) -> dict[str, float]:
         spec = dataclasses.replace(problem.spec, layer_dtype=layer_dtype)
         params = {name: value.to(dtype) for name, value in problem.params.items()}
         episodes = problem.episodes.to(torch.device("cpu"), dtype)
-        grads = meta_gradient(maml, spec, "classification", params, episodes).grads
+        grads = maml.meta_gradient(spec, PROBLEMS["classification"], params, episodes).grads
         return torch.cat([grads[name].flatten() for name in params])
 
     exact, found = flat(torch.float64), {"float32": flat(torch.float32)}

@@ -137,20 +137,14 @@ class Clock(tune.Callback):
 
 
 class WaitingSearcher(AxSearcher):
-    """Waits for Ax on Tune's loop, with nothing prepared while trials run."""
-
-    def _prepares_ahead(self) -> bool:
-        return False
-
-    def _is_stock_low(self) -> bool:
-        return False
+    """Waits for Ax on Tune's loop."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A point; None only when no slot is free."""
         while (point := super().suggest(trial_id)) is None:
             if sum(record.status == "running" for record in self.records.values()) >= CONCURRENT:
                 return None
-            ray.wait([self._pending], timeout=60)
+            time.sleep(0.01)
         return point
 
 
@@ -232,7 +226,7 @@ def state_claims() -> list[Claim]:
 
     found = {}
     for count in (50, 500):
-        searcher.records = {f"trial{i}": record() for i in range(count)}
+        searcher.records.update({f"trial{i}": record() for i in range(count)})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state"
             seconds = []
@@ -277,7 +271,7 @@ def search(curves: CurveUse, seed: int, num_trials: int) -> float:
     for number in range(num_trials):
         proposal = model.propose(changes)
         assert proposal is not None
-        point, source = proposal
+        point, source = proposal.point, proposal.source
         curve: Curve = []
         for budget in RUNGS:
             value = value_at(point, budget)
@@ -327,11 +321,13 @@ def run_batches(seed: int, rounds: int = 8) -> float:
     best = -np.inf
     for number in range(rounds):
         proposals = model.propose_several(changes, BATCH)
-        values = [hartmann(point) for point, _ in proposals]
+        values = [hartmann(proposal.point) for proposal in proposals]
         best = max(best, *values)
         changes = {
-            f"t{number} {place}": TrialRecord(point, source, "completed", [(1, value, None)])
-            for place, ((point, source), value) in enumerate(zip(proposals, values, strict=True))
+            f"t{number} {place}": TrialRecord(
+                proposal.point, proposal.source, "completed", [(1, value, None)]
+            )
+            for place, (proposal, value) in enumerate(zip(proposals, values, strict=True))
         }
     return 3.32237 - float(best)
 

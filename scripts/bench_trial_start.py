@@ -32,12 +32,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 from rich.table import Table
 
-from raymeta.distributed import Group
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment
+from raymeta.experiment.file import load_experiment
+from raymeta.experiment.schema import Experiment
 from raymeta.placement import placement_bundles
-from raymeta.training import build_trainer
-from raymeta.trial import STEP_METRIC, MetaTrial
+from raymeta.training.distributed import Group
+from raymeta.training.trainer import build_trainer
+from raymeta.trial.actor import MetaTrial
+from raymeta.trial.workers import STEP_METRIC
 
 NUM_WORKERS = 2
 LIMIT_S = 0.5
@@ -72,7 +73,7 @@ class StartTimes(tune.Callback):
 
 
 def train_one_rank(config: dict[str, Any]) -> None:
-    """What Ray Train runs in each of its workers: the same loop as `raymeta.trial.Worker`."""
+    """Runs in each of Ray Train's workers the loop of `raymeta.trial.workers.Worker`."""
     torch.set_num_threads(1)
     context = train.get_context()
     experiment = Experiment.model_validate(config["experiment"])
@@ -138,7 +139,7 @@ def main() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
 
-    experiment = load_experiment("pen", OVERRIDES)
+    experiment = load_experiment("pen-maml", OVERRIDES)
     bundles = tune.PlacementGroupFactory(placement_bundles(experiment.resources))
     with tempfile.TemporaryDirectory() as folder:
         ray.init(

@@ -80,8 +80,8 @@ class Raymeta:
         proposal = self._model.propose({key: self._records[key] for key in self._changed})
         self._changed.clear()
         assert proposal is not None
-        self.start(number, proposal[0])
-        return proposal[0]
+        self.start(number, proposal.point)
+        return proposal.point
 
     def tell(self, number: int, value: float) -> None:
         record = self._records[str(number)]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment
-from raymeta.native import library, scans
+from raymeta.experiment.file import load_experiment
+from raymeta.experiment.schema import Experiment
+from raymeta.nn.native import library, scans
 
 TINY = (
     "model.hidden_size=4",

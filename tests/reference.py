@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from raymeta.tasks.episodes import Episode, Episodes, Examples, Split, TaskDistribution
+from raymeta.episodes import Episode, Episodes, Examples, Split, TaskDistribution
 
 MODULES: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 RATE = "log_inner_lr."
@@ -129,7 +129,7 @@ Pair = tuple[ExampleSet, ExampleSet]  # support, query
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceMaml:
-    """MAML; the settings mean what they mean in `raymeta.meta.maml.Maml`.
+    """MAML; the settings mean what they mean in `raymeta.meta.settings.MamlSettings`.
 
     `masks` are those of dropout, one `[F]` for each place it acts on.
     """
@@ -162,7 +162,11 @@ class ReferenceMaml:
             rows = self.network.head.out_features
             for name in ("head.weight", "head.bias"):
                 params[name] = torch.cat([params[name]] * rows)
-        moving = [k for k in params if self.adapt == "all" or k.startswith("head.")]
+        moving = list(params)
+        if self.adapt == "head":
+            moving = [k for k in params if k.startswith("head.")]
+        elif self.adapt == "body":
+            moving = [k for k in params if not k.startswith("head.")]
         for step in range(self.adaptation_steps):
             loss = loss_of(self.outputs(params, support, masks), support.y)
             grads = torch.autograd.grad(
@@ -212,9 +216,13 @@ def random_episodes(
     num_steps: int = 4,
     regression: bool = False,
     padded: bool = False,
+    every_class: bool = False,
     seed: int = 0,
 ) -> Episodes:
-    """Episodes of 4 support and 5 query examples; padded ones hold NaN where nothing may look."""
+    """Episodes of 4 support and 5 query examples; padded ones hold NaN where nothing may look.
+
+    With `every_class` no class lacks a support example.
+    """
     generator = torch.Generator().manual_seed(seed)
     outputs = network.head.out_features
 
@@ -230,6 +238,8 @@ def random_episodes(
         else:
             x = normal(*shape, num_steps, network.rnn.input_size)
         y = torch.randint(outputs, shape, generator=generator)
+        if every_class:
+            y = torch.arange(count).remainder(outputs).expand(shape).clone()
         if regression:
             y = normal(*shape, outputs)
         if not padded:

@@ -15,10 +15,11 @@ import pytest
 
 from raymeta import api
 from raymeta.errors import RunError
-from raymeta.experiment import Experiment
-from raymeta.runs import Run, list_runs
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import Run, runs
+from raymeta.search.progress import TrialEvent
 from raymeta.search.records import TrialRecord
-from raymeta.search.tuner import TrialEvent, read_trials
+from raymeta.search.results import read_trials
 from tests.search.helpers import SPACE, TINY, kill_driver, local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -36,7 +37,7 @@ OVERRIDES = [
 DRIVER = """
 import sys
 from raymeta import api
-api.tune("pen", overrides=sys.argv[2:], runs_dir=sys.argv[1])
+api.tune("pen-maml", overrides=sys.argv[2:], runs_dir=sys.argv[1])
 """
 TIMEOUT_S = 240
 
@@ -106,7 +107,7 @@ def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline and driver.poll() is None:
         os.kill(driver.pid, signal.SIGSTOP)
-        for run in list_runs(runs_dir):
+        for run in runs(runs_dir):
             if is_midway(run):
                 return run
         os.kill(driver.pid, signal.SIGCONT)
@@ -117,7 +118,7 @@ def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
 def refusal_of_a_second(run: Run) -> str:
     """What `tune(resume=…)` says while the driver, though frozen, is there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raymeta.runs.LOCK_S", 0.5)
+        patch.setattr("raymeta.run_folder.LOCK_S", 0.5)
         with pytest.raises(RunError) as refused:
             api.tune(resume=str(run.path))
     return str(refused.value)
@@ -163,9 +164,10 @@ def test_a_running_trial_goes_on_from_its_checkpoint(resumed: Resumed) -> None:
     (trial_id,) = resumed.unfinished()
     known = [step for step, _, _ in resumed.before[trial_id].curve]
     after = [steps for trial, steps in resumed.watcher.reports if trial == trial_id]
-    # Not from the start: Tune may have removed the checkpoint of the last step that it had saved.
-    last = json.loads(resumed.files_before[trial_id][1].splitlines()[-1])["meta_steps"]
-    assert known[-1] <= after[0] <= last + EVAL_EVERY
+    # The trial may have written checkpoints that its frozen driver had not heard of.
+    folder = Path(str(resumed.run.tune_dir)) / trial_id
+    newest = max(int(path.parent.name[-6:]) for path in folder.glob("checkpoint_*/*"))
+    assert after[0] == (newest + 2) * EVAL_EVERY >= known[-1]
     assert after == list(range(after[0], META_STEPS + 1, EVAL_EVERY))
     curve = resumed.report.trials[trial_id].curve
     assert curve[: len(known)] == resumed.before[trial_id].curve
@@ -180,7 +182,8 @@ def test_no_trial_is_lost_or_run_twice(resumed: Resumed) -> None:
     assert {record.status for record in trials.values()} == {"completed"}
     points = {tuple(record.point.values()) for record in trials.values()}
     assert len(points) == NUM_TRIALS
-    folders = {path.parent.name for path in resumed.run.tune_dir.glob("*/result.json")}
+    # A resumed trial has a folder for each session: ID, ID-2, ...
+    folders = {p.parent.name.split("-")[0] for p in resumed.run.tune_dir.glob("*/result.json")}
     assert folders == set(trials)
     written = resumed.run.read_json("trials.json")
     assert [trial["trial_id"] for trial in written] == list(trials)

@@ -1,17 +1,17 @@
-"""Whether an experiment can run on a cluster, said before anything is paid for."""
+"""Checks whether an experiment can run on a cluster, before any machine is paid for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from raymeta.deploy.cluster_file import Cluster
-from raymeta.errors import RaymetaError, ResourceError
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import with_values
-from raymeta.files import write_file
+from raymeta.data.encoder import is_folder
+from raymeta.deploy.files.cluster import Cluster
+from raymeta.errors import DataError, RaymetaError, ResourceError
+from raymeta.experiment.data_files import data_files
+from raymeta.experiment.file import with_values
+from raymeta.experiment.schema import Experiment
 from raymeta.placement import (
     NODES_VARIABLE,
     WORKERS_VARIABLE,
@@ -21,17 +21,18 @@ from raymeta.placement import (
     to_json,
     worker_bundle,
 )
-from raymeta.remote import RemotePath, path_at
-from raymeta.training import estimate_memory
+from raymeta.storage.atomic import write_file
+from raymeta.storage.paths import RemotePath, path_at
+from raymeta.training.trainer import estimate_memory
 
-# What a worker's process takes before it trains: Python, torch and Ray, measured on Linux.
+# Memory of a worker's process before it trains: Python, torch and Ray, measured on Linux.
 PROCESS_BYTES = 450_000_000
-LARGE_DATA_BYTES = 100_000_000  # Ray ships no more than this with a job
+LARGE_DATA_BYTES = 100_000_000  # the most that Ray uploads with a job
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, what was found, and how good that is."""
+    """What was checked, what was found, and how serious it is."""
 
     subject: str
     text: str
@@ -39,7 +40,7 @@ class Finding:
 
 
 def growth(cluster: Cluster) -> list[Nodes] | None:
-    """The nodes that a cluster may grow to; None where its file cannot tell what they have."""
+    """The nodes that a cluster may grow to; None if its file does not state their resources."""
     if any(kind.resources is None for kind in cluster.nodes if not kind.is_head):
         return None
     return [
@@ -50,7 +51,7 @@ def growth(cluster: Cluster) -> list[Nodes] | None:
 
 
 def job_environment(cluster: Cluster) -> dict[str, str]:
-    """What a driver on a cluster is told of its nodes."""
+    """Environment variables that tell a driver about the cluster's nodes."""
     nodes = growth(cluster)
     if nodes is not None:
         return {NODES_VARIABLE: to_json(nodes)}
@@ -58,12 +59,12 @@ def job_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> list[Finding]:
-    """What speaks for and against running `experiment` on `cluster`, all of it.
+    """Everything that is known for and against running `experiment` on `cluster`.
 
     Args:
-        experiment: whose data can serve its episodes.
-        cluster: as `load_cluster` found it.
-        runs_dir: as it would be given to `raymeta submit`; None for the cluster's own.
+        experiment: checked, with its data.
+        cluster: as `load_cluster` returned it.
+        runs_dir: the `--runs-dir` of `raymeta submit`; None for the cluster's own.
     """
     found = [Finding("cluster file", f"{cluster.path} is in order ({cluster.provider})")]
     found += [Finding("cluster file", warning, "warning") for warning in cluster.warnings]
@@ -83,6 +84,7 @@ def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> 
     found.append(_memory(experiment))
     found.append(_storage(runs_dir or cluster.runs_dir))
     found += _data(experiment)
+    found += _encoder(experiment)
     return found
 
 
@@ -131,7 +133,7 @@ def _on_nodes(
 
 
 def _worker_bytes(experiment: Experiment) -> float:
-    """The most that a worker takes, over the file's own values and the ends of searched ones."""
+    """The largest memory of a worker, over the file's values and the ends of searched ranges."""
     candidates = [experiment]
     for key, dimension in experiment.search.space.items():
         for value in dimension.ends:
@@ -170,15 +172,30 @@ def _storage(runs_dir: str | None) -> Finding:
     return Finding("storage", f"{place}: can be written from here; --live asks the nodes")
 
 
+def _encoder(experiment: Experiment) -> Iterator[Finding]:
+    encoder = experiment.tasks.pretrained()
+    if encoder is None:
+        return
+    if is_folder(encoder):
+        text = f"{encoder}: does not travel with the job; every node needs this folder"
+    else:
+        text = f"{encoder}: downloaded by every node that lacks it in its Hugging Face cache"
+    yield Finding("encoder", f"{text}; nodes need raymeta[text] as well", "note")
+
+
 def _data(experiment: Experiment) -> Iterator[Finding]:
-    folder = getattr(experiment.tasks, "data_dir", None)
+    folder = experiment.tasks.data_dir
     if folder is None:
         return
     place = path_at(folder)
     if isinstance(place, RemotePath):
         yield Finding("data", f"{place}: read by every trial")
         return
-    size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
+    try:
+        size = sum(file.stat().st_size for file in data_files(experiment))
+    except (DataError, OSError) as error:
+        yield Finding("data", str(error), "error")
+        return
     text = f"{place}: {size / 1e6:.1f} MB travel with the job, into the run folder"
     if size > LARGE_DATA_BYTES:
         text += f"; Ray takes {LARGE_DATA_BYTES / 1e6:.0f} MB at most, so put them in a storage "
@@ -188,5 +205,5 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
 
 
 def has_errors(findings: list[Finding]) -> bool:
-    """Whether the experiment cannot run there."""
+    """Whether a finding keeps the experiment from running."""
     return any(finding.level == "error" for finding in findings)

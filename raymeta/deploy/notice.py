@@ -1,8 +1,8 @@
-"""Leaves a spot machine in time: `python -m raymeta.deploy.notice aws`, beside Ray on each worker.
+"""Drains a spot machine in time: `python -m raymeta.deploy.notice aws`, beside Ray on each worker.
 
-A cloud tells a machine some time before it takes it away: AWS two minutes, the others 30 seconds.
-Ray does not listen.  This does, and has Ray drain the node: trials there keep a checkpoint and go
-on elsewhere, and no failure is counted.
+Clouds notify a machine before they reclaim it: AWS two minutes ahead, the others 30 seconds.  Ray
+does not watch for the notice.  This process does, and has Ray drain the node: its trials save a
+checkpoint and continue elsewhere, and no failure is counted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-METADATA = "http://169.254.169.254"  # where each cloud answers its machines, and nobody else
+METADATA = "http://169.254.169.254"  # every cloud serves its machines' metadata here
 _PERIOD_S = 2.0
 _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where a cloud tells of the end, how its answer is read, and how long there is from then."""
+    """Where a cloud announces the end of a machine, how to read it, and the seconds until then."""
 
     path: str
     is_notice: Callable[[str], bool]
@@ -39,7 +39,7 @@ def _azure_preempts(answer: str) -> bool:
 
 
 CLOUDS = {
-    # Not there (404) until it is decided.
+    # 404 until the end is decided.
     "aws": Cloud(
         "/latest/meta-data/spot/instance-action",
         lambda answer: json.loads(answer)["action"] in ("terminate", "stop", "hibernate"),
@@ -59,11 +59,11 @@ CLOUDS = {
         {"Metadata": "true"},
     ),
 }
-_open = build_opener(ProxyHandler({})).open  # these addresses are never behind a proxy
+_open = build_opener(ProxyHandler({})).open  # metadata never goes through a proxy
 
 
 def noticed(cloud: Cloud, metadata: str = METADATA) -> bool:
-    """Whether the cloud says that it is about to take this machine away."""
+    """Whether the cloud announces that it will reclaim this machine."""
     headers = dict(cloud.headers)
     try:
         if cloud.session_path is not None:
@@ -74,12 +74,12 @@ def noticed(cloud: Cloud, metadata: str = METADATA) -> bool:
         ask = Request(metadata + cloud.path, headers=headers)  # noqa: S310
         with _open(ask, timeout=_TIMEOUT_S) as answer:
             return cloud.is_notice(answer.read().decode())
-    except (URLError, OSError, ValueError, KeyError):  # no notice yet, or no answer for once
+    except (URLError, OSError, ValueError, KeyError):  # no notice yet, or no answer this time
         return False
 
 
 def drain(seconds: int) -> bool:
-    """Has Ray move everything off this node; whether it took that."""
+    """Has Ray drain this node; returns whether Ray accepted."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
     command += ["--deadline-remaining-seconds", str(seconds)]
@@ -87,7 +87,7 @@ def drain(seconds: int) -> bool:
 
 
 def main(name: str) -> None:
-    """Watches until the machine is to go; one watcher a machine."""
+    """Watches until the machine is reclaimed; one watcher per machine."""
     cloud = CLOUDS[name]
     with Path("~/.raymeta-notice").expanduser().open("w") as only:
         try:

@@ -1,22 +1,17 @@
-"""The end of a cluster: of a cloud's machines, or of Ray on machines that stay."""
+"""Ends a cluster: deletes a cloud's machines, or stops Ray on machines that stay."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from raymeta.deploy.cluster_file import Cluster
+from raymeta.deploy.files.cluster import Cluster
+from raymeta.deploy.files.load import PROVIDERS
 from raymeta.errors import ClusterError
 
-# How clusters end that Ray's launcher did not start.
-_OTHERWISE = {
-    "external": "`ray stop` on this machine, which ends all of Ray there",
-    "kuberay": "`kubectl delete -f {path} -l raymeta=cluster`",
-    "slurm": "`scancel JOBID`; `squeue --me` lists jobs",
-}
-# `ray down` stops Ray on the head alone.  The head has the workers' addresses, and the key to them
-# where Ray's launcher put both; the laptop may not reach them.  The head is first: its autoscaler
-# would start Ray again on a worker that has lost it.
+# `ray down` stops Ray only on the head.  The laptop may not reach the workers; the head has their
+# addresses and the key, where Ray's launcher put them.  The head stops first: its autoscaler would
+# restart Ray on a stopped worker.
 _STOP_ALL = """
 ray stop
 read_workers='import os, yaml
@@ -32,15 +27,17 @@ wait
 
 
 def tear_down(cluster: Cluster) -> None:
-    """Deletes the machines of a cluster in a cloud; stops Ray on all hosts that are reached by ssh.
+    """Deletes a cloud's machines; on your own hosts stops Ray on each.
 
     Raises:
-        ClusterError: it is not one of Ray's launcher, or a host cannot be reached, so that Ray may
-            be left on it.
+        ClusterError: something else ends this kind of cluster, or a host cannot be reached, so Ray
+            may still run on it.
     """
-    if (other := _OTHERWISE.get(cluster.provider)) is not None:
-        raise ClusterError(f"{cluster.path}: ends by {other.format(path=cluster.path)}")
-    said = _ray("exec", str(cluster.path), _STOP_ALL) if cluster.provider == "local" else ""
+    provider = PROVIDERS[cluster.provider]
+    if provider.ends_by is not None:
+        ends_by = provider.ends_by.replace("{path}", str(cluster.path))
+        raise ClusterError(f"{cluster.path}: ends by {ends_by}")
+    said = _ray("exec", str(cluster.path), _STOP_ALL) if provider.stops_workers else ""
     _ray("down", "--yes", str(cluster.path))
     lost = [line.split()[-1] for line in said.splitlines() if line.startswith("unreachable: ")]
     if lost:

@@ -1,7 +1,7 @@
 """The whole meta-gradient as one CUDA graph: one launch instead of thousands of small ones.
 
-A graph replays the same kernels on the same memory, so there is one for every shape of episodes;
-data that comes in ever new shapes, such as sentences, is better served without.
+A graph replays the same kernels on the same memory, so every shape of episodes needs its own.
+Leave it off for data of ever new shapes, such as sentences.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raymeta.meta.maml import Kind, Maml, MetaGradient, episode_masks, masked_meta_gradient
-from raymeta.models import NetworkSpec
-from raymeta.tasks.episodes import Episodes, Examples
+from raymeta.episodes import Episodes, Examples
+from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.inner import episode_masks
+from raymeta.meta.learner import Learner
+from raymeta.nn.networks import NetworkSpec
+from raymeta.problem import Problem
 
 MAX_GRAPHS = 8  # each keeps the memory of a whole meta-gradient
-_WARM_UPS = 3  # what libraries set up at their first calls must not be captured
+_WARM_UPS = 3  # libraries set things up at their first calls, which must not be captured
 
 
 class GraphedMetaGradient:
-    """`raymeta.meta.maml.meta_gradient` for tensors on a GPU.
+    """`Learner.meta_gradient` for tensors on a GPU.
 
-    Shapes are captured at their first call, the first MAX_GRAPHS of them; others run as ever.
+    The first MAX_GRAPHS shapes are captured, each at its first call; others run without a graph.
     """
 
     def __init__(self) -> None:
@@ -31,9 +34,9 @@ class GraphedMetaGradient:
 
     def __call__(
         self,
-        maml: Maml,
+        learner: Learner,
         spec: NetworkSpec,
-        kind: Kind,
+        problem: Problem,
         meta_params: Mapping[str, Tensor],
         episodes: Episodes,
         *,
@@ -42,22 +45,22 @@ class GraphedMetaGradient:
         """As `meta_gradient`."""
         inputs = _inputs(spec, meta_params, episodes)
         shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
-        key = (maml, spec, kind, graph_steps, shapes)
+        key = (learner, spec, problem, graph_steps, shapes)
         if key not in self._captured:
             if len(self._captured) == MAX_GRAPHS:
-                return _run(maml, spec, kind, inputs, graph_steps)
-            self._captured[key] = _Captured(maml, spec, kind, inputs, graph_steps)
+                return _run(learner, spec, problem, inputs, graph_steps)
+            self._captured[key] = _Captured(learner, spec, problem, inputs, graph_steps)
         return self._captured[key].replay(inputs)
 
 
 class _Captured:
-    """A graph with the memory that it reads and writes."""
+    """A captured graph, its inputs and its result."""
 
     def __init__(
         self,
-        maml: Maml,
+        learner: Learner,
         spec: NetworkSpec,
-        kind: Kind,
+        problem: Problem,
         inputs: Mapping[str, Tensor],
         graph_steps: int | None,
     ) -> None:
@@ -66,11 +69,11 @@ class _Captured:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                _run(maml, spec, kind, self._inputs, graph_steps)
+                _run(learner, spec, problem, self._inputs, graph_steps)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._result = _run(maml, spec, kind, self._inputs, graph_steps)
+            self._result = _run(learner, spec, problem, self._inputs, graph_steps)
 
     def replay(self, inputs: Mapping[str, Tensor]) -> MetaGradient:
         """The result for other values of the same shapes."""
@@ -88,7 +91,7 @@ class _Captured:
 def _inputs(
     spec: NetworkSpec, meta_params: Mapping[str, Tensor], episodes: Episodes
 ) -> dict[str, Tensor]:
-    """All tensors that a meta-gradient is a function of, by name."""
+    """All tensors that a meta-gradient depends on, by name."""
     inputs = {f"params.{name}": value for name, value in meta_params.items()}
     for part, examples in (("support", episodes.support), ("query", episodes.query)):
         inputs |= {f"{part}.x": examples.x, f"{part}.y": examples.y}
@@ -99,13 +102,13 @@ def _inputs(
 
 
 def _run(
-    maml: Maml,
+    learner: Learner,
     spec: NetworkSpec,
-    kind: Kind,
+    problem: Problem,
     inputs: Mapping[str, Tensor],
     graph_steps: int | None,
 ) -> MetaGradient:
-    """The meta-gradient from what `_inputs` gave."""
+    """The meta-gradient of the tensors of `_inputs`."""
 
     def examples(part: str) -> Examples:
         return Examples(inputs[f"{part}.x"], inputs[f"{part}.y"], inputs.get(f"{part}.lengths"))
@@ -113,10 +116,9 @@ def _run(
     def of(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in inputs.items() if k.startswith(prefix)}
 
-    return masked_meta_gradient(
-        maml,
+    return learner.masked_meta_gradient(
         spec,
-        kind,
+        problem,
         of("params."),
         examples("support"),
         examples("query"),

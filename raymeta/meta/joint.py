@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raymeta.meta.maml import Kind, episode_losses
-from raymeta.models import NetworkSpec, Params, dropout_masks, expand_params, forward
-from raymeta.tasks.episodes import Episodes, Examples
+from raymeta.episodes import Episodes, Examples
+from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, expand_params, forward
+from raymeta.problem import Problem
 
 
 def joint_spec(spec: NetworkSpec, num_train_classes: int, fixed_labels: bool) -> NetworkSpec:
-    """The network with a head for all classes of meta-training, unless its own head serves."""
+    """The network with a head for all classes of meta-training; fixed labels keep its own head."""
     return spec if fixed_labels else replace(spec, num_outputs=num_train_classes)
 
 
@@ -47,7 +47,7 @@ def joint_batch(episodes: Episodes, fixed_labels: bool) -> Examples:
 
 
 def joint_gradient(
-    spec: NetworkSpec, kind: Kind, params: Params, batch: Examples, seed: int
+    spec: NetworkSpec, problem: Problem, params: Params, batch: Examples, seed: int
 ) -> tuple[Params, Tensor]:
     """The gradient of the batch's mean loss, and the loss."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -56,7 +56,7 @@ def joint_gradient(
     if spec.dropout > 0:
         masks = dropout_masks(spec, torch.tensor([seed]), expanded)
     outputs = forward(spec, expanded, batch.x, batch.lengths, masks)
-    loss = episode_losses(outputs, batch.y, kind).sum()
+    loss = problem.loss(outputs, batch.y).sum()
     grads = torch.autograd.grad(loss, list(leaves.values()))
     return dict(zip(leaves, grads, strict=True)), loss.detach()
 

@@ -1,9 +1,9 @@
-"""How much of a meta-gradient is kept in memory at once: an estimate, and a choice by it.
+"""Memory of a meta-step: an estimate, and a plan that keeps within a limit.
 
-A meta-step of one worker can keep the graph of every adaptation step (the fastest way), or take the
-steps again on the way back (memory that does not grow with their number; see
-`raymeta.meta.maml.meta_gradient`), and do so for all its episodes or for chunks of them.  None of
-this changes the result beyond rounding.
+A worker can keep the graph of every adaptation step (fastest), or recompute the
+steps on the backward pass (memory that does not grow with their number; see
+`raymeta.meta.gradient`), and do so for all its episodes or for chunks of them.  The
+result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from raymeta.meta.maml import SEGMENT, Maml
-from raymeta.models import NetworkSpec, Params
-from raymeta.scans import NUM_GATES, Cell
-from raymeta.tasks.episodes import Episodes, Examples
+from raymeta.episodes import Episodes, Examples
+from raymeta.meta.gradient import SEGMENT
+from raymeta.meta.learner import Learner
+from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.torch_scans import NUM_GATES, Cell
 
 GraphMode = Literal["auto", "full", "flat"]
 
@@ -25,7 +26,7 @@ _KEPT: dict[Cell, int] = {"rnn": 3, "gru": 12, "lstm": 12}
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Episodes at once, adaptation steps whose graph is kept, and the estimate of the peak."""
+    """Episodes at once, adaptation steps with a kept graph, and the estimated peak in bytes."""
 
     chunk_size: int
     graph_steps: int
@@ -33,7 +34,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    maml: Maml,
+    learner: Learner,
     spec: NetworkSpec,
     meta_params: Params,
     episodes: Episodes,
@@ -45,30 +46,32 @@ def plan_memory(
     """The plan for the episodes of a meta-step.
 
     Args:
-        maml: settings of the inner loop.
+        learner: whose meta-gradient is taken.
         spec: the network.
         meta_params: without episode axis.
-        episodes: all episodes of one worker, whose shapes count.
-        mode: `full` keeps all graphs, `flat` none; `auto` is full where all episodes fit so.
-        chunk_size: episodes at once; None for as many as fit, one at least.
-        limit_bytes: what may be taken.
+        episodes: all episodes of one worker; only their shapes matter.
+        mode: `full` keeps all graphs, `flat` none; `auto` is full if all episodes fit.
+        chunk_size: episodes at once; None for as many as fit, at least one.
+        limit_bytes: the most memory to use.
     """
     total = len(episodes)
     sizes = {
-        steps: _episode_bytes(maml, spec, meta_params, episodes, steps)
-        for steps in (maml.adaptation_steps, 0)
+        steps: _episode_bytes(learner, spec, meta_params, episodes, steps)
+        for steps in (learner.adaptation_steps, 0)
     }
-    full = sizes[maml.adaptation_steps]
+    full = sizes[learner.adaptation_steps]
     at_once = min(chunk_size or total, total)
-    keep = mode == "full" or (mode == "auto" and full * at_once <= limit_bytes)
-    kept = maml.adaptation_steps if keep else 0
+    keep = learner.keeps_graphs and (
+        mode == "full" or (mode == "auto" and full * at_once <= limit_bytes)
+    )
+    kept = learner.adaptation_steps if keep else 0
     if chunk_size is None:
         at_once = max(1, min(total, int(min(limit_bytes / sizes[kept], total))))
     return MemoryPlan(at_once, kept, sizes[kept] * at_once)
 
 
 def _episode_bytes(
-    maml: Maml, spec: NetworkSpec, meta_params: Params, episodes: Episodes, graph_steps: int
+    learner: Learner, spec: NetworkSpec, meta_params: Params, episodes: Episodes, graph_steps: int
 ) -> int:
     """The estimated peak for one episode."""
     reference = next(iter(meta_params.values()))
@@ -80,13 +83,24 @@ def _episode_bytes(
 
     support, query = values(episodes.support), values(episodes.query)
     graph = _KEPT[spec.cell]
-    kept = graph_steps * support * graph
-    # On the way back one segment is differentiated: its graphs, tangents and adjoints.
-    at_once = min(SEGMENT, maml.adaptation_steps) if graph_steps == 0 else 1
-    passing = max(support * (at_once * graph + 3 * gates + 4), query * (graph + gates))
-    # Every step has parameters of its own, and their gradients where its graph is kept.
     sizes = sum(value.numel() for value in meta_params.values())
-    steps = 2 * graph_steps if graph_steps else maml.adaptation_steps / SEGMENT
-    params = int(sizes * (steps + 8))
     layer_dtype = spec.layer_dtype or reference.dtype
+    if learner.adaptation_steps == 0:  # one pass over all examples, with parameters for all
+        passing = (support + query) * (graph + gates)
+        num_examples = episodes.support.y.shape[1] + episodes.query.y.shape[1]
+        heads = num_examples * (4 * spec.output_size + 4 * num_examples)
+        return passing * layer_dtype.itemsize + heads * reference.dtype.itemsize
+    if not learner.keeps_graphs:  # one step on all examples, and its parameters after every step
+        passing = (support + query) * (graph + gates)
+        params = sizes * (learner.adaptation_steps + 8)
+        return passing * layer_dtype.itemsize + params * reference.dtype.itemsize
+    # The query's loss after every step keeps a graph of its own.
+    per_step = (support + query if learner.has_step_losses else support) * graph
+    kept = graph_steps * per_step
+    # On the way back one segment is differentiated: its graphs, tangents and adjoints.
+    at_once = min(SEGMENT, learner.adaptation_steps) if graph_steps == 0 else 1
+    passing = max(at_once * per_step + support * (3 * gates + 4), query * (graph + gates))
+    # Every step has parameters of its own, and their gradients where its graph is kept.
+    steps = 2 * graph_steps if graph_steps else learner.adaptation_steps / SEGMENT
+    params = int(sizes * (steps + 8))
     return (kept + passing) * layer_dtype.itemsize + params * reference.dtype.itemsize

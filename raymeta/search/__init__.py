@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from raymeta.experiment.parameter import Parameter
 from raymeta.search.saved import is_saved
 from raymeta.search.searcher import AxSearcher
-from raymeta.search.space import Parameter, Space, search_space
+from raymeta.search.space import Space, search_space
 
 __all__ = ["AxSearcher", "Parameter", "Space", "is_saved", "search_space"]

@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from ax.adapter.base import Adapter
 from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
 from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
-from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
 from ax.api.utils.structs import GenerationStrategyDispatchStruct
+from ax.core.data_utils import DataLoaderConfig
 from ax.core.experiment import Experiment
-from ax.exceptions.core import AxError, SearchSpaceExhausted
+from ax.core.trial_status import TrialStatus
+from ax.exceptions.core import SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
-from botorch.acquisition.logei import (
-    qLogExpectedImprovement,
-    qLogNoisyExpectedImprovement,
-)
-from botorch.acquisition.monte_carlo import qUpperConfidenceBound
-from botorch.acquisition.multi_objective.logei import (
-    qLogExpectedHypervolumeImprovement,
-    qLogNoisyExpectedHypervolumeImprovement,
-)
 from botorch.exceptions.warnings import InputDataWarning
 from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
 
+from raymeta.acquisitions import BY_NAME
+from raymeta.errors import SearchError
+from raymeta.search.ax_parameters import FEASIBLE, MOST_LISTED, AxSpace
 from raymeta.search.categorical_gp import CategoricalGP
+from raymeta.search.constraints import nearest_feasible
 from raymeta.search.curves import final_values
-from raymeta.search.records import Source, TrialRecord
+from raymeta.search.feasibility import Feasibility
+from raymeta.search.records import Proposal, Source, TrialRecord
+from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
 from raymeta.search.settings import SearchSettings, least_completed
-from raymeta.search.space import LinearConstraint, Parameter, Point, Space
+from raymeta.search.space import Point, Space
 
-_ACQUISITIONS = {
-    "auto": None,
-    "log_ei": qLogExpectedImprovement,
-    "log_nei": qLogNoisyExpectedImprovement,
-    "ucb": qUpperConfidenceBound,
-    "log_ehvi": qLogExpectedHypervolumeImprovement,
-    "log_nehvi": qLogNoisyExpectedHypervolumeImprovement,
-}
 _MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
-_MOST_STEPS = 64  # of a parameter that Ax treats as ordered choices; above, as a range
-_MOST_DRAWS = 10_000
+_LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain single failures away
+_AHEAD = "ahead "  # of proposals that no trial has taken up yet
+_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
+_MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
+_LONGEST_REASON = 300  # characters of a library's message
 # More starts than these found no better points, only later.
 _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 # Of many candidates at once each is worth less care, and slots wait for them; with dozens of
@@ -59,7 +51,13 @@ _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 _MANY_AT_ONCE = 16
 _QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}
 
-_log = logging.getLogger(__name__)
+
+class _WithFailures(DataLoaderConfig):
+    """Lets the model see the data of failed trials: that they failed."""
+
+    @property
+    def statuses_to_fit(self) -> set[TrialStatus]:
+        return {*super().statuses_to_fit, TrialStatus.FAILED}
 
 
 class AxModel:
@@ -77,10 +75,10 @@ class AxModel:
     ) -> None:
         set_ax_logger_levels(logging.ERROR)
         self._space, self._settings = space, settings
-        self._constraints = [LinearConstraint.parse(text) for text in space.constraints]
-        self._grids = {p.name: _grid(p) for p in space.parameters}
-        self._is_discrete = None not in map(_count, space.parameters)
-        self._points = self._all_points()
+        self.ax_space = AxSpace(space, settings)
+        self._sampler = PointSampler(space)
+        self._is_discrete = all(p.num_values is not None for p in space.parameters)
+        self._points = all_points(space, MOST_DRAWS)  # of a small discrete space
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
         self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
@@ -88,11 +86,12 @@ class AxModel:
 
     # ------------------------------------------------------------------- the searcher's calls
 
-    def propose(self, changes: Mapping[str, TrialRecord]) -> tuple[Point, Source] | None:
-        """A new candidate given all that is known and running.
+    def propose(self, changes: Mapping[str, TrialRecord]) -> Proposal | None:
+        """Proposes a point, given all finished and running trials.
 
-        None when every point of a discrete space has been tried.  Where the model cannot be fitted
-        or optimised, the candidate is a random point: a search must not end for that.
+        Returns:
+            None when every point of a discrete space has been tried.  Where a library fails to fit
+            or optimise the model, a random point whose source is `fallback`, with the reason.
         """
         self.learn(changes)
         if self._points is not None and all(self._is_tried(point) for point in self._points):
@@ -101,46 +100,67 @@ class AxModel:
             return self._draw()
         try:
             self._refresh_estimates()
+            self._refresh_feasibility()
             with warnings.catch_warnings():
                 # The power transform standardises by 1/n, and BoTorch checks by 1/(n - 1).
                 warnings.simplefilter("ignore", InputDataWarning)
                 ((index, values),) = self._client.get_next_trials(max_trials=1).items()
-        except (SearchSpaceExhausted, GenerationStrategyCompleted):
-            return self._draw()
-        except Exception as error:  # noqa: BLE001  (of four libraries, and of ever new kinds)
-            _log.warning("a random point instead of Ax's: %s", error)
-            return self._draw()
+        except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
+            return self._draw(reason=self._brief(error))
+        except Exception as error:  # four libraries raise whatever they like when a fit fails
+            if _is_raised_here(error):
+                raise
+            return self._draw("fallback", self._brief(error))
         node = self._client.summarize(trial_indices=[index])["generation_node"].iloc[0]
         source: Source = "bo" if node == "MBM" else "sobol"
-        proposed = {name: _plain(value) for name, value in values.items()}
-        point = self._tidied(proposed)
+        proposed = self.ax_space.from_ax(values)
+        point = self._space.tidied(proposed)
         self._open = (index, point)
-        if point != proposed:
+        likelier = self._likelier_to_succeed(point) if source == "bo" else None
+        if likelier is not None:
+            self._discard()
+            point = likelier
+        elif point != proposed:
             self._discard()  # Ax is told of the point that is tried, not of the one before rounding
+            point = self._made_feasible(point)
         if self._is_discrete and self._is_tried(point):
             self._discard()
-            return self._draw()
-        return point, source
+            neighbour = self._untried_neighbour(point)
+            if neighbour is None:
+                return self._draw(reason="Ax proposed a point that was tried before")
+            point = neighbour
+        return Proposal(point, source)
 
-    def propose_several(
-        self, changes: Mapping[str, TrialRecord], count: int
-    ) -> list[tuple[Point, Source]]:
-        """Candidates for so many trials at once, each given the ones before; fewer at the end."""
+    def propose_several(self, changes: Mapping[str, TrialRecord], count: int) -> list[Proposal]:
+        """Proposes points for several trials at once, each given the ones before.
+
+        Returns:
+            Fewer than `count` when the space is exhausted or the model fails: the failure is the
+            last of them, since the rest would fail alike.
+        """
         quick = count >= _MANY_AT_ONCE
         self._acquisition_search.update(_QUICK_SEARCH if quick else _ACQUISITION_SEARCH)
-        found: list[tuple[Point, Source]] = []
+        found: list[Proposal] = []
         while len(found) < count:
             proposal = self.propose(changes)
             if proposal is None:
                 break
             found.append(proposal)
-            changes = {f"ahead {len(found)}": TrialRecord(*proposal)} if count > 1 else {}
+            pending = TrialRecord(proposal.point, proposal.source)
+            changes = {f"{_AHEAD}{len(found)}": pending} if count > 1 else {}
+            if proposal.source == "fallback":
+                break
         if count > 1:
             # Nobody knows whether they will be tried: to what comes next, they are not pending.
-            self.learn({f"ahead {n}": TrialRecord(*p, "failed") for n, p in enumerate(found, 1)})
+            self.learn(
+                {
+                    f"{_AHEAD}{number}": TrialRecord(proposal.point, proposal.source, "failed")
+                    for number, proposal in enumerate(found, 1)
+                }
+            )
             for number in range(1, len(found) + 1):
-                self._tried.discard(self._key(self._records.pop(f"ahead {number}").point))
-                del self._indices[f"ahead {number}"]
+                self._tried.discard(self._key(self._records.pop(f"{_AHEAD}{number}").point))
+                del self._indices[f"{_AHEAD}{number}"]
         return found
 
     def learn(self, changes: Mapping[str, TrialRecord]) -> None:
@@ -171,31 +191,39 @@ class AxModel:
         """Ax's experiment, and its model fitted to all that is known.
 
         Raises:
-            AxError: there is no model (Sobol, random), or too little to fit it to.
+            SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        self._refresh_estimates()
         node = next((n for n in self._strategy()._nodes if n.name == "MBM"), None)  # noqa: SLF001
         if node is None:
-            raise AxError(f"method {self._settings.method} has no model")
+            raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
-        node._fit(experiment)  # noqa: SLF001
-        return experiment, node.generator_specs[0].fitted_adapter
+        try:
+            self._refresh_estimates()
+            node._fit(experiment)  # noqa: SLF001
+            return experiment, node.generator_specs[0].fitted_adapter
+        except Exception as error:  # as in `propose`
+            if _is_raised_here(error):
+                raise
+            raise SearchError(
+                f"no model can be fitted to these trials: {self._brief(error)}"
+            ) from error
 
     # ------------------------------------------------------------------- within
 
     def _start_over(self) -> None:
         """A new Ax experiment with all records."""
-        settings = self._settings
+        settings, ax_space = self._settings, self.ax_space
         self._client = Client(random_seed=settings.seed)
         self._client.configure_experiment(
-            [_ax_parameter(p, self._grids[p.name]) for p in self._space.parameters],
-            parameter_constraints=list(self._space.constraints) or None,
+            ax_space.parameters, parameter_constraints=ax_space.constraints or None
         )
-        signs = (name if mode == "max" else f"-{name}" for name, mode in settings.objectives)
         self._client.configure_optimization(
-            ", ".join(signs), outcome_constraints=list(settings.outcome_constraints) or None
+            ax_space.objective, outcome_constraints=ax_space.outcome_constraints or None
         )
-        self._client.set_generation_strategy(self._strategy())
+        self._generation_strategy = self._strategy()
+        self._client.set_generation_strategy(self._generation_strategy)
+        self._is_failing = False  # whether Ax knows of failed trials
+        self._told_feasible: set[str] = set()
         self._rng = np.random.default_rng((settings.seed, len(self._records)))
         self._indices: dict[str, int] = {}  # Ax's trial_index by Tune's trial_id
         self._open = None
@@ -216,6 +244,7 @@ class AxModel:
             else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
         )
         is_random = settings.method == "sobol"
+        acquisition = BY_NAME.get(settings.acquisition)  # None leaves the choice to Ax
         strategy = choose_generation_strategy(
             GenerationStrategyDispatchStruct(
                 method="random_search" if is_random else "custom",
@@ -229,7 +258,7 @@ class AxModel:
                 torch_device=settings.device,
             ),
             model_config=None if is_random else model,
-            botorch_acqf_class=_ACQUISITIONS[settings.acquisition],
+            botorch_acqf_class=None if acquisition is None else acquisition.load(),
         )
         for node in strategy._nodes:  # noqa: SLF001  (there is no other way to these options)
             for spec in node.generator_specs:
@@ -250,7 +279,7 @@ class AxModel:
             if self._open is not None and self._open[1] == record.point:
                 index, self._open = self._open[0], None
             else:
-                index = self._client.attach_trial(self._for_ax(record.point))
+                index = self._client.attach_trial(self.ax_space.to_ax(record.point))
             self._indices[trial_id] = index
             self._tried.add(self._key(record.point))
         elif self._client._experiment.trials[index].status.is_terminal:  # noqa: SLF001
@@ -264,7 +293,10 @@ class AxModel:
                 self._client.complete_trial(index)
             case "early_stopped":
                 # As what it is, beside the metric that is optimised: that one gets an estimate.
-                seen = {f"{m} when stopped": c[-1][1] for m, c in self._curves(record).items()}
+                seen = {
+                    f"{self.ax_space.metrics[m]}_when_stopped": c[-1][1]
+                    for m, c in self._curves(record).items()
+                }
                 self._client.attach_data(index, seen)
                 self._client.mark_trial_early_stopped(index)
             case "failed":
@@ -298,13 +330,75 @@ class AxModel:
                     self._client.attach_data(self._indices[trial_id], self._data(estimate))
                     self._estimates[trial_id] = estimate
 
+    def _refresh_feasibility(self) -> None:
+        """Tells Ax where trials have failed, as a bounded metric; nothing before the first failure.
+
+        The acquisition function multiplies by the probability of feasibility (Gardner et al. 2014),
+        here that of a Gaussian process on 0 and 1.
+        """
+        known = self._successes()
+        if not 0 < sum(known.values()) < len(known):
+            return
+        acquisition = BY_NAME.get(self._settings.acquisition)
+        if acquisition is not None and not acquisition.takes_failures:
+            return
+        if not self._is_failing:
+            self._is_failing = True
+            bounds = [*self.ax_space.outcome_constraints, self.ax_space.feasibility_constraint]
+            self._client.configure_optimization(self.ax_space.objective, outcome_constraints=bounds)
+            for node in self._generation_strategy._nodes:  # noqa: SLF001
+                if node.name == "MBM":
+                    for spec in node.generator_specs:
+                        spec.generator_kwargs["data_loader_config"] = _WithFailures()
+                        # No power transform makes 0 and 1 normal: their noise becomes infinite.
+                        metrics = list(self.ax_space.metrics.values())
+                        configs = {"PowerTransformY": {"metrics": metrics}}
+                        spec.generator_kwargs["transform_configs"] = configs
+        for trial_id, value in known.items():
+            if trial_id not in self._told_feasible:
+                self._client.attach_data(self._indices[trial_id], {FEASIBLE: (value, _LABEL_SEM)})
+                self._told_feasible.add(trial_id)
+
+    def _successes(self) -> dict[str, float]:
+        """By trial, 1 where it gave a value and 0 where it failed."""
+        values = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
+        return {
+            trial_id: values[record.status]
+            for trial_id, record in self._records.items()
+            if record.status in values and not trial_id.startswith(_AHEAD)
+        }
+
+    def _likelier_to_succeed(self, point: Point) -> Point | None:
+        """A point to try in place of one that is likely to fail; None where there is none.
+
+        It is the nearest of random points that are likely to succeed, the likeliest if none is.
+        """
+        known = self._successes()
+        succeeded = [self._records[trial_id].point for trial_id, value in known.items() if value]
+        failed = [self._records[trial_id].point for trial_id, value in known.items() if not value]
+        if not succeeded or not failed:
+            return None
+        feasibility = Feasibility(self._space, succeeded, failed)
+        if feasibility.probabilities([point])[0] >= _LEAST_LIKELY:
+            return None
+        drawn = [self._sampler.draw(self._rng) for _ in range(_MOST_REDRAWN)]
+        points = [p for p in drawn if not self._is_tried(p)]
+        if not points:
+            return None
+        likely = feasibility.probabilities(points)
+        distances = feasibility.distances(points, point)
+        if likely.max() < _LEAST_LIKELY:
+            return points[int(likely.argmax())]
+        distances[likely < _LEAST_LIKELY] = np.inf
+        return points[int(distances.argmin())]
+
     def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
         return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}
 
     def _data(self, values: Mapping[str, tuple[float, float | None]]) -> dict[str, Any]:
         """As Ax takes it: with the standard error where all trials have one."""
         return {
-            metric: (mean, sem) if metric in self._noise_known else mean
+            self.ax_space.metrics[metric]: (mean, sem) if metric in self._noise_known else mean
             for metric, (mean, sem) in values.items()
         }
 
@@ -325,45 +419,30 @@ class AxModel:
 
     # ------------------------------------------------------------------- points
 
-    def _tidied(self, values: Mapping[str, Any]) -> Point:
-        """The point to try: on the steps, within the bounds, with those parameters that exist."""
-        point: Point = {}
-        for parameter in self._in_order():
-            if parameter.exists_in(point) and parameter.name in values:
-                value = values[parameter.name]
-                if parameter.choices is None:
-                    value = parameter.snapped(value)
-                point[parameter.name] = value
-        return {p.name: point[p.name] for p in self._space.parameters if p.name in point}
+    def _made_feasible(self, point: Point) -> Point:
+        """Mends what rounding to whole numbers has done to the constraints."""
+        constraints = self._space.linear_constraints
+        if all(constraint.holds(point) for constraint in constraints):
+            return point
+        return nearest_feasible(point, self._space.parameters, constraints)
 
-    def _for_ax(self, point: Point) -> Point:
-        """A point of ours as Ax takes it, with fixed values for the parameters that it lacks."""
-        whole = {p.name: p.exact(point.get(p.name, p.first)) for p in self._space.parameters}
-        floats = {p.name for p in self._space.parameters if _is_float(p, self._grids[p.name])}
-        return {name: float(v) if name in floats else v for name, v in whole.items()}
+    def _untried_neighbour(self, point: Point) -> Point | None:
+        """The nearest untried point along a wide range of whole numbers or steps.
 
-    def _random_point(self) -> Point:
-        """Uniform in the space, by rejection where there are constraints."""
-        for _ in range(_MOST_DRAWS):
-            point: Point = {}
-            for parameter in self._in_order():
-                if parameter.exists_in(point):
-                    point[parameter.name] = _random_value(parameter, self._rng)
-            if all(constraint.holds(point) for constraint in self._constraints):
-                return self._tidied(point)
-        raise AxError(f"no point in {_MOST_DRAWS} fulfils {', '.join(self._space.constraints)}")
-
-    def _in_order(self) -> list[Parameter]:
-        """Parents before those that depend on them."""
-        ordered: list[Parameter] = []
-        rest = list(self._space.parameters)
-        while rest:
-            known = {p.name for p in ordered}
-            ready = [p for p in rest if p.when is None or p.when[0] in known]
-            assert ready, "conditions form no circle"
-            ordered += ready
-            rest = [p for p in rest if p not in ready]
-        return ordered
+        To Ax such a range is one of real numbers, of which several are rounded to the same point.
+        """
+        constraints = self._space.linear_constraints
+        for distance in range(1, len(self._tried) + 1):
+            for parameter in self._space.parameters:
+                count = parameter.num_values or 0
+                if parameter.name not in point or parameter.choices or count <= MOST_LISTED:
+                    continue
+                for way in (distance, -distance):
+                    value = point[parameter.name] + way * (parameter.step or 1)
+                    near = {**point, parameter.name: parameter.snapped(value)}
+                    if not self._is_tried(near) and all(c.holds(near) for c in constraints):
+                        return near
+        return None
 
     def _is_tried(self, point: Point) -> bool:
         return self._key(point) in self._tried
@@ -373,116 +452,27 @@ class AxModel:
             (p.name, p.exact(point[p.name])) for p in self._space.parameters if p.name in point
         )
 
-    def _all_points(self) -> list[Point] | None:
-        """Of a discrete space, if they are not too many."""
-        counts = [count for count in map(_count, self._space.parameters) if count is not None]
-        if not self._is_discrete or math.prod(counts) > _MOST_DRAWS:
-            return None
-        grids = [grid for grid in self._grids.values() if grid is not None]
-        points = (
-            self._tidied(dict(zip(self._grids, values, strict=True)))
-            for values in itertools.product(*grids)
-        )
-        distinct = {frozenset(point.items()): point for point in points}
-        return [p for p in distinct.values() if all(c.holds(p) for c in self._constraints)]
+    def _draw(self, source: Source = "random", reason: str = "") -> Proposal | None:
+        """Draws a random point; from a discrete space an untried one, None if there is none."""
+        point = self._untried_point()
+        return None if point is None else Proposal(point, source, reason)
 
-    def _draw(self) -> tuple[Point, Source] | None:
-        """A random point; of a discrete space one that is untried, None if there is none."""
+    def _brief(self, error: BaseException) -> str:
+        """The kind of an error and the start of its message, on one line and in our names."""
+        text = self.ax_space.own_text(" ".join(f"{type(error).__name__}: {error}".split()))
+        return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
+
+    def _untried_point(self) -> Point | None:
         if not self._is_discrete:
-            return self._random_point(), "random"
+            return self._sampler.draw(self._rng)
         if self._points is None:
-            points = (self._random_point() for _ in range(_MOST_DRAWS))
-            return next(((point, "random") for point in points if not self._is_tried(point)), None)
+            points = (self._sampler.draw(self._rng) for _ in range(MOST_DRAWS))
+            return next((point for point in points if not self._is_tried(point)), None)
         left = [point for point in self._points if not self._is_tried(point)]
-        return (left[int(self._rng.integers(len(left)))], "random") if left else None
+        return left[int(self._rng.integers(len(left)))] if left else None
 
 
-def _count(parameter: Parameter) -> int | None:
-    """How many values a discrete parameter has; None for a continuous one."""
-    if parameter.choices is not None:
-        return len(parameter.choices)
-    assert parameter.low is not None
-    assert parameter.high is not None
-    step = parameter.step or (1 if parameter.integer else None)
-    return None if step is None else math.floor((parameter.high - parameter.low) / step + 1e-9) + 1
-
-
-def _grid(parameter: Parameter) -> list[Any] | None:
-    """All values of a discrete parameter, if they are not too many."""
-    if parameter.choices is not None:
-        return list(parameter.choices)
-    count = _count(parameter)
-    if count is None or count > _MOST_DRAWS:
-        return None
-    assert parameter.low is not None
-    step = parameter.step or 1
-    return [parameter.snapped(parameter.low + number * step) for number in range(count)]
-
-
-def _ax_parameter(
-    parameter: Parameter, grid: list[Any] | None
-) -> RangeParameterConfig | ChoiceParameterConfig:
-    """As Ax takes it: conditional ones too exist in every point of Ax's.
-
-    Ax's own conditions know but one value of the parent; and its model fills in what is missing.
-    """
-    values = _ax_choices(parameter, grid)
-    if values is not None:
-        return ChoiceParameterConfig(
-            name=parameter.name,
-            values=values,
-            parameter_type=_type_name(values[0]),
-            is_ordered=parameter.is_ordered,
-        )
-    assert parameter.low is not None
-    assert parameter.high is not None
-    return RangeParameterConfig(
-        name=parameter.name,
-        bounds=(parameter.low, parameter.high),
-        parameter_type="float" if _is_float(parameter, grid) else "int",
-        scaling="log" if parameter.log else "linear",
-    )
-
-
-def _ax_choices(parameter: Parameter, grid: list[Any] | None) -> list[Any] | None:
-    """The values of a parameter that is a choice to Ax.
-
-    On steps too many, or on a log scale, Ax searches the range, and `snapped` rounds.
-    """
-    if parameter.choices is not None:
-        return list(parameter.choices)
-    stepped = parameter.step is not None and not parameter.log
-    return grid if stepped and grid is not None and len(grid) <= _MOST_STEPS else None
-
-
-def _is_float(parameter: Parameter, grid: list[Any] | None) -> bool:
-    """Whether Ax searches a range of real numbers for it."""
-    if _ax_choices(parameter, grid) is not None:
-        return False
-    return not parameter.integer or parameter.step is not None
-
-
-def _random_value(parameter: Parameter, rng: np.random.Generator) -> Any:
-    if parameter.choices is not None:
-        return parameter.choices[rng.integers(len(parameter.choices))]
-    assert parameter.low is not None
-    assert parameter.high is not None
-    low, high = parameter.low, parameter.high
-    if parameter.log:
-        return parameter.snapped(math.exp(rng.uniform(math.log(low), math.log(high))))
-    if parameter.integer and parameter.step is None:
-        return int(rng.integers(round(low), round(high) + 1))
-    return parameter.snapped(rng.uniform(low, high))
-
-
-def _type_name(value: object) -> Literal["bool", "int", "float", "str"]:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    return "float" if isinstance(value, float) else "str"
-
-
-def _plain(value: Any) -> Any:
-    """Numpy scalars as Python's own, which YAML and JSON can hold."""
-    return value.item() if hasattr(value, "item") else value
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether raymeta's own code raised it: then it is a bug, not a fit that failed."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("raymeta.")

@@ -7,43 +7,34 @@ RUN/search/importance.json  the parameters' shares of the objective's variance
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 import pandas as pd
 import torch
-from ax.adapter.base import Adapter
-from ax.adapter.transforms.one_hot import OH_PARAM_INFIX
-from ax.analysis.plotly import (
-    ContourPlot,
-    CrossValidationPlot,
-    ScatterPlot,
-    SensitivityAnalysisPlot,
-    SlicePlot,
-    UtilityProgressionAnalysis,
-)
 from ax.analysis.plotly.plotly_analysis import PlotlyAnalysisCard
 from ax.core.analysis_card import AnalysisCardBase
-from ax.core.experiment import Experiment
 from plotly.graph_objects import Figure
 
 from raymeta.errors import SearchError
-from raymeta.files import write_file
-from raymeta.remote import AnyPath
 from raymeta.search.ax_model import AxModel
+from raymeta.search.ax_parameters import AxSpace
+from raymeta.search.plots import PLOTS
+from raymeta.search.plots.fitted import FittedSearch, plotted
 from raymeta.search.records import TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
+from raymeta.storage.atomic import write_file
+from raymeta.storage.paths import AnyPath
 
 IMPORTANCE_FILE = "importance.json"
 FEWEST_TRIALS = 4  # below, the model knows next to nothing
-_MOST_SLICES = 3  # of the most important parameters; the contour is that of the first two
+_LONGEST_FILE_NAME = 60  # characters; a file system counts bytes
 
 
 @dataclass(frozen=True)
@@ -121,60 +112,58 @@ def explain(
             warnings.simplefilter("ignore")  # of the libraries, about each other
             model = AxModel(space, replace(settings, method="bo"))
             model.learn(records)
-            try:
-                experiment, adapter = model.fitted()
-            except Exception as error:  # of four libraries, and of ever new kinds
-                raise SearchError(f"no model can be fitted to these trials: {error}") from error
-            collected = _Collection(experiment, adapter)
-            collected.compute(space, settings)
+            search = FittedSearch(space, settings, model.ax_space, *model.fitted())
+            analyses, missing = _computed(search)
     finally:
         torch.set_num_threads(threads)
-    return Explanation(collected.analyses, collected.importance, collected.missing)
+    return Explanation(analyses, search.shares(settings.metrics[0]), missing)
 
 
-class _Collection:
-    """Runs analyses one by one, keeping what succeeds and why the others did not."""
-
-    def __init__(self, experiment: Experiment, adapter: Adapter) -> None:
-        self.analyses: list[Analysis] = []
-        self.missing: dict[str, str] = {}
-        self.importance: dict[str, float] = {}
-        self._experiment, self._adapter = experiment, adapter
-
-    def compute(self, space: Space, settings: SearchSettings) -> None:
-        metrics = settings.metrics
-        self._add("best_value", UtilityProgressionAnalysis())
-        for (x, _), (y, _) in itertools.combinations(settings.objectives, 2):
-            front = ScatterPlot(x, y, use_model_predictions=False, show_pareto_frontier=True)
-            self._add(f"front {x} {y}", front)
-        self._add("cross_validation", CrossValidationPlot(metric_names=metrics))
-        for metric in metrics:
-            found = self._add(f"importance {metric}", SensitivityAnalysisPlot(metric, top_k=None))
-            shares = _shares(found, space)
-            if metric == metrics[0]:
-                self.importance = shares
-            for names in _views(space, shares):
-                plot = SlicePlot(*names, metric) if len(names) == 1 else ContourPlot(*names, metric)
-                kind = "slice" if len(names) == 1 else "contour"
-                self._add(f"{kind} {metric} {' '.join(names)}", plot)
-
-    def _add(self, name: str, analysis: Any) -> pd.DataFrame | None:
-        result = analysis.compute_or_error_card(experiment=self._experiment, adapter=self._adapter)
-        cards = list(_cards(result))
-        for number, card in enumerate(cards, 1):
-            file = re.sub(r"[^\w.-]+", "-", name) + (f"-{number}" if len(cards) > 1 else "")
-            self.analyses.append(
-                Analysis(file, card.title, card.subtitle, card.df, card.get_figure())
-            )
-        if not cards:
-            self.missing[name] = _reason(result)
-        return cards[0].df if cards else None
+def _computed(search: FittedSearch) -> tuple[list[Analysis], dict[str, str]]:
+    """All plots that succeed, and the reasons why others do not."""
+    analyses: list[Analysis] = []
+    missing: dict[str, str] = {}
+    for plot in PLOTS:
+        for name, result in plot(search):
+            cards = list(plotted(result))
+            if not cards:
+                missing[name] = search.names.own_text(_reason(result))
+            for number, card in enumerate(cards, 1):
+                file = _file_name(f"{name} {number}" if len(cards) > 1 else name)
+                while any(file.lower() == other.name.lower() for other in analyses):
+                    file += "-"
+                analyses.append(_in_own_names(file, card, search.names))
+    return analyses, missing
 
 
-def _cards(result: AnalysisCardBase) -> Iterator[PlotlyAnalysisCard]:
-    for card in result.flatten():
-        if isinstance(card, PlotlyAnalysisCard):
-            yield card
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)[:_LONGEST_FILE_NAME]
+
+
+def _in_own_names(file: str, card: PlotlyAnalysisCard, names: AxSpace) -> Analysis:
+    """A card of Ax's with our names in place of Ax's."""
+
+    def own(value: Any) -> Any:
+        return names.own_text(value) if isinstance(value, str) else value
+
+    table = card.df.rename(columns=own)
+    for column in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            table[column] = table[column].map(own)
+    return Analysis(
+        file, own(card.title), own(card.subtitle), table, _relabelled(card.get_figure(), own)
+    )
+
+
+def _relabelled(figure: Figure, own: Callable[[Any], Any]) -> Figure:
+    def relabelled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: relabelled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [relabelled(value) for value in node]
+        return own(node)
+
+    return Figure(relabelled(json.loads(figure.to_json())))
 
 
 def _reason(result: AnalysisCardBase) -> str:
@@ -182,31 +171,3 @@ def _reason(result: AnalysisCardBase) -> str:
     blobs = [getattr(card, "blob", "") for card in result.flatten()]
     lines = [line for blob in blobs for line in blob.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "nothing to show"
-
-
-def _shares(table: pd.DataFrame | None, space: Space) -> dict[str, float]:
-    """By parameter, the greatest first."""
-    if table is None:
-        return {}
-    pairs = list(zip(table["parameter_name"], table["sensitivity"], strict=True))
-
-    def share(name: str) -> float:
-        # To the model, an unordered choice is one column for each of its values.
-        columns = [s for column, s in pairs if column == name or _is_value(column, name)]
-        return sum(abs(float(s)) for s in columns)
-
-    shares = {p.name: share(p.name) for p in space.parameters}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
-
-
-def _is_value(column: str, parameter: str) -> bool:
-    return re.fullmatch(re.escape(f"{parameter}{OH_PARAM_INFIX}") + r"\d+", column) is not None
-
-
-def _views(space: Space, shares: Mapping[str, float]) -> Iterator[Sequence[str]]:
-    """The parameters, and the pair of them, that are worth a plot; an axis needs an order."""
-    ordered = {p.name for p in space.parameters if p.is_ordered or len(p.choices or ()) == 2}
-    names = [name for name in shares if name in ordered][:_MOST_SLICES]
-    yield from ((name,) for name in names)
-    if len(names) > 1:
-        yield names[:2]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from raymeta.search.space import Point
 
 Status = Literal["running", "completed", "early_stopped", "failed", "abandoned"]
-Source = Literal["given", "sobol", "bo", "random", "earlier"]
+Source = Literal["given", "sobol", "bo", "random", "fallback", "earlier"]
 Curve = list[tuple[int, float, float | None]]  # (step, mean, standard error or None)
 
 
@@ -31,13 +31,27 @@ def pareto_front(
     return {i: v for i, v in values.items() if not any(dominates(o, v) for o in values.values())}
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A point that the search proposes to try.
+
+    `source` is `fallback` where the model failed and a random point takes its place; `reason` is
+    then the library's message.
+    """
+
+    point: Point
+    source: Source
+    reason: str = ""
+
+
 @dataclass
 class TrialRecord:
     """All that the search knows of a trial; the list of these is the searcher's whole state.
 
     `curve` holds the (first) objective as reported, finite means only, and `others` the other
     metrics that count, by name.  `source` says where the point came from: given by the user, Ax's
-    Sobol sequence, its model (Bayesian optimisation), drawn at random, or an earlier search.
+    Sobol sequence, its model (Bayesian optimisation), drawn at random, drawn at random because the
+    model failed (`fallback`; `reason` is then the library's message), or an earlier search.
     """
 
     point: Point
@@ -45,6 +59,7 @@ class TrialRecord:
     status: Status = "running"
     curve: Curve = field(default_factory=list)
     others: dict[str, Curve] = field(default_factory=dict)
+    reason: str = ""
 
     def curve_of(self, number: int, metric: str) -> Curve:
         """The curve of the metric that is the search's `number`-th."""
@@ -63,4 +78,5 @@ class TrialRecord:
             status=content["status"],
             curve=curve(content["curve"]),
             others={name: curve(points) for name, points in content.get("others", {}).items()},
+            reason=content.get("reason", ""),
         )

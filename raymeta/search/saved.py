@@ -8,23 +8,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.utils import flatten_dict
+from ray.tune.utils.serialization import TuneFunctionDecoder
 
 from raymeta.errors import RunError
-from raymeta.remote import AnyPath, found_in, path_at
+from raymeta.experiment.parameter import Parameter
 from raymeta.search.records import TrialRecord
-from raymeta.search.space import Point
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import Point, Space
+from raymeta.search.tune_space import TuneSpace
+from raymeta.storage.atomic import WholeFile
+from raymeta.storage.paths import AnyPath, list_matching, path_at, read_regular
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+READABLE_VERSIONS = (2, STATE_VERSION)
 
 
 def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
-    """The trials of a search from the folder Tune keeps its state in, by Tune's trial_id."""
-    files = found_in(experiment_dir, Searcher.CKPT_FILE_TMPL.format("*"))
-    return read_state(files[-1])[1] if files else {}
+    """Reads the trials of a search, by Tune's trial_id, from the folder of Tune's state.
+
+    Raises:
+        RunError: the searcher's file there is damaged.
+    """
+    files = list_matching(experiment_dir, Searcher.CKPT_FILE_TMPL.format("*"))
+    return read_state(files[-1], records_only=True).records if files else {}
 
 
 def is_saved(experiment_dir: AnyPath | str) -> bool:
@@ -36,67 +50,134 @@ def is_saved(experiment_dir: AnyPath | str) -> bool:
     folder = path_at(experiment_dir)
     patterns = ("tuner.pkl", "experiment_state-*.json", SearchGenerator.CKPT_FILE_TMPL.format("*"))
     searcher = Searcher.CKPT_FILE_TMPL.format("*")
-    return all(found_in(folder, pattern) for pattern in (*patterns, searcher))
-
-
-def correct_count(searcher: Searcher, count: int) -> None:
-    """Has Tune go on from as many trials as it knows, instead of what its third file says.
-
-    Tune reads that file before it restores a searcher, takes it over right after that, and has no
-    other way for a searcher to tell it (Ray 2.60).  A count too low makes a trial more than asked
-    for, one too high a trial fewer.
-    """
-    set_state = SearchGenerator.set_state
-
-    def corrected(generator: SearchGenerator, state: dict[str, Any]) -> None:
-        SearchGenerator.set_state = set_state
-        inner = generator.searcher
-        while inner is not searcher and hasattr(inner, "searcher"):  # in a ConcurrencyLimiter
-            inner = inner.searcher
-        set_state(generator, state | ({"counter": count} if inner is searcher else {}))
-
-    SearchGenerator.set_state = corrected
+    return all(list_matching(folder, pattern) for pattern in (*patterns, searcher))
 
 
 def tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:
-    """Status and last result of each trial, as Tune saved them; None where it did not."""
+    """Status and last result of each trial, as Tune saved them; None where it did not.
+
+    The results are flat (`config/x`), as Tune hands them to a searcher.
+    """
     files = sorted(experiment_dir.glob("experiment_state-*.json"))
     if not files:
         return None
     trials = {}
     for static, runtime in json.loads(files[-1].read_text(encoding="utf-8"))["trial_data"]:
         trial = json.loads(static)
-        trials[trial["trial_id"]] = trial["status"], json.loads(runtime)["last_result"]
+        # Tune itself unpickles these results, the line before it restores a searcher.
+        last = json.loads(runtime, cls=TuneFunctionDecoder, allow_cloudpickle=True)["last_result"]
+        trials[trial["trial_id"]] = trial["status"], flatten_dict(last)
     return trials
 
 
-def write_state(path: Path, given: list[Point], records: Mapping[str, TrialRecord]) -> None:
-    """Writes what a searcher has to remember as JSON.
+def repeated_groups(experiment_dir: Path) -> list[Any] | None:
+    """The groups of trials of a `Repeater` around the searcher; None without one."""
+    files = sorted(experiment_dir.glob(SearchGenerator.CKPT_FILE_TMPL.format("*")))
+    if not files:
+        return None
+    state = cloudpickle.loads(files[-1].read_bytes())
+    repeater = state.get("name:Repeater")
+    return None if repeater is None else list(repeater["_groups"])
 
-    Args:
-        path: where Tune wants it.
-        given: points that are still to be tried first.
-        records: all trials by Tune's trial_id.
+
+@dataclass(frozen=True)
+class SavedSearch:
+    """What a searcher needs to go on: all of it but what the constructor was given.
+
+    `given` holds points that are still to be tried first, `records` all trials by Tune's trial_id;
+    `space` and `settings` are None in files of raymeta 0.1.
     """
-    state = {
-        "version": STATE_VERSION,
-        "given": given,
-        "records": {trial_id: vars(record) for trial_id, record in records.items()},
-    }
-    path.write_text(json.dumps(state), encoding="utf-8")
+
+    given: list[Point]
+    records: dict[str, TrialRecord]
+    space: TuneSpace | None = None
+    settings: SearchSettings | None = None
 
 
-def read_state(path: AnyPath) -> tuple[list[Point], dict[str, TrialRecord]]:
-    """The points and records that `write_state` was given.
+def write_state(path: Path, state: SavedSearch) -> None:
+    """Writes the state of a search as JSON, whole or not at all.
 
     Raises:
-        RunError: another version wrote them.
+        OSError: it cannot be written; what was there is unharmed.
     """
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if state["version"] != STATE_VERSION:
-        raise RunError(
-            f"{path}: searcher state of version {state['version']}, but this raymeta reads "
-            f"version {STATE_VERSION}; use the raymeta that wrote it"
+    content: dict[str, Any] = {
+        "version": STATE_VERSION,
+        "given": state.given,
+        "records": {trial_id: vars(record) for trial_id, record in state.records.items()},
+        "settings": None if state.settings is None else vars(state.settings),
+        "space": None,
+    }
+    if state.space is not None:
+        content["space"] = {
+            "parameters": [vars(parameter) for parameter in state.space.space.parameters],
+            "constraints": state.space.space.constraints,
+            "fixed": _in_json(state.space.fixed),
+            "members": _in_json(state.space.members),
+            "objects": state.space.objects,
+            "is_nested": state.space.is_nested,
+        }
+    with WholeFile(path) as file:
+        file.write(json.dumps(content).encode())
+
+
+def read_state(path: AnyPath, *, records_only: bool = False) -> SavedSearch:
+    """Reads what `write_state` wrote.
+
+    Enum members among the choices of the space are pickled, as Tune does it; `records_only` leaves
+    out space and settings and unpickles nothing.
+
+    Raises:
+        RunError: the file is damaged, or another version wrote it.
+    """
+    try:
+        state: dict[str, Any] = json.loads(read_regular(path))
+        if state["version"] not in READABLE_VERSIONS:
+            raise RunError(
+                f"{path}: searcher state of version {state['version']}, but this raymeta reads "
+                f"version {STATE_VERSION}; use the raymeta that wrote it"
+            )
+        records = {i: TrialRecord.from_json(record) for i, record in state["records"].items()}
+        space, settings = state.get("space"), state.get("settings")
+        if records_only or space is None or settings is None:
+            return SavedSearch(state["given"], records)
+        return SavedSearch(
+            state["given"],
+            records,
+            _space_from_json(space),
+            SearchSettings(**{name: _tuples(value) for name, value in settings.items()}),
         )
-    records = {i: TrialRecord.from_json(record) for i, record in state["records"].items()}
-    return state["given"], records
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, PickleError) as error:
+        raise RunError(
+            f"{path}: the state of the search is damaged ({type(error).__name__}: {error}), and "
+            "the search cannot go on from it; put back a copy of this file, or start a new search "
+            "in another folder"
+        ) from error
+
+
+def _space_from_json(content: Mapping[str, Any]) -> TuneSpace:
+    parameters = (
+        Parameter(**{name: _tuples(value) for name, value in parameter.items()})
+        for parameter in content["parameters"]
+    )
+    return TuneSpace(
+        Space(tuple(parameters), tuple(content["constraints"])),
+        fixed=_from_json(content["fixed"]),
+        members=_from_json(content["members"]),
+        objects=tuple(content["objects"]),
+        is_nested=content["is_nested"],
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _in_json(values: Mapping[str, Any]) -> str:
+    """Values that JSON lacks, such as enum members."""
+    return cloudpickle.dumps(dict(values)).hex() if values else ""
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = cloudpickle.loads(bytes.fromhex(text)) if text else {}
+    return found

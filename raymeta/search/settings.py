@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from raymeta.acquisitions import AUTO, BY_NAME
 from raymeta.errors import SearchError
+from raymeta.search.constraints import NUMBER
 
 Mode = Literal["min", "max"]
-Acquisition = Literal["auto", "log_ei", "log_nei", "ucb", "log_ehvi", "log_nehvi"]
 Model = Literal["auto", "gp", "saas"]
 Method = Literal["bo", "sobol", "random"]
 CurveUse = Literal["extrapolate", "ignore"]
+_ALLOWED = {
+    "method": get_args(Method),
+    "model": get_args(Model),
+    "acquisition": (AUTO, *BY_NAME),
+    "curves": get_args(CurveUse),
+}
+
+_BOUND = re.compile(rf"(.*\S)\s*(<=|>=)\s*([+-]?{NUMBER})\s*", re.DOTALL)
 
 
 def least_completed(num_sobol: int) -> int:
@@ -19,34 +31,120 @@ def least_completed(num_sobol: int) -> int:
     return max(1, num_sobol // 3)  # early stopping may leave few
 
 
+@dataclass(frozen=True)
+class OutcomeBound:
+    """A bound on a reported metric, such as `latency <= 0.1`."""
+
+    text: str
+    metric: str
+    relation: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str, metrics: Sequence[str] = ()) -> OutcomeBound:
+        """Reads a bound; the metric's name may have any characters.
+
+        Raises:
+            SearchError: it is not of this form.
+        """
+        found = _BOUND.fullmatch(text)
+        if found is None or not math.isfinite(float(found[3])):
+            raise SearchError(
+                f"the outcome constraint '{text}' must be a bound on one metric, such as "
+                "'latency <= 0.1' or 'accuracy >= 0.5'"
+            )
+        written = found[1].strip()
+        metric = next((name for name in metrics if name.strip() == written), written)
+        return cls(text, metric, found[2], float(found[3]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """The settings of `raymeta.search.AxSearcher`, which describes them."""
+    """What a search optimises, how it proposes points, and how it reads the trials' results.
 
-    objectives: tuple[tuple[str, Mode], ...]
+    Attributes:
+        objectives: each metric to optimise, as trainables report it, with its mode; several for a
+            Pareto front.
+        outcome_constraints: bounds on reported metrics, such as `latency <= 0.1`; a bound on an
+            objective is its worst value of interest (the reference point).
+        method: `bo` (Bayesian optimisation), `sobol` (quasi-random) or `random`.
+        model: `gp`, `saas` (sparse axis-aligned subspaces), or `auto`: saas from 20 parameters on.
+        acquisition: the acquisition function; `auto` takes noisy expected improvement in its log
+            form, or that of the hypervolume.
+        num_sobol: quasi-random trials before the model takes over, given points included.
+        seed: of the Sobol sequence and of the model's optimisation.
+        device: where the model is fitted.
+        curves: what trials that were stopped early tell the model: `extrapolate` estimates their
+            final values with the uncertainty of the estimate; `ignore` leaves them out.
+        step_metric: the metric in which trainables report their progress.
+        max_steps: the budget in `step_metric`; a trial that ends below it was stopped early.  None
+            takes every regular end for complete.
+        sem_suffix: trainables report the standard error of metric `m` as `m` + this; where it is
+            missing, Ax infers the noise.
+    """
+
+    objectives: tuple[tuple[str, Mode], ...] = ()
     outcome_constraints: tuple[str, ...] = ()
     method: Method = "bo"
     model: Model = "auto"
-    acquisition: Acquisition = "auto"
+    acquisition: str = AUTO
     num_sobol: int = 5
     seed: int = 0
     device: str = "cpu"
     curves: CurveUse = "extrapolate"
+    step_metric: str = "training_iteration"
+    max_steps: int | None = None
+    sem_suffix: str = "_sem"
 
     def __post_init__(self) -> None:
-        """Refuses an acquisition function of another number of objectives.
+        """Checks every setting.
 
         Raises:
-            SearchError: it is one.
+            SearchError: a setting has no such value, or two settings contradict each other.
         """
-        of_several = self.acquisition in ("log_ehvi", "log_nehvi")
-        if self.objectives and self.acquisition != "auto" and of_several == self.is_single:
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise SearchError(
+                    f"{name} must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
+                )
+        for name in ("num_sobol", "max_steps"):
+            number = getattr(self, name)
+            is_whole = isinstance(number, int) and not isinstance(number, bool) and number > 0
+            if not is_whole and (name, number) != ("max_steps", None):
+                raise SearchError(f"{name} must be a whole number > 0, but got {number!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise SearchError(f"seed must be a whole number >= 0, but got {self.seed!r}")
+        names = [name for name, _ in self.objectives]
+        for name in names:
+            if names.count(name) > 1:
+                raise SearchError(f"the metric {name} is twice among the objectives")
+        acquisition = BY_NAME.get(self.acquisition)
+        if (
+            self.objectives
+            and acquisition is not None
+            and acquisition.is_multi_objective == self.is_single
+        ):
             raise SearchError(
                 f"acquisition {self.acquisition} is for "
-                f"{'several objectives' if of_several else 'one objective'}, but there "
+                f"{'several objectives' if acquisition.is_multi_objective else 'one objective'}, "
+                f"but there "
                 f"{'is one' if self.is_single else f'are {len(self.objectives)}'}; 'auto' takes "
                 "the right one"
             )
+
+        modes = dict(self.objectives)
+        for bound in self.outcome_bounds:
+            mode = modes.get(bound.metric)
+            if mode is not None and self.is_single:
+                raise SearchError(
+                    f"the outcome constraint '{bound.text}' bounds the only objective; give bounds "
+                    "on other metrics, or several objectives"
+                )
+            if mode is not None and bound.relation != (">=" if mode == "max" else "<="):
+                raise SearchError(
+                    f"the outcome constraint '{bound.text}' must be the worst value of interest: "
+                    f"write '>=' for an objective to be maximised and '<=' for one to be minimised"
+                )
 
     @property
     def is_single(self) -> bool:
@@ -54,8 +152,13 @@ class SearchSettings:
         return len(self.objectives) == 1
 
     @property
+    def outcome_bounds(self) -> tuple[OutcomeBound, ...]:
+        """The outcome constraints, read."""
+        names = [name for name, _ in self.objectives]
+        return tuple(OutcomeBound.parse(text, names) for text in self.outcome_constraints)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """All metrics that count: the objectives, then those that are only bounded."""
         names = [name for name, _ in self.objectives]
-        bounded = [text.split("<=")[0].split(">=")[0].strip() for text in self.outcome_constraints]
-        return tuple(dict.fromkeys([*names, *bounded]))
+        return tuple(dict.fromkeys([*names, *(bound.metric for bound in self.outcome_bounds)]))

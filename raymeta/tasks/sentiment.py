@@ -1,216 +1,281 @@
 """Few-shot judgement of sentences, praise or blame, in a domain never seen before.
 
 The data are UCI "Sentiment Labelled Sentences": 1,000 sentences each about products, films and
-restaurants.  One domain is held out whole for meta-test; of the other two, a share of the
-sentences is kept back for meta-validation.  A task is a domain, an episode a sample of its
-sentences.  Three domains are few: results speak of the held-out one only.
+restaurants.  One domain is held out whole for meta-test; of the others, a share of the sentences
+is kept back for meta-validation.  A task is a domain, an episode a sample of its sentences.  Three
+domains are few: results speak of the held-out one only.
+
+The network reads words, or with `tasks.encoder` the token vectors of a frozen pretrained
+Transformer.  The encoder is a setting of the tasks: it decides what an example is.
+
+Shape legend: W ways, M examples of a class, T tokens, S sentences.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raymeta.data.duplicates import distinct_rows, refuse_copies
+from raymeta.data.files import read_each, unread_files
+from raymeta.data.readers.sentences import read_sentences
+from raymeta.data.sequences import Sequences, content_of, joined
+from raymeta.data.splits import Deal, deal_sealed, is_held_back
+from raymeta.data.token_vectors import TokenVectors, token_vectors
+from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError
-from raymeta.remote import AnyPath, found_in
-from raymeta.tasks.episodes import Episode, Examples, InputSpec, Split, TaskDistribution
+from raymeta.storage.paths import path_at
+from raymeta.tasks.sampling import check_examples, episode_of, fingerprint, unit_ids
+from raymeta.tasks.settings import SentimentTasks
 
-DATA_DIR = Path(__file__).parent / "data" / "uci_sentences"
 PADDING, UNKNOWN = 0, 1
-NUM_WAYS = 2
+CLASSES = ("0", "1")  # blame, praise
 VAL_SHARE = 0.2
-
-_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[!?]")
-
-# A domain's sentences of one class: token lists.
-Sentences = list[list[str]]
-
-
-def tokenize(text: str) -> list[str]:
-    """Lower-case words (contractions whole), numbers, `!` and `?`."""
-    return _TOKEN.findall(text.lower())
-
-
-def read_domain(path: AnyPath) -> tuple[Sentences, Sentences]:
-    """The tokenised sentences of blame (class 0) and praise (class 1) in a domain's file.
-
-    Sentences without a token, and the empty last row that the original files carry, are dropped.
-
-    Raises:
-        DataError: the file cannot be read or breaks the format.
-    """
-    try:
-        rows: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: expected a list of {{text, class}}, but got {type(rows).__name__}"
-        )
-    classes: tuple[Sentences, Sentences] = ([], [])
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "class" not in row:
-            raise DataError(f"{path}, row {number}: expected {{text, class}}, but got {row!r:.80}")
-        if not (tokens := tokenize(row["text"])):
-            continue
-        if type(row["class"]) is not int or row["class"] not in (0, 1):
-            raise DataError(f"{path}, row {number}: class must be 0 or 1, but got {row['class']!r}")
-        classes[row["class"]].append(tokens)
-    if not all(classes):
-        raise DataError(f"{path}: no sentence of class {0 if not classes[0] else 1} found")
-    return classes
+# Domains have short sentences such as "Works great." in common without being copies.
+_MAX_SHARED = 0.5
 
 
 def load_sentiment(
-    *,
-    num_shots: int,
-    num_queries: int,
-    test_domain: str,
-    max_tokens: int,
-    min_count: int,
-    token_dropout: float,
-    seed: int,
-    split_seed: int,
-    data_dir: AnyPath | None = None,
+    settings: SentimentTasks, *, seed: int, sealed: bool = False
 ) -> TaskDistribution:
     """The task distribution over domains of sentences.
 
+    A sentence's own words decide whether it is kept back for meta-validation, so that other
+    sentences never move it.
+
     Args:
-        num_shots: support sentences a class.
-        num_queries: query sentences a class.
-        test_domain: the domain held out for meta-test.
-        max_tokens: longer sentences are cut.
-        min_count: tokens rarer than this in the meta-training sentences become `<unk>`.
-        token_dropout: probability of a meta-training token to become `<unk>`, which trains the
-            embedding that all unseen words share.
+        settings: of the tasks.
         seed: of the episodes.
-        split_seed: of the deal of sentences into meta-training and meta-validation.
-        data_dir: a folder with one JSON file a domain; None takes the set that is shipped.
+        sealed: whether to use the sealed deal: another domain is held out, without the sentences
+            that meta-validation of the ordinary deal has.
 
     Raises:
-        DataError: a file is broken, or the data cannot serve such episodes.
+        DataError: a file is broken, two are copies, or the data cannot serve such episodes.
     """
-    folder = data_dir or DATA_DIR
-    domains = {path.stem: read_domain(path) for path in found_in(folder, "*.json")}
-    if test_domain not in domains or len(domains) < 2:
+    held_out = settings.test_domain
+    files = settings.data_files()
+    domains = [path.stem for path in files]
+    if held_out not in domains or len(domains) < 2:
         raise DataError(
-            f"{folder}: expected a JSON file for the held-out domain {test_domain!r} and at least "
-            f"one more, but found: {', '.join(domains) or 'none'}"
+            f"{settings.data_dir or 'shipped data'}: expected a JSON file for the held-out domain "
+            f"{held_out!r:.60} and at least one more, but found: "
+            f"{', '.join(domains[:10]) or 'none'}"
         )
-    rng = np.random.default_rng(split_seed)
-    text: dict[Split, list[tuple[Sentences, Sentences]]] = {"train": [], "val": [], "test": []}
-    # The held-out domain first: what it shares with others leaves them.
-    seen: set[tuple[str, ...]] = set()
-    for name in sorted(domains, key=lambda name: name != test_domain):
-        classes = _new_sentences(domains[name], seen)
-        if name == test_domain:
-            text["test"].append(classes)
-            continue
-        kept: list[Sentences] = []
-        held_back: list[Sentences] = []
-        for sentences in classes:
-            order = [sentences[i] for i in rng.permutation(len(sentences))]
-            num_val = round(len(order) * VAL_SHARE)
-            held_back.append(order[:num_val])
-            kept.append(order[num_val:])
-        text["train"].append((kept[0], kept[1]))
-        text["val"].append((held_back[0], held_back[1]))
+    unread = unread_files(path_at(settings.data_dir), files) if settings.data_dir else []
+    whole = joined(read_each(read_sentences, files))
+    refuse_copies(whole, [content_of(x) for x in whole.x], "domain", _MAX_SHARED)
 
-    counts = Counter(t for classes in text["train"] for s in classes for ts in s for t in ts)
-    frequent = sorted(token for token, count in counts.items() if count >= min_count)
-    vocabulary = {token: number for number, token in enumerate(frequent, start=UNKNOWN + 1)}
-    pools = {
-        split: [[_encode(s, vocabulary, max_tokens) for s in classes] for classes in found]
-        for split, found in text.items()
+    # Of all texts, so that both deals share what is kept of them.
+    encoded = (
+        token_vectors(settings.encoder, whole.texts, settings.max_tokens)
+        if settings.encoder is not None
+        else None
+    )
+
+    deal: Deal = {"domain": {d: "test" if d == held_out else "train" for d in domains}}
+    if sealed:
+        deal = deal_sealed(deal, salt=str(settings.split_seed))
+        (held_out,) = (d for d, split in deal["domain"].items() if split == "test")
+        # Meta-validation of the ordinary deal has seen them.
+        whole = whole.select(
+            row
+            for row, tokens in enumerate(whole.x)
+            if whole.groups["domain"][row] != held_out
+            or not _is_for_validation(" ".join(tokens), settings.split_seed)
+        )
+    splits = [
+        _split(deal["domain"][domain], " ".join(tokens), settings.split_seed)
+        for domain, tokens in zip(whole.groups["domain"], whole.x, strict=True)
+    ]
+    # Sentences that are equal once they are cut are one sentence to the network.
+    sentences = replace(
+        whole,
+        x=tuple(
+            tokens[: settings.max_tokens] if encoded is None else encoded.tokens(text)
+            for tokens, text in zip(whole.x, whole.texts, strict=True)
+        ),
+    )
+    rows, dropped = distinct_rows(
+        sentences,
+        [content_of(x) for x in sentences.x],
+        [-SPLITS.index(split) for split in splits],
+    )
+    chosen = {
+        split: sentences.select(row for row in rows if splits[row] == split) for split in SPLITS
     }
-    for split, found in pools.items():
-        smallest = min(len(ids) for domain in found for ids, _ in domain)
-        if num_shots + num_queries > smallest:
-            raise DataError(
-                f"tasks.num_shots + tasks.num_queries must be at most {smallest}, the sentences of "
-                f"a class in the meta-{split} split, but got {num_shots + num_queries}"
-            )
-
-    def sample(split: Split, rng: np.random.Generator) -> Episode:
-        number = int(rng.integers(len(pools[split])))
-        parts: dict[str, list[np.ndarray]] = {"support": [], "query": []}
-        sizes: dict[str, list[np.ndarray]] = {"support": [], "query": []}
-        rows: dict[str, list[np.ndarray]] = {"support": [], "query": []}
-        for label, (ids, lengths) in enumerate(pools[split][number]):
-            chosen = rng.permutation(len(ids))[: num_shots + num_queries]
-            for part, rows_of in (("support", chosen[:num_shots]), ("query", chosen[num_shots:])):
-                parts[part].append(ids[rows_of])
-                sizes[part].append(lengths[rows_of])
-                rows[part].append((number * NUM_WAYS + label) * 10**6 + rows_of)
-        x = {part: np.concatenate(found) for part, found in parts.items()}
-        if split == "train" and token_dropout > 0:
-            for part, tokens in x.items():
-                dropped = (rng.random(tokens.shape) < token_dropout) & (tokens != PADDING)
-                x[part] = np.where(dropped, UNKNOWN, tokens)
-        labels = {
-            "support": np.repeat(np.arange(NUM_WAYS), num_shots),
-            "query": np.repeat(np.arange(NUM_WAYS), num_queries),
-        }
-        return Episode(
-            support_x=x["support"],
-            support_y=labels["support"],
-            query_x=x["query"],
-            query_y=labels["query"],
-            support_lengths=np.concatenate(sizes["support"]),
-            query_lengths=np.concatenate(sizes["query"]),
-            support_ids=np.concatenate(rows["support"]),
-            query_ids=np.concatenate(rows["query"]),
-            way_classes=np.arange(NUM_WAYS),
-        )
-
-    vocabulary_size = len(vocabulary) + 2
-
-    def bags_of_words(examples: Examples) -> Tensor:
-        bags = torch.zeros(*examples.x.shape[:2], vocabulary_size, device=examples.x.device)
-        bags.scatter_add_(2, examples.x, torch.ones_like(examples.x, dtype=bags.dtype))
-        bags[..., PADDING] = 0.0
-        return torch.nn.functional.normalize(bags, dim=-1)
-
+    pools = {split: _DomainPool.build(chosen[split]) for split in SPLITS}
+    for split, pool in reversed(pools.items()):
+        pool.check(split, settings.num_shots + settings.num_queries)
+    facts: dict[str, Any]
+    class_mean_features: Callable[[Examples], Tensor]
+    if encoded is None:
+        vocabulary = _vocabulary(chosen["train"], settings.min_count)
+        vocabulary_size = UNKNOWN + 1 + len(vocabulary)
+        tokens = {s: _encode(chosen[s], vocabulary, settings.max_tokens) for s in SPLITS}
+        input_spec = InputSpec("classification", len(CLASSES), vocabulary_size=vocabulary_size)
+        class_mean_features = partial(_bags_of_words, vocabulary_size)
+        facts = {"vocabulary": vocabulary, "max_tokens": settings.max_tokens}
+    else:
+        tokens = {s: _places(chosen[s], encoded, settings.max_tokens) for s in SPLITS}
+        num_features = encoded.vectors.shape[1]
+        input_spec = InputSpec("classification", len(CLASSES), num_features=num_features)
+        class_mean_features = _mean_vectors
+        facts = {"encoder": encoded.digest, "max_tokens": settings.max_tokens}
+    sampler = _Sampler(
+        settings=settings,
+        pools=pools,
+        tokens=tokens,
+        vectors=None if encoded is None else encoded.vectors,
+        lengths={s: chosen[s].lengths for s in SPLITS},
+        units={
+            s: {
+                "sentence": np.arange(len(chosen[s])),
+                "domain": unit_ids(chosen[s].groups["domain"]),
+            }
+            for s in SPLITS
+        },
+    )
     return TaskDistribution(
         name="sentiment",
-        input_spec=InputSpec("classification", NUM_WAYS, vocabulary_size=vocabulary_size),
+        input_spec=input_spec,
         seed=seed,
-        sample_episode=sample,
-        class_mean_features=bags_of_words,
-        num_train_classes=NUM_WAYS,
+        sample_episode=sampler,
+        class_mean_features=class_mean_features,
+        num_train_classes=len(CLASSES),
         fixed_labels=True,
-        note=f"meta-test: the domain {test_domain} whole; only {len(domains)} domains in all",
+        note=f"meta-test: the domain {held_out} whole; only {len(domains)} domains in all",
+        fingerprint=fingerprint(chosen, facts),
+        deal=deal,
+        facts=facts,
+        warnings=(*unread, *whole.warnings, *dropped),
+        encoded=encoded is not None,
     )
 
 
-def _new_sentences(
-    classes: tuple[Sentences, Sentences], seen: set[tuple[str, ...]]
-) -> tuple[Sentences, Sentences]:
-    """The sentences not `seen` before, which they are from now on: no split shares one."""
-    new: tuple[Sentences, Sentences] = ([], [])
-    for label, sentences in enumerate(classes):
-        for tokens in sentences:
-            if tuple(tokens) not in seen:
-                seen.add(tuple(tokens))
-                new[label].append(tokens)
-    return new
+def _split(of_domain: Split, text: str, split_seed: int) -> Split:
+    """The split of a sentence of a domain that is dealt to `of_domain`."""
+    is_val = of_domain == "train" and _is_for_validation(text, split_seed)
+    return "val" if is_val else of_domain
 
 
-def _encode(
-    sentences: Sentences, vocabulary: dict[str, int], max_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids `[S, max_tokens]`, padded, and lengths `[S]`."""
+def _is_for_validation(text: str, split_seed: int) -> bool:
+    return is_held_back(text, share=VAL_SHARE, salt=f"sentences-{split_seed}")
+
+
+def _vocabulary(sentences: Sequences, min_count: int) -> list[str]:
+    """The tokens that occur `min_count` times or more, in alphabetical order."""
+    counts = Counter(token for tokens in sentences.x for token in tokens)
+    return sorted(token for token, count in counts.items() if count >= min_count)
+
+
+def _encode(sentences: Sequences, vocabulary: Sequence[str], max_tokens: int) -> np.ndarray:
+    """Token ids int64 `[S, max_tokens]`, padded."""
+    number_of = {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
     ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
-    lengths = np.empty(len(sentences), dtype=np.int64)
-    for row, tokens in enumerate(sentences):
-        kept = tokens[:max_tokens]
-        ids[row, : len(kept)] = [vocabulary.get(token, UNKNOWN) for token in kept]
-        lengths[row] = len(kept)
-    return ids, lengths
+    for row, tokens in enumerate(sentences.x):
+        ids[row, : len(tokens)] = [number_of.get(token, UNKNOWN) for token in tokens]
+    return ids
+
+
+def _places(sentences: Sequences, encoded: TokenVectors, max_tokens: int) -> np.ndarray:
+    """Token ids int64 `[S, max_tokens]`, padded, that number the token vectors in their order."""
+    ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
+    for row, text in enumerate(sentences.texts):
+        rows = encoded.rows(text)
+        ids[row, : rows.stop - rows.start] = UNKNOWN + 1 + np.arange(rows.start, rows.stop)
+    return ids
+
+
+@dataclass(frozen=True)
+class _DomainPool:
+    """The domains of one split: of each, the rows of its blame and of its praise."""
+
+    domains: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @classmethod
+    def build(cls, sentences: Sequences) -> _DomainPool:
+        """The pool of the sentences of one split."""
+        of_domain = np.array(sentences.groups["domain"])
+        labels = np.array(sentences.classes)
+        return cls(
+            tuple(
+                (
+                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[0])),
+                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[1])),
+                )
+                for domain in dict.fromkeys(sentences.groups["domain"])
+            )
+        )
+
+    def check(self, split: Split, num_examples: int) -> None:
+        """Refuses more examples of a class than a domain has.
+
+        Raises:
+            DataError: with the largest number.
+        """
+        counts = [len(rows) for domain in self.domains for rows in domain]
+        check_examples(min(counts, default=0), num_examples, split, "class")
+
+    def draw(self, num_examples: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows `[W, M]` of one episode."""
+        domain = self.domains[int(rng.integers(len(self.domains)))]
+        return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in domain])
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Draws episodes; `tokens` `[S, T]`, `lengths` and `units` `[S]` of each split.
+
+    With `vectors` `[P, D]` of an encoder, an example has those of its tokens.
+    """
+
+    settings: SentimentTasks
+    pools: Mapping[Split, _DomainPool]
+    tokens: Mapping[Split, np.ndarray]
+    lengths: Mapping[Split, np.ndarray]
+    units: Mapping[Split, Mapping[str, np.ndarray]]
+    vectors: np.ndarray | None = None
+
+    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
+        """Draws one episode."""
+        num_shots, dropout = self.settings.num_shots, self.settings.token_dropout
+        rows = self.pools[split].draw(num_shots + self.settings.num_queries, rng)
+        tokens, lengths = self.tokens[split][rows], self.lengths[split][rows]
+        if split == "train" and dropout > 0:
+            dropped = (rng.random(tokens.shape) < dropout) & (tokens != PADDING)
+            tokens = np.where(dropped, UNKNOWN, tokens)
+        classes, units = np.arange(len(CLASSES)), self.units[split]
+        x = tokens if self.vectors is None else self._looked_up(tokens[..., : lengths.max()])
+        return episode_of(x, rows, classes, num_shots, units=units, lengths=lengths)
+
+    def _looked_up(self, tokens: np.ndarray) -> np.ndarray:
+        """The token vectors, float32 `[W, M, T, D]`; zeros for what is padded or dropped."""
+        assert self.vectors is not None, "there is an encoder"
+        x = np.zeros((*tokens.shape, self.vectors.shape[1]), dtype=np.float32)
+        is_known = tokens > UNKNOWN
+        x[is_known] = self.vectors[tokens[is_known] - UNKNOWN - 1]
+        return x
+
+
+def _bags_of_words(vocabulary_size: int, examples: Examples) -> Tensor:
+    """Counts of tokens without padding, of unit length `[E, N, vocabulary_size]`."""
+    bags = torch.zeros(*examples.x.shape[:2], vocabulary_size, device=examples.x.device)
+    bags.scatter_add_(2, examples.x, torch.ones_like(examples.x, dtype=bags.dtype))
+    bags[..., PADDING] = 0.0
+    return torch.nn.functional.normalize(bags, dim=-1)
+
+
+def _mean_vectors(examples: Examples) -> Tensor:
+    """The mean vector over the valid time steps, of unit length `[E, N, D]`."""
+    x, lengths = examples.x, examples.lengths
+    if lengths is not None:
+        steps = torch.arange(x.shape[2], device=x.device)
+        x = x.masked_fill((steps >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
+    return torch.nn.functional.normalize(x.sum(dim=2), dim=-1)

@@ -7,21 +7,52 @@ paper's network with tanh in place of ReLU.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 
-from raymeta.tasks.episodes import Episode, InputSpec, Split, TaskDistribution
+from raymeta.episodes import Episode, InputSpec, Split, TaskDistribution
+from raymeta.tasks.settings import SinusoidTasks
 
 
-def load_sinusoid(*, num_shots: int, num_queries: int, seed: int) -> TaskDistribution:
-    """The task distribution; waves of different splits differ with probability one."""
+def load_sinusoid(settings: SinusoidTasks, *, seed: int, sealed: bool = False) -> TaskDistribution:
+    """The task distribution; waves of different splits differ with probability one.
 
-    def sample(split: Split, rng: np.random.Generator) -> Episode:
-        del split  # a split has random streams of its own
+    The sealed deal has waves of its own in every split.
+    """
+    return TaskDistribution(
+        name="sinusoid",
+        input_spec=InputSpec("regression", 1, num_features=1),
+        seed=seed if not sealed else _sealed_seed(seed),
+        sample_episode=_Sampler(settings.num_shots, settings.num_queries),
+        fixed_labels=True,
+        note="meta-test: waves drawn from the paper's ranges; scores are mean squared errors",
+        fingerprint="sinusoid: amplitude 0.1-5, phase 0-pi, input -5-5" + ", sealed" * sealed,
+    )
+
+
+def _sealed_seed(seed: int) -> int:
+    digest = hashlib.blake2b(f"sealed-{seed}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Draws a wave and points on it."""
+
+    num_shots: int
+    num_queries: int
+
+    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
+        """Draws one episode; a split has random streams of its own."""
+        del split
+        num_shots, num_points = self.num_shots, self.num_shots + self.num_queries
         amplitude, phase = rng.uniform(0.1, 5.0), rng.uniform(0.0, np.pi)
-        x = rng.uniform(-5.0, 5.0, (num_shots + num_queries, 1))
+        x = rng.uniform(-5.0, 5.0, (num_points, 1))
         y = (amplitude * np.sin(x - phase)).astype(np.float32)
         inputs = x.astype(np.float32)[:, None, :]
-        ids = np.arange(num_shots + num_queries)
+        ids = np.arange(num_points)
         return Episode(
             support_x=inputs[:num_shots],
             support_y=y[:num_shots],
@@ -29,13 +60,6 @@ def load_sinusoid(*, num_shots: int, num_queries: int, seed: int) -> TaskDistrib
             query_y=y[num_shots:],
             support_ids=ids[:num_shots],
             query_ids=ids[num_shots:],
+            # The wave is the unit; its amplitude's bits tell it from all others.
+            query_units={"wave": np.full(self.num_queries, np.float64(amplitude).view(np.int64))},
         )
-
-    return TaskDistribution(
-        name="sinusoid",
-        input_spec=InputSpec("regression", 1, num_features=1),
-        seed=seed,
-        sample_episode=sample,
-        fixed_labels=True,
-        note="meta-test: waves drawn from the paper's ranges; scores are mean squared errors",
-    )

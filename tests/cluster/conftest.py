@@ -1,4 +1,4 @@
-"""The cluster of test hosts, shared by the tests that leave it as they found it."""
+"""The cluster of test hosts that tests share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORKER_BYTES = 2 << 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder are marked, and skipped where no test hosts can be made."""
+    """Marks all tests of this folder, and skips them where no test hosts can be made."""
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     reason = missing() if here else None
     for item in here:
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.slow)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
-    # The files that take longest come first: others fit in beside them.
+    # The longest files start first: the others run beside them.
     long = [item for item in here if "start" in getattr(item, "fixturenames", ())]
     items.sort(key=lambda item: item not in long)
 
@@ -44,7 +44,7 @@ def onprem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPrem]:
 
 @pytest.fixture(scope="session")
 def undisturbed(onprem: OnPrem) -> Search:
-    """A search of one trial to which nothing happens."""
+    """A search of one trial without a fault."""
     search = onprem.start("undisturbed")
     search.wait_for_end_of_trials()
     search.stop()
@@ -53,7 +53,7 @@ def undisturbed(onprem: OnPrem) -> Search:
 
 @pytest.fixture
 def start(onprem: OnPrem, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Starts searches on the cluster, which has nothing else to do, and ends them with the test."""
+    """Starts searches on the idle cluster; they end with the test."""
     onprem.wait_until_ready()
     searches: list[Search] = []
 

@@ -1,8 +1,8 @@
-"""Test hosts: machines of their own, as far as their processes can tell, on one Linux machine.
+"""Test hosts: isolated machines, as their processes see it, on one Linux machine.
 
-All hosts live in one world: a network, mount and process namespace that ends with the process that
-made it, however that ends, and takes every process, mount and link with it.  Nothing has to be
-unique on the machine, so that several worlds may stand side by side.  Each host has an address on
+All hosts live in one world: a network, mount and process namespace.  It ends with the process that
+made it, even a killed one, and with it end its processes, mounts and links.  Several worlds may
+exist at once.  Each host has an address on
 the world's bridge, its own sshd, name, processes, /tmp, /run, /dev/shm and home; home and /tmp lie
 on its disk, which survives a loss of power.  The laptop is a host without a part in the cluster.
 """
@@ -183,7 +183,7 @@ class Host:
         wait_until(lambda: self._world.succeeds(probe), f"{self.name}: sshd does not answer")
 
     def power_off(self) -> None:
-        """Goes at once, without a word to anybody."""
+        """Stops at once; no other host is told."""
         if self._process is None:
             return
         # First of all: the kernel closes the connections of dying processes, and would tell.
@@ -207,7 +207,7 @@ class Host:
         self._world.network(f"link set {self.name} up")
 
     def fill_disk(self) -> None:
-        """Leaves no room on the disk."""
+        """Fills the disk."""
         used = max(4096, shutil.disk_usage(self._mount_point()).used)  # 0 would mean no limit
         self._world.run(f"mount -o remount,size={used} {self._disk}")
 
@@ -237,7 +237,7 @@ class Host:
         return self._in_cgroups([*enter, "env", "-i", *variables, "bash", "-c", line])
 
     def run(self, line: str, *, timeout_s: float = TIMEOUT_S, check: bool = True) -> str:
-        """Runs a line of bash; what it said.
+        """Runs a line of bash; its output.
 
         Raises:
             HostError: its exit code is not 0.
@@ -259,7 +259,7 @@ class Host:
         return text
 
     def start(self, line: str, log: Path) -> subprocess.Popen[bytes]:
-        """Starts a line of bash; what it says goes to a file of the machine's."""
+        """Starts a line of bash; its output goes to a file of this machine."""
         with log.open("ab") as out:
             return subprocess.Popen(
                 self.command(line), stdin=subprocess.DEVNULL, stdout=out, stderr=out
@@ -277,7 +277,7 @@ class Host:
         return [pid for pid, args in self.processes().items() if pattern in args]
 
     def kill(self, pattern: str) -> list[int]:
-        """Ends those processes by SIGKILL; which."""
+        """Kills those processes; their ids."""
         pids = self.pids(pattern)
         self.run(f"kill -9 {' '.join(map(str, pids))}")
         return pids

@@ -1,9 +1,10 @@
 """A cluster of test hosts as `cluster/onprem.yaml` makes it, and searches on it.
 
-RAYMETA_TEST_RECOVERY=off takes away what recovers: that a trial is retried, that it leaves a host
-which is to go, that its failure does not end the search (`no_recovery.py`), the process that starts
-a killed driver again, the resumption after a lost head.  Then all tests with a fault must fail
-(`test_faults.py`, `test_lost_hosts.py`).
+RAYMETA_TEST_RECOVERY=off takes recovery away: no trial is restarted, leaves a host that will go,
+has a deadline for its reports, waits for storage or is remembered after its session; a failed trial
+ends the search (`no_recovery.py`); nothing starts a killed driver again or resumes after a lost
+head.  Then every test of a fault must fail (`test_faults.py`, `test_lost_hosts.py`,
+`test_silent_faults.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 
 import yaml
 
-from raymeta.runs import Run
-from raymeta.search.tuner import read_trials
+from raymeta.run_folder import Run
+from raymeta.search.results import read_trials, trial_folders
 from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
 
 RECOVERS = os.environ.get("RAYMETA_TEST_RECOVERY") != "off"
-CPUS = 2  # that a worker host is said to have
+CPUS = 2  # of a worker host, as Ray is told
 NOT_RAY = ("sshd", "bash", "ssh ", "redis-server")  # what else runs on a host
 READY_S = 120
 EXPERIMENT = """
@@ -48,7 +49,7 @@ NO_RETRIES = "resources.max_failures=0"
 RETRIES = "resources.max_failures=2"
 FOUR_TRIALS = ("training.meta_steps=400", "search.num_trials=4")
 MIDWAY = 5  # reports
-UNSAVED = 3  # reports of a trial that the search's state, saved every second, may lack
+UNSAVED = 3  # reports of a trial that its last checkpoint, or the search's state, may lack
 REDIS = "RAY_REDIS_ADDRESS=127.0.0.1:6380 RAY_external_storage_namespace=raymeta"
 PROBE = """
 import json, urllib.error, urllib.request
@@ -70,11 +71,11 @@ class OnPrem:
     """The first host is the head, the others are workers."""
 
     def __init__(self, hosts: Hosts, *, redis: bool = False) -> None:
-        """Prepares the machines as their owner would; starts nothing of Ray.
+        """Prepares the machines as their owner would; does not start Ray.
 
         Args:
-            hosts: all on.
-            redis: let Redis, on the head, keep what the head knows.
+            hosts: all with power.
+            redis: keep the head's state in Redis, on the head.
         """
         self.hosts = hosts
         self.head, self.workers = hosts[0], hosts.hosts[1:]
@@ -100,7 +101,7 @@ class OnPrem:
         hosts.laptop.run("ray get-auth-token --generate")
 
     def start_redis(self) -> None:
-        """Starts Redis on the head; it finds on the disk what it knew."""
+        """Starts Redis on the head, with the state on its disk."""
         redis = "redis-server --port 6380 --bind 127.0.0.1 --appendonly yes --daemonize yes"
         self.head.run(f"mkdir -p ~/redis && {redis} --dir ~/redis --save ''")
 
@@ -111,7 +112,7 @@ class OnPrem:
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """All workers are there, and nothing runs."""
+        """Waits until all workers have joined and no trial runs."""
         cpus = f" 0.0/{CPUS * len(self.workers)}.0 CPU"
         wait_until(
             lambda: cpus in self.on_head("ray status", check=False),
@@ -125,11 +126,11 @@ class OnPrem:
         return self.hosts.laptop.run(f"cd {REPOSITORY} && {line}", timeout_s=timeout_s)
 
     def on_head(self, line: str, *, check: bool = True) -> str:
-        """Runs a line of bash on the head, as a user who is logged in there."""
+        """Runs a line of bash on the head, as a user logged in there."""
         return self.head.run(f"{ON_HEAD} {line}", check=check)
 
-    def what_is_left_of_ray(self) -> dict[str, list[str]]:
-        """What runs on each host that did not before there was Ray; empty if nothing."""
+    def ray_processes(self) -> dict[str, list[str]]:
+        """The processes of Ray on each host that has any."""
         left = {
             host.name: [a for a in host.processes().values() if not a.startswith(NOT_RAY)]
             for host in self.hosts
@@ -141,7 +142,10 @@ class OnPrem:
         return next(worker for worker in self.workers if worker.address == address)
 
     def start(self, name: str, *overrides: str, command: str = "train") -> Search:
-        """Starts a search: `train` and `tune` on the head, `submit` as a job of the cluster's."""
+        """Starts a search, or goes on with one.
+
+        `train`, `tune` and `resume` run on the head, `submit` as a job of the cluster.
+        """
         settings = " ".join(f"--set '{override}'" for override in overrides)
         log = self.hosts.work / f"{name}.log"
         if command == "submit":
@@ -152,30 +156,44 @@ class OnPrem:
             (run,) = set(self.runs.glob("*")) - known
             return Search(self, run.name, log)
         raymeta = "raymeta" if RECOVERS else "python -m tests.cluster.no_recovery"
-        arguments = f"{command} {self.experiment} -v --run {name} {settings}"
-        line = f"cd {REPOSITORY} && {ON_HEAD} exec {raymeta} {arguments}"
-        return Search(self, name, log, self.head.start(line, log))
+        option = f"--resume {name}" if command == "resume" else f"--run {name}"
+        what = "tune" if command == "resume" else f"{command} {self.experiment}"
+        line = f"cd {REPOSITORY} && {ON_HEAD} exec {raymeta} {what} -v {option} {settings}"
+        return Search(self, name, log, self.head.start(line, log), option)
 
     def drain(self, host: Host, notice_s: int) -> None:
-        """Has a host do what it does at its provider's notice that it will be taken away."""
+        """Drains a host, as it does itself when its provider will take it away."""
         do = f"from raymeta.deploy.notice import drain; raise SystemExit(not drain({notice_s}))"
         host.run(f". ~/.raymeta && python -c '{do}'")
 
 
 @dataclass
 class Search:
-    """A search that runs, with what its folder says of it."""
+    """A running search and its folder.
+
+    Attributes:
+        driver: its process; None for a job of the cluster.
+        option: in the driver's command line, and in no other process's.
+    """
 
     cluster: OnPrem
     name: str
     log: Path
     driver: subprocess.Popen[bytes] | None = None
+    option: str = ""
 
-    def results(self) -> list[dict[str, Any]]:
-        """What the trials have reported."""
+    @property
+    def run(self) -> Run:
+        """Its folder."""
+        return Run(self.cluster.runs / self.name)
+
+    def results(self, trial: str | None = None) -> list[dict[str, Any]]:
+        """The reports of a trial, over all sessions, or of all trials."""
+        tune_dir = self.cluster.runs / self.name / "tune"
+        folders = tune_dir.glob("*/") if trial is None else trial_folders(self.run, trial)
         found = []
-        for file in sorted((self.cluster.runs / self.name / "tune").glob("*/result.json")):
-            for line in file.read_text().splitlines():
+        for file in sorted(Path(str(folder)) / "result.json" for folder in folders):
+            for line in file.read_text().splitlines() if file.exists() else ():
                 try:
                     found.append(json.loads(line))
                 except ValueError:  # being written
@@ -183,35 +201,41 @@ class Search:
         return found
 
     def steps(self, trial: str | None = None) -> list[int]:
-        """The meta-steps at the reports of its trials."""
-        return [r["meta_steps"] for r in self.results() if trial in (None, r["trial_id"])]
+        """The meta-steps at the reports of a trial, or of all trials."""
+        return [result["meta_steps"] for result in self.results(trial)]
 
     def curve(self) -> list[tuple[int, float]]:
         """Meta-steps and metric of its only trial."""
         return [(r["meta_steps"], r[METRIC]) for r in self.results()]
 
     def trial_host(self) -> Host:
-        """Where its last report came from."""
+        """The host of the last report."""
         return self.cluster.worker_at(self.results()[-1]["node_ip"])
 
-    def kill_trial(self) -> None:
-        """Kills the process of the trial that has reported last."""
-        self.trial_host().run(f"kill -9 {self.results()[-1]['pid']}")
+    def kill_trial(self, signal: str = "KILL") -> None:
+        """Sends a signal to the process of the last report."""
+        self.trial_host().run(f"kill -{signal} {self.results()[-1]['pid']}")
 
-    def processes(self, trial: str) -> set[tuple[str, int]]:
-        """Those that a trial's reports came from."""
-        return {(r["node_ip"], r["pid"]) for r in self.results() if r["trial_id"] == trial}
+    def processes(self, trial: str | None = None) -> set[tuple[str, int]]:
+        """The processes, by address and id, that reported a trial, or all trials."""
+        return {(result["node_ip"], result["pid"]) for result in self.results(trial)}
 
     def addresses(self) -> set[str]:
-        """Where its reports came from."""
+        """The hosts of all reports."""
         return {result["node_ip"] for result in self.results()}
 
-    def wait_for_reports(self, count: int, timeout_s: float = 60) -> None:
+    def wait_for_reports(self, count: int, timeout_s: float = 180) -> None:
         """Until there are so many."""
         self._wait_until(lambda: len(self.results()) >= count, f"{count} reports", timeout_s)
 
+    def wait_for_new_process(self, timeout_s: float) -> None:
+        """Until a process reports that has not reported before."""
+        known = self.processes()
+        what = "report from a new process"
+        self._wait_until(lambda: bool(self.processes() - known), what, timeout_s)
+
     def wait_for_host_other_than(self, host: Host, timeout_s: float) -> None:
-        """Until a new report comes from another one."""
+        """Until a new report comes from another host."""
         known = len(self.results())
 
         def moved() -> bool:
@@ -219,7 +243,7 @@ class Search:
 
         self._wait_until(moved, f"report from another host than {host.name}", timeout_s)
 
-    def wait_for_end_of_trials(self, num_trials: int = 1, timeout_s: float = 120) -> None:
+    def wait_for_end_of_trials(self, num_trials: int = 1, timeout_s: float = 300) -> None:
         """Until so many have reported their last step."""
         self._wait_until(
             lambda: sum(bool(r["done"]) for r in self.results()) >= num_trials,
@@ -227,12 +251,16 @@ class Search:
             timeout_s,
         )
 
-    def wait_for_trials(self, timeout_s: float = 240) -> list[dict[str, Any]]:
-        """The table of trials, which is written when the last one has ended."""
+    def wait_for_trials(self, timeout_s: float = 400) -> list[dict[str, Any]]:
+        """The table of trials, written after the end of the last one."""
         table = self.cluster.runs / self.name / "trials.json"
         self._wait_until(table.exists, "table of trials", timeout_s)
         trials: list[dict[str, Any]] = json.loads(table.read_text())
         return trials
+
+    def wait_for_best_trial(self, timeout_s: float = 400) -> None:
+        """Until its best trial is named: the table of trials may be of an earlier session."""
+        self._wait_until(lambda: self.run.has_best, "best trial", timeout_s)
 
     def _wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         def holds() -> bool:
@@ -244,21 +272,22 @@ class Search:
 
         wait_until(holds, f"no {what}", timeout_s)
 
-    def wait_for_exit(self, timeout_s: float = 120) -> int:
+    def wait_for_exit(self, timeout_s: float = 300) -> int:
         """The driver's exit code."""
         assert self.driver is not None
         return self.driver.wait(timeout_s)
 
-    def wait_for_saved_trials(self, count: int, timeout_s: float = 120) -> dict[str, str]:
-        """Until so many are saved as completed; what they have written."""
-        run = Run(self.cluster.runs / self.name)
-
-        def completed() -> list[str]:
-            return [i for i, record in read_trials(run).items() if record.status == "completed"]
-
-        self._wait_until(lambda: len(completed()) >= count, f"{count} trials saved", timeout_s)
+    def wait_for_saved_trials(self, count: int, timeout_s: float = 300) -> dict[str, str]:
+        """Until so many are saved as completed; their results as they were written."""
+        enough = f"{count} trials saved"
+        self._wait_until(lambda: len(self.completed()) >= count, enough, timeout_s)
         written = self.written()
-        return {trial: written[trial] for trial in completed()}
+        return {trial: written[trial] for trial in self.completed()}
+
+    def completed(self) -> list[str]:
+        """The trials saved as completed, whose last report Tune has written as well."""
+        saved = [i for i, record in read_trials(self.run).items() if record.status == "completed"]
+        return [i for i in saved if any(result["done"] for result in self.results(i))]
 
     def written(self) -> dict[str, str]:
         """Of each trial, its results as they were written, with their times."""
@@ -266,24 +295,30 @@ class Search:
         return {file.parent.name: file.read_text() for file in files}
 
     def assert_nothing_lost_or_run_again(self, before: Mapping[str, str]) -> None:
-        """It comes to the end of its four trials, of which some were over before."""
+        """All four trials complete; those that had ended before are as they were."""
         trials = self.wait_for_trials()
         assert [trial["status"] for trial in trials] == ["completed"] * 4
         assert {trial["trial_id"] for trial in trials} >= set(before)
         assert self.written().items() >= before.items()
-        for trial in trials:  # one that ran may have to repeat what came after the last save
+        for trial in trials:  # a running trial may repeat what came after the last save
             assert repeats(self.steps(trial["trial_id"])) <= UNSAVED
 
     def stop(self) -> None:
-        """Ends the driver, if it is running; what it has done is on the disk."""
+        """Kills the driver, if it is running."""
         if self.driver is None:
             self.cluster.laptop(f"raymeta stop {self.name} --cluster {self.cluster.file}")
         elif self.driver.poll() is None:
-            self.cluster.head.kill(f"--run {self.name}")
+            self.cluster.head.kill(self.option)
             self.driver.wait(30)
 
+    def terminate(self) -> int:
+        """Ends the driver by SIGTERM; its exit code."""
+        (pid,) = self.cluster.head.pids(self.option)
+        self.cluster.head.run(f"kill -TERM {pid}")
+        return self.wait_for_exit()
+
     def tail(self) -> str:
-        """The end of what the driver said."""
+        """The last words of the driver."""
         return self.log.read_text()[-3000:]
 
 
@@ -291,12 +326,12 @@ Start = Callable[..., Search]  # as the fixture `start` gives it
 
 
 def repeats(steps: Sequence[int]) -> int:
-    """How many of a trial's reports were made a second time: none if it never went back."""
+    """How many reports of a trial were made twice."""
     return len(steps) - len(set(steps))
 
 
 def probe(host: Host, *urls: str, token: str | None = None) -> list[object]:
-    """What a host gets from web addresses: a status, or the kind of failure."""
+    """A host's answers from web addresses: a status, or the kind of failure."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     script = PROBE.format(urls=urls, headers=headers)
     found = json.loads(host.run(f"python - <<'END'\n{script}\nEND"))

@@ -1,4 +1,4 @@
-"""Faults within hosts in the midst of a search: it goes on, and ends as if nothing had been."""
+"""Faults within hosts during a search: it continues, and ends as one without faults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_full_disk_of_one_host_does_not_end_the_search(start: Start) -> None:
     assert any(trial["status"] == "completed" for trial in trials)
     retried = [trial for trial in trials if len(search.processes(trial["trial_id"])) > 1]
     failed = [trial for trial in trials if trial["status"] == "failed"]
-    assert retried or failed  # the disk was missed
+    assert retried or failed  # the full disk had an effect
     for trial in failed:  # a worker that cannot even write its log dies, and Ray names the host
         assert re.search(rf"No space left|ip: {host.address}", trial["error"]), trial["error"]
 

@@ -1,4 +1,4 @@
-"""The test hosts themselves: apart from each other and from the machine, and gone at the end."""
+"""The test hosts: isolated from each other and from this machine; nothing of them remains."""
 
 from __future__ import annotations
 

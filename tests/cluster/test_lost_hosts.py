@@ -1,4 +1,4 @@
-"""Hosts that are lost in the midst of a search, or about to be: it goes on on the others."""
+"""Hosts lost during a search, or about to be: it continues on the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cluster/onprem.yaml` on real hosts, from `ray up` to the end, and who is refused meanwhile."""
+"""`cluster/onprem.yaml` on test hosts: searches from `ray up` on, and who is refused."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raymeta.runs import Run
-from raymeta.search.tuner import read_trials
+from raymeta.run_folder import Run
+from raymeta.search.results import read_trials, trial_folders
 from tests.cluster.conftest import ENVIRONMENT
 from tests.cluster.hosts import REPOSITORY, SHARED, Hosts, wait_until
 from tests.cluster.onprem import EXPERIMENT
@@ -130,7 +130,13 @@ def test_a_search_runs_on_all_nodes_and_goes_on_when_its_job_is_requeued(slurm: 
     run = Run(path)
 
     def finished() -> list[str]:
-        return [i for i, record in read_trials(run).items() if record.status == "completed"]
+        ended = [i for i, record in read_trials(run).items() if record.status == "completed"]
+        return [i for i in ended if any('"done": true' in text for text in results(i))]
+
+    def results(trial: str) -> list[str]:
+        """Tune's files of a trial, one a session, written a moment after its record."""
+        files = [Path(str(folder)) / "result.json" for folder in trial_folders(run, trial)]
+        return [file.read_text() for file in files if file.exists()]
 
     wait_until(lambda: bool(finished()), f"no trial ends:\n{log(folder)}", TIMEOUT_S, every_s=1)
     files = [path / "tune" / trial / "result.json" for trial in finished()]
@@ -143,9 +149,9 @@ def test_a_search_runs_on_all_nodes_and_goes_on_when_its_job_is_requeued(slurm: 
     assert {file: file.read_text() for file in files} == before  # no finished trial runs again
     assert len(finished()) == 3
     assert (path / "results.json").is_file()
-    results = "".join(file.read_text() for file in path.glob("tune/*/result.json"))
+    written = "".join(file.read_text() for file in path.glob("tune/*/result.json"))
     for node in slurm.hosts[1:]:
-        assert f'"node_ip": "{node.address}"' in results
+        assert f'"node_ip": "{node.address}"' in written
     wait_until(lambda: not ray_processes(slurm), "Ray is left on a node")
 
 

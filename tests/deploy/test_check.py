@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from raymeta.deploy.check import Finding, check_on, growth, has_errors, job_environment
-from raymeta.deploy.cluster_file import Cluster, NodeType, load_cluster
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment
+from raymeta.deploy.files.cluster import Cluster, NodeType
+from raymeta.deploy.files.load import load_cluster
+from raymeta.experiment.file import load_experiment
+from raymeta.experiment.schema import Experiment
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, from_json
-from raymeta.tasks.pen import DATA_DIR
+from raymeta.tasks.settings import PEN_DIR
 from tests.conftest import TINY
 from tests.deploy.cluster_files import filled_in
 
@@ -34,14 +35,14 @@ def cluster(*nodes: NodeType, runs_dir: str | None = "/mnt/shared/runs", **chang
 
 
 def experiment(*overrides: str) -> Experiment:
-    return load_experiment("pen", [*TINY, SPACE, "search.num_trials=12", *overrides])
+    return load_experiment("pen-maml", [*TINY, SPACE, "search.num_trials=12", *overrides])
 
 
 def found(findings: list[Finding], subject: str) -> list[tuple[str, str]]:
     return [(finding.level, finding.text) for finding in findings if finding.subject == subject]
 
 
-def test_what_fits_is_in_order() -> None:
+def test_an_experiment_that_fits_has_no_errors() -> None:
     asked = experiment("resources.gpus_per_worker=1", "resources.max_concurrent_trials=6")
     findings = check_on(asked, cluster(HEAD, GPUS), None)
     assert not has_errors(findings)
@@ -55,7 +56,7 @@ def test_what_fits_is_in_order() -> None:
     assert text.startswith("6 fit, 6 are asked for")
 
 
-def test_gpus_that_no_trial_would_use_are_told() -> None:
+def test_unused_gpus_are_a_warning() -> None:
     ((level, text),) = found(check_on(experiment(), cluster(HEAD, GPUS), None), "GPUs")
     assert level == "warning"
     assert "resources.gpus_per_worker" in text
@@ -66,7 +67,7 @@ def test_gpus_that_no_trial_would_use_are_told() -> None:
     )
 
 
-def test_a_driver_is_told_of_the_nodes_that_are_to_come() -> None:
+def test_a_driver_learns_the_nodes_that_may_be_added() -> None:
     (told,) = job_environment(cluster(HEAD, GPUS)).items()
     assert told[0] == NODES_VARIABLE
     assert [kind.count for kind in from_json(told[1])] == [1, 3]
@@ -95,7 +96,7 @@ def test_a_trial_that_fits_on_no_node_is_an_error() -> None:
     assert "4 GPU on one node (resources.gpus_per_worker)" in text
 
 
-def test_more_trials_than_fit_are_told_to_wait_and_fewer_to_leave_nodes_idle() -> None:
+def test_waiting_trials_are_a_warning_and_idle_nodes_a_note() -> None:
     for most, level, text in (
         (9, "warning", "the others wait"),
         (2, "note", "null for as many as fit"),
@@ -106,7 +107,7 @@ def test_more_trials_than_fit_are_told_to_wait_and_fewer_to_leave_nodes_idle() -
         assert told[1].endswith(text)
 
 
-def test_hosts_whose_resources_are_unknown_are_judged_when_they_are_up() -> None:
+def test_hosts_with_unknown_resources_give_a_note() -> None:
     unknown = cluster(HEAD, node("hosts", None, 3), provider="local")
     ((level, text),) = found(check_on(experiment(), unknown, None), "one trial")
     assert level == "note"
@@ -155,14 +156,14 @@ def test_data_parallelism_that_costs_trials_is_advised_against() -> None:
         ("s3://KEY:hush@bucket/runs", "warning", "not within the URI"),
     ],
 )
-def test_storage_that_nodes_cannot_share_is_told(runs_dir: str, level: str, text: str) -> None:
+def test_storage_that_nodes_cannot_share_is_reported(runs_dir: str, level: str, text: str) -> None:
     ((told, said),) = found(check_on(experiment(), cluster(GPUS), runs_dir), "storage")
     assert told == level
     assert text in said
     assert "hush" not in said
 
 
-def test_a_cluster_without_storage_wants_one() -> None:
+def test_a_cluster_without_storage_is_an_error() -> None:
     ((level, text),) = found(check_on(experiment(), cluster(GPUS, runs_dir=None), None), "storage")
     assert level == "error"
     assert "--runs-dir" in text
@@ -176,8 +177,8 @@ def test_a_bucket_is_written_to_and_left_as_it_was(bucket: str) -> None:
     assert (level, "cannot be written from here" in text) == ("warning", True)
 
 
-def test_data_that_travel_are_told_by_their_size(tmp_path: Path, monkeypatch: Any) -> None:
-    asked = experiment(f"tasks.data_dir={DATA_DIR}")
+def test_the_size_of_submitted_data_is_checked(tmp_path: Path, monkeypatch: Any) -> None:
+    asked = experiment(f"tasks.data_dir={PEN_DIR}")
     ((level, text),) = found(check_on(asked, cluster(GPUS), None), "data")
     assert level == "ok"
     assert "MB travel with the job" in text
@@ -198,3 +199,17 @@ def test_warnings_of_the_file_are_passed_on() -> None:
     assert ("warning", "auth.ssh_private_key: no such file") in found(
         check_on(experiment(), warned, None), "cluster file"
     )
+
+
+@pytest.mark.parametrize(("name", "where"), [("me/model", "downloaded by"), ("", "needs this fol")])
+def test_what_nodes_need_of_an_encoder_is_said(
+    tmp_path: Path, monkeypatch: Any, name: str, where: str
+) -> None:
+    # That loads the tasks, and with them the encoder.
+    monkeypatch.setattr("raymeta.deploy.check.estimate_memory", lambda _: 10**9)
+    encoder = f"tasks.encoder={name or tmp_path}"
+    asked = load_experiment("sentiment", [*TINY, SPACE, encoder])
+    ((level, text),) = found(check_on(asked, cluster(GPUS), None), "encoder")
+    assert level == "note"
+    assert where in text
+    assert "raymeta[text]" in text

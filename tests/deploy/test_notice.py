@@ -68,9 +68,7 @@ def metadata() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_notice_is_known_from_quiet_times(
-    cloud: str, metadata: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notice_is_recognised(cloud: str, metadata: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Metadata, "said", QUIET[cloud])
     assert not noticed(CLOUDS[cloud], metadata)
     monkeypatch.setattr(Metadata, "said", NOTICE[cloud])
@@ -79,7 +77,7 @@ def test_a_notice_is_known_from_quiet_times(
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 @pytest.mark.parametrize("said", ["", "{}", "no JSON", '{"Events": [{}]}'])
-def test_an_answer_that_is_none_is_no_notice(
+def test_a_broken_answer_is_no_notice(
     cloud: str, said: str, metadata: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Metadata, "said", said)
@@ -97,7 +95,7 @@ def test_reboots_for_maintenance_are_no_notice(
     assert not noticed(CLOUDS["azure"], metadata)
 
 
-def test_a_machine_has_one_watcher(tmp_path: Path) -> None:
+def test_a_second_watcher_on_a_machine_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "raymeta.deploy.notice", "aws"]
     environment = os.environ | {"HOME": str(tmp_path)}
     watchers = [subprocess.Popen(command, env=environment) for _ in range(2)]

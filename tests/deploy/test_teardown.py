@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raymeta.cli import app
-from raymeta.deploy.cluster_file import load_cluster
+from raymeta.deploy.files.load import load_cluster
 from raymeta.deploy.teardown import tear_down
 from raymeta.errors import ClusterError
 from tests.deploy.cluster_files import ROOT, filled_in, use_laptop
@@ -94,7 +94,7 @@ def test_the_machines_of_a_cluster_in_a_cloud_are_deleted_and_no_others(
         ("slurm.sbatch", "scancel"),
     ],
 )
-def test_clusters_that_ray_did_not_launch_are_told_how_they_end(
+def test_other_clusters_are_refused_with_what_ends_them(
     name: str, remedy: str, laptop: Path
 ) -> None:
     path = laptop / name

@@ -9,12 +9,13 @@ from typing import get_args
 import pytest
 import torch
 
+from raymeta.episodes import Episodes, Examples
 from raymeta.meta import cuda_graph
 from raymeta.meta.cuda_graph import MAX_GRAPHS, GraphedMetaGradient
-from raymeta.meta.maml import Maml, meta_gradient
-from raymeta.models import NetworkSpec, init_params
-from raymeta.scans import Cell
-from raymeta.tasks.episodes import Episodes, Examples
+from raymeta.meta.learners.maml import Maml
+from raymeta.nn.networks import NetworkSpec, init_params
+from raymeta.nn.torch_scans import Cell
+from raymeta.problem import PROBLEMS
 
 SPEC = NetworkSpec(num_outputs=3, num_features=4, hidden_size=16, num_layers=2, dropout=0.2)
 MAML = Maml(adaptation_steps=3, inner_clip=1.0)
@@ -38,8 +39,8 @@ def assert_equal_to_eager(graphed: GraphedMetaGradient, cell: Cell, steps: int, 
     params = {name: value.cuda() for name, value in params.items()}
     for graph_steps in (None, 0):
         found, wanted = (
-            function(MAML, spec, "classification", params, drawn, graph_steps=graph_steps)
-            for function in (graphed, meta_gradient)
+            function(MAML, spec, PROBLEMS["classification"], params, drawn, graph_steps=graph_steps)
+            for function in (graphed, Maml.meta_gradient)
         )
         torch.testing.assert_close(found.grads, wanted.grads, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.loss, wanted.loss)
@@ -50,26 +51,26 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")(test))
 
 
-def test_the_named_tensors_are_all_that_a_meta_gradient_needs() -> None:
+def test_a_meta_gradient_depends_on_the_named_tensors_only() -> None:
     """What a graph captures, run here on the CPU."""
     params, drawn = init_params(SPEC, torch.Generator().manual_seed(0)), episodes(7, 0, "cpu")
     inputs = cuda_graph._inputs(SPEC, params, drawn)
-    found = cuda_graph._run(MAML, SPEC, "classification", inputs, 0)
-    wanted = meta_gradient(MAML, SPEC, "classification", params, drawn, graph_steps=0)
+    found = cuda_graph._run(MAML, SPEC, PROBLEMS["classification"], inputs, 0)
+    wanted = MAML.meta_gradient(SPEC, PROBLEMS["classification"], params, drawn, graph_steps=0)
     torch.testing.assert_close(found.grads, wanted.grads, rtol=0, atol=0)
     assert found.num_episodes == 5
 
 
 @needs_gpu
 @pytest.mark.parametrize("cell", get_args(Cell))
-def test_replays_give_what_single_operations_give(cell: Cell) -> None:
+def test_a_replay_equals_the_meta_gradient_without_a_graph(cell: Cell) -> None:
     graphed = GraphedMetaGradient()
     for seed in range(3):  # other parameters, episodes and dropout masks in the same graph
         assert_equal_to_eager(graphed, cell, steps=7, seed=seed)
 
 
 @needs_gpu
-def test_shapes_beyond_the_limit_run_as_ever() -> None:
+def test_shapes_beyond_the_limit_run_without_a_graph() -> None:
     graphed = GraphedMetaGradient()
     for steps in range(3, 3 + MAX_GRAPHS):
         assert_equal_to_eager(graphed, "gru", steps=steps, seed=0)
@@ -79,7 +80,7 @@ def test_shapes_beyond_the_limit_run_as_ever() -> None:
 def test_a_result_outlives_the_next_replay() -> None:
     graphed, params = GraphedMetaGradient(), init_params(SPEC, torch.Generator().manual_seed(0))
     params = {name: value.cuda() for name, value in params.items()}
-    first = graphed(MAML, SPEC, "classification", params, episodes(7, 0))
+    first = graphed(MAML, SPEC, PROBLEMS["classification"], params, episodes(7, 0))
     kept = {name: value.clone() for name, value in first.grads.items()}
-    graphed(MAML, SPEC, "classification", params, episodes(7, 1))
+    graphed(MAML, SPEC, PROBLEMS["classification"], params, episodes(7, 1))
     torch.testing.assert_close(first.grads, kept, rtol=0, atol=0)

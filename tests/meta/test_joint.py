@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from raymeta.episodes import NO_CLASS, Episodes, Examples
 from raymeta.meta.joint import joint_batch, joint_gradient, joint_spec, with_fresh_head
-from raymeta.meta.maml import Kind
-from raymeta.models import NetworkSpec, Params, dropout_masks, expand_params, forward
-from raymeta.scans import Cell
-from raymeta.tasks import Episodes, Examples
-from raymeta.tasks.episodes import NO_CLASS
+from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, expand_params, forward
+from raymeta.nn.torch_scans import Cell
+from raymeta.problem import PROBLEMS
 from tests.reference import (
     ReferenceNetwork,
     loss_of,
@@ -29,9 +28,9 @@ NUM_CLASSES = 6
 WAYS = torch.tensor([[5, 1, 0], [2, 3, 4]])
 
 
-def problem(spec: NetworkSpec = SPEC, kind: Kind = "classification") -> tuple[Params, Episodes]:
+def problem(spec: NetworkSpec = SPEC, name: str = "classification") -> tuple[Params, Episodes]:
     network = ReferenceNetwork(**asdict(spec))
-    episodes = random_episodes(network, 2, regression=kind == "regression", padded=True)
+    episodes = random_episodes(network, 2, regression=name == "regression", padded=True)
     return random_params(network), replace(episodes, way_classes=WAYS)
 
 
@@ -75,13 +74,14 @@ def test_batch_of_whole_sequences_has_no_lengths():
 
 
 @pytest.mark.parametrize("cell", get_args(Cell))
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_gradient_is_that_of_an_ordinary_training_step(cell, kind):
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradient_is_that_of_an_ordinary_training_step(cell, name):
     spec = replace(SPEC, cell=cell)
-    params, episodes = problem(spec, kind)
+    params, episodes = problem(spec, name)
     batch = joint_batch(episodes, fixed_labels=True)
     assert_same(
-        joint_gradient(spec, kind, params, batch, seed=0), torch_gradient(spec, params, batch)
+        joint_gradient(spec, PROBLEMS[name], params, batch, seed=0),
+        torch_gradient(spec, params, batch),
     )
 
 
@@ -92,7 +92,7 @@ def test_gradient_over_all_classes_is_that_of_an_ordinary_training_step():
     _, episodes = problem()
     batch = joint_batch(episodes, fixed_labels=False)
     assert_same(
-        joint_gradient(spec, "classification", params, batch, seed=0),
+        joint_gradient(spec, PROBLEMS["classification"], params, batch, seed=0),
         torch_gradient(spec, params, batch),
     )
 
@@ -101,19 +101,19 @@ def test_fixed_labels_keep_the_network_as_it_is():
     assert joint_spec(SPEC, NUM_CLASSES, fixed_labels=True) == SPEC
 
 
-def test_dropout_thins_the_network_by_the_seed():
+def test_dropout_masks_follow_the_seed():
     spec = replace(SPEC, dropout=0.4)
     params, episodes = problem(spec)
     batch = joint_batch(episodes, fixed_labels=True)
     (mask,) = dropout_masks(spec, torch.tensor([7]), params)
     _, expected = torch_gradient(spec, thinned(params, [mask.flatten()]), batch)
-    _, loss = joint_gradient(spec, "classification", params, batch, seed=7)
+    _, loss = joint_gradient(spec, PROBLEMS["classification"], params, batch, seed=7)
     assert_same(loss, expected)
-    _, other = joint_gradient(spec, "classification", params, batch, seed=8)
+    _, other = joint_gradient(spec, PROBLEMS["classification"], params, batch, seed=8)
     assert not torch.equal(other, loss)
 
 
-def test_examples_of_made_up_classes_teach_nothing():
+def test_examples_of_made_up_classes_have_no_gradient():
     spec = joint_spec(SPEC, NUM_CLASSES, fixed_labels=False)
     params, _ = problem(spec)
     _, episodes = problem()
@@ -125,13 +125,13 @@ def test_examples_of_made_up_classes_teach_nothing():
     rest = Examples(batch.x[:, known], batch.y[:, known], batch.lengths[:, known])
     # They count in the mean, so that batches of any mixture weigh their examples alike.
     share = known.double().mean()
-    grads, loss = joint_gradient(spec, "classification", params, batch, seed=0)
+    grads, loss = joint_gradient(spec, PROBLEMS["classification"], params, batch, seed=0)
     expected_grads, expected_loss = torch_gradient(spec, params, rest)
     assert_same(loss, share * expected_loss)
     assert_same(grads, {name: share * grad for name, grad in expected_grads.items()})
 
 
-def test_a_fresh_head_favours_no_class_and_leaves_the_rest():
+def test_a_fresh_head_is_zero_and_keeps_other_parameters():
     params, episodes = problem()
     fresh = with_fresh_head(params, 5)
     spec = replace(SPEC, num_outputs=5)

@@ -14,23 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raymeta.experiment import Experiment
-from raymeta.meta.maml import (
-    RATE_PREFIX,
-    Kind,
-    Maml,
-    MetaGradient,
-    adaptation_path,
-    adaptation_scores,
-    clip_per_episode,
-    episode_losses,
-    init_meta_params,
-    meta_gradient,
-)
-from raymeta.models import NetworkSpec, Params, dropout_masks, is_head
-from raymeta.scans import Cell
-from raymeta.tasks import Episodes, Examples, load_tasks
-from raymeta.training import build_recipe, initial_meta_params
+from raymeta.episodes import Episodes, Examples
+from raymeta.experiment.schema import Experiment
+from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.inner import RATE_PREFIX, clip_per_episode
+from raymeta.meta.learners.maml import Maml
+from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, is_head
+from raymeta.nn.torch_scans import Cell
+from raymeta.problem import PROBLEMS
+from raymeta.tasks.load import load_tasks
+from raymeta.training.recipe import build_recipe, initial_meta_params
 from tests.reference import (
     ReferenceMaml,
     ReferenceNetwork,
@@ -48,7 +41,7 @@ TEXT = NetworkSpec(num_outputs=2, vocabulary_size=7, embedding_size=3, hidden_si
 MAML = Maml(adaptation_steps=3, inner_lr=0.3)
 
 
-class Problem:
+class Case:
     """One random meta-gradient to compute, by raymeta and by the reference."""
 
     def __init__(
@@ -56,26 +49,27 @@ class Problem:
         spec: NetworkSpec = SPEC,
         maml: Maml = MAML,
         *,
-        kind: Kind = "classification",
+        problem: str = "classification",
         **episodes: Any,
     ) -> None:
-        self.spec, self.maml, self.kind = spec, maml, kind
+        self.spec, self.maml, self.problem = spec, maml, PROBLEMS[problem]
         self.network = ReferenceNetwork(**asdict(spec))
-        self.meta_params = init_meta_params(maml, random_params(self.network))
+        self.meta_params = maml.init_meta_params(random_params(self.network))
         for index, name in enumerate(sorted(self.meta_params)):
             if name.startswith(RATE_PREFIX):  # every rate its own
                 steps = torch.arange(maml.adaptation_steps)
                 self.meta_params[name] += 0.2 * steps + 0.05 * index
             elif maml.shared_head and is_head(name):
                 self.meta_params[name] += 0.1
-        self.episodes = random_episodes(self.network, regression=kind == "regression", **episodes)
+        self.episodes = random_episodes(
+            self.network, regression=problem == "regression", **episodes
+        )
 
     def meta_gradient(self, graph_steps: int | None = None, **changes: Any) -> MetaGradient:
         maml = replace(self.maml, **changes)
-        return meta_gradient(
-            maml,
+        return maml.meta_gradient(
             self.spec,
-            self.kind,
+            self.problem,
             self.meta_params,
             self.episodes,
             graph_steps=graph_steps,
@@ -128,16 +122,15 @@ class LinearRegression:
         if rates is not None:
             log_rates = rates.log().repeat(len(self.start), 1)
             leaves[RATE_PREFIX + "phi"] = log_rates.requires_grad_()
-        path = adaptation_path(
-            maml,
+        path = maml.adaptation_path(
             self.network,
-            "regression",
+            PROBLEMS["regression"],
             leaves,
             self.support,
             num_steps=maml.adaptation_steps,
             differentiable=True,
         )
-        loss = episode_losses(self.network(path[-1], self.query), self.query.y, "regression").sum()
+        loss = PROBLEMS["regression"].loss(self.network(path[-1], self.query), self.query.y).sum()
         grads = torch.autograd.grad(loss, list(leaves.values()))
         return [params["phi"] for params in path], dict(zip(leaves, grads, strict=True))
 
@@ -156,33 +149,33 @@ class LinearRegression:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
 def test_meta_gradient_of_linear_regression_has_its_closed_form(num_steps):
-    problem, rate = LinearRegression(), 0.1
-    path, grads = problem.meta_gradient(Maml(adaptation_steps=num_steps, inner_lr=rate))
-    assert_same(path, problem.closed_path([rate] * num_steps))
-    a, _ = problem.quadratic(problem.support)
+    case, rate = LinearRegression(), 0.1
+    path, grads = case.meta_gradient(Maml(adaptation_steps=num_steps, inner_lr=rate))
+    assert_same(path, case.closed_path([rate] * num_steps))
+    a, _ = case.quadratic(case.support)
     jacobian = torch.linalg.matrix_power(torch.eye(3) - rate * a, num_steps)
-    at_query = problem.closed_query_gradient(path[-1])
+    at_query = case.closed_query_gradient(path[-1])
     assert_same(grads["phi"], torch.einsum("eij,ei->ej", jacobian, at_query))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
 def test_first_order_gradient_of_linear_regression_is_that_at_the_adapted_parameters(num_steps):
-    problem = LinearRegression()
+    case = LinearRegression()
     maml = Maml(adaptation_steps=num_steps, inner_lr=0.1, first_order=True)
-    path, grads = problem.meta_gradient(maml)
-    assert_same(grads["phi"], problem.closed_query_gradient(path[-1]))
+    path, grads = case.meta_gradient(maml)
+    assert_same(grads["phi"], case.closed_query_gradient(path[-1]))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
 def test_gradient_of_learned_rates_has_its_closed_form(num_steps):
-    problem = LinearRegression()
+    case = LinearRegression()
     rates = torch.linspace(0.05, 0.2, num_steps, dtype=torch.float64)
     maml = Maml(adaptation_steps=num_steps, learn_inner_lr=True)
-    path, grads = problem.meta_gradient(maml, rates)
-    assert_same(path, problem.closed_path(rates))
+    path, grads = case.meta_gradient(maml, rates)
+    assert_same(path, case.closed_path(rates))
     # ∂φ_S/∂α_s = -Π_{j > s} (I - α_j A) (A φ_s - b), and ∂α/∂ log α = α.
-    a, b = problem.quadratic(problem.support)
-    behind = problem.closed_query_gradient(path[-1])
+    a, b = case.quadratic(case.support)
+    behind = case.closed_query_gradient(path[-1])
     for step in reversed(range(num_steps)):
         inner = torch.einsum("eij,ej->ei", a, path[step]) - b
         expected = -rates[step] * (behind * inner).sum(dim=-1)
@@ -195,12 +188,12 @@ class _MetaLoss(torch.autograd.Function):
     """`meta_gradient` as autograd sees a function, for `gradcheck`."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, *values: Tensor) -> Tensor:
-        problem.meta_params = {
-            name: value.detach() for name, value in zip(problem.meta_params, values, strict=True)
+    def forward(ctx: Any, case: Case, *values: Tensor) -> Tensor:
+        case.meta_params = {
+            name: value.detach() for name, value in zip(case.meta_params, values, strict=True)
         }
         with torch.enable_grad():
-            result = problem.meta_gradient()
+            result = case.meta_gradient()
         ctx.save_for_backward(*result.grads.values())
         return result.loss
 
@@ -215,10 +208,10 @@ class _MetaLoss(torch.autograd.Function):
 def test_meta_gradient_is_that_of_finite_differences(cell, num_steps, learn_inner_lr):
     spec = NetworkSpec(cell=cell, num_outputs=2, num_features=1, hidden_size=2, pooling="attention")
     maml = Maml(adaptation_steps=num_steps, inner_lr=0.3, learn_inner_lr=learn_inner_lr)
-    problem = Problem(spec, maml, num_episodes=2, num_steps=3, padded=True)
-    leaves = [value.requires_grad_() for value in problem.meta_params.values()]
+    case = Case(spec, maml, num_episodes=2, num_steps=3, padded=True)
+    leaves = [value.requires_grad_() for value in case.meta_params.values()]
     assert torch.autograd.gradcheck(
-        partial(_MetaLoss.apply, problem),
+        partial(_MetaLoss.apply, case),
         leaves,
         fast_mode=True,
         check_undefined_grad=False,
@@ -232,6 +225,8 @@ def test_meta_gradient_is_that_of_finite_differences(cell, num_steps, learn_inne
         {},
         {"first_order": True},
         {"adapt": "head"},
+        {"adapt": "body"},
+        {"adapt": "body", "learn_inner_lr": True, "inner_clip": 0.2},
         {"learn_inner_lr": True},
         {"inner_clip": 0.2},
         {"inner_clip": 100.0},
@@ -245,9 +240,9 @@ def test_meta_gradient_is_that_of_finite_differences(cell, num_steps, learn_inne
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("graph_steps", [None, 2, 0])
 def test_every_setting_gives_the_references_meta_gradient(cell, changes, padded, graph_steps):
-    problem = Problem(replace(SPEC, cell=cell), replace(MAML, **changes), padded=padded)
-    result = problem.meta_gradient(graph_steps)
-    assert_same((result.grads, result.loss), problem.reference())
+    case = Case(replace(SPEC, cell=cell), replace(MAML, **changes), padded=padded)
+    result = case.meta_gradient(graph_steps)
+    assert_same((result.grads, result.loss), case.reference())
 
 
 @every_cell
@@ -266,33 +261,33 @@ def test_every_architecture_gives_the_references_meta_gradient(
     cell, architecture, text, graph_steps
 ):
     spec = replace(TEXT if text else SPEC, cell=cell, **architecture)
-    problem = Problem(spec, padded=True)
-    result = problem.meta_gradient(graph_steps)
-    assert_same((result.grads, result.loss), problem.reference())
+    case = Case(spec, padded=True)
+    result = case.meta_gradient(graph_steps)
+    assert_same((result.grads, result.loss), case.reference())
 
 
 @every_cell
 @pytest.mark.parametrize("first_order", [False, True])
 def test_regression_gives_the_references_meta_gradient(cell, first_order):
     maml = replace(MAML, inner_lr=0.05, first_order=first_order)
-    problem = Problem(replace(SPEC, cell=cell), maml, kind="regression", padded=True)
-    result = problem.meta_gradient()
-    assert_same((result.grads, result.loss), problem.reference())
+    case = Case(replace(SPEC, cell=cell), maml, problem="regression", padded=True)
+    result = case.meta_gradient()
+    assert_same((result.grads, result.loss), case.reference())
     assert_same(result.score, result.loss)
 
 
 @every_cell
 def test_comparison_notices_a_detached_inner_gradient(cell, monkeypatch):
-    problem = Problem(replace(SPEC, cell=cell))
-    second_order, _ = problem.reference()
-    first_order, _ = problem.reference(first_order=True)
+    case = Case(replace(SPEC, cell=cell))
+    second_order, _ = case.reference()
+    first_order, _ = case.reference(first_order=True)
     differentiate = torch.autograd.grad
 
     def detached(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         return tuple(grad.detach() for grad in differentiate(*args, **kwargs))
 
     monkeypatch.setattr(torch.autograd, "grad", detached)
-    broken = problem.meta_gradient().grads
+    broken = case.meta_gradient().grads
     with pytest.raises(AssertionError):
         assert_same(broken, second_order)
     assert_same(broken, first_order)
@@ -300,8 +295,8 @@ def test_comparison_notices_a_detached_inner_gradient(cell, monkeypatch):
 
 @every_cell
 def test_first_order_differs_from_second_order(cell):
-    problem = Problem(replace(SPEC, cell=cell))
-    exact, first_order = problem.meta_gradient(), problem.meta_gradient(first_order=True)
+    case = Case(replace(SPEC, cell=cell))
+    exact, first_order = case.meta_gradient(), case.meta_gradient(first_order=True)
     assert_same(first_order.loss, exact.loss)
     for name, grad in exact.grads.items():
         if name != "head.bias":
@@ -350,17 +345,17 @@ def test_clipping_has_a_finite_derivative_even_at_zero(scale):
 @settings(deadline=None, max_examples=15)
 @given(cuts=st.sets(st.integers(1, 4)), inner_clip=st.sampled_from([None, 0.2]))
 def test_shards_of_any_size_add_up_to_the_whole(cuts, inner_clip):
-    problem = Problem(
+    case = Case(
         replace(SPEC, dropout=0.3),
         replace(MAML, inner_clip=inner_clip),
         padded=True,
         num_episodes=5,
     )
-    whole, episodes = problem.meta_gradient(), problem.episodes
+    whole, episodes = case.meta_gradient(), case.episodes
     shards = []
     for start, end in pairwise([0, *sorted(cuts), 5]):
-        problem.episodes = episodes_between(episodes, start, end)
-        shards.append(problem.meta_gradient())
+        case.episodes = episodes_between(episodes, start, end)
+        shards.append(case.meta_gradient())
     assert_same(sums(shards), sums([whole]))
 
 
@@ -397,7 +392,7 @@ def test_shards_padded_to_other_lengths_add_up_to_the_whole(tiny, precision):
 
     def gradient(indices: range) -> MetaGradient:
         episodes = tasks.episodes("train", indices).to(torch.device("cpu"), recipe.dtype)
-        return meta_gradient(recipe.maml, recipe.spec, recipe.kind, meta_params, episodes)
+        return recipe.learner.meta_gradient(recipe.spec, recipe.problem, meta_params, episodes)
 
     shards = [gradient(range(1)), gradient(range(1, 3)), gradient(range(3, 5))]
     tolerance = 1e-10 if precision == "float64" else 1e-6
@@ -407,22 +402,24 @@ def test_shards_padded_to_other_lengths_add_up_to_the_whole(tiny, precision):
 
 
 @every_cell
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("inner_clip", [None, 0.5])
-def test_adaptation_curve_is_that_of_plain_sgd(cell, kind, inner_clip):
+def test_adaptation_curve_is_that_of_plain_sgd(cell, problem, inner_clip):
     spec = replace(SPEC, cell=cell, dropout=0.5)  # which scoring leaves out
-    problem = Problem(spec, replace(MAML, inner_clip=inner_clip), kind=kind, padded=True)
-    curves = adaptation_scores(
-        problem.maml, spec, kind, problem.meta_params, problem.episodes, num_steps=5
+    case = Case(spec, replace(MAML, inner_clip=inner_clip), problem=problem, padded=True)
+    curves = case.maml.adaptation_scores(
+        spec, case.problem, case.meta_params, case.episodes, num_steps=5
     )
-    network = problem.network
-    for curve, (support, query) in zip(curves, pairs(problem.episodes), strict=True):
-        network.load_state_dict(problem.meta_params)
-        optimizer = torch.optim.SGD(network.parameters(), lr=problem.maml.inner_lr)
+    network = case.network
+    for curve, (support, query) in zip(curves.mean(dim=1), pairs(case.episodes), strict=True):
+        network.load_state_dict(case.meta_params)
+        optimizer = torch.optim.SGD(network.parameters(), lr=case.maml.inner_lr)
         expected = []
         for _ in range(6):
             outputs = network(query.x, query.lengths)
-            right = (outputs.argmax(-1) == query.y).double() if kind == "classification" else None
+            right = (
+                (outputs.argmax(-1) == query.y).double() if problem == "classification" else None
+            )
             expected.append(loss_of(outputs, query.y) if right is None else right.mean())
             optimizer.zero_grad()
             torch.autograd.backward(loss_of(network(support.x, support.lengths), support.y))
@@ -436,37 +433,35 @@ def test_adaptation_curve_is_that_of_plain_sgd(cell, kind, inner_clip):
 
 
 def test_steps_beyond_the_learned_rates_repeat_the_last_one():
-    problem = Problem(
-        maml=replace(MAML, adaptation_steps=2, learn_inner_lr=True), kind="regression"
-    )
+    case = Case(maml=replace(MAML, adaptation_steps=2, learn_inner_lr=True), problem="regression")
 
     def curve(meta_params: Params) -> Tensor:
-        return adaptation_scores(
-            problem.maml, SPEC, "regression", meta_params, problem.episodes, num_steps=4
+        return case.maml.adaptation_scores(
+            SPEC, case.problem, meta_params, case.episodes, num_steps=4
         )
 
     longer = {
         name: torch.cat([value, value[-1:], value[-1:]]) if RATE_PREFIX in name else value
-        for name, value in problem.meta_params.items()
+        for name, value in case.meta_params.items()
     }
-    assert_same(curve(problem.meta_params), curve(longer))
+    assert_same(curve(case.meta_params), curve(longer))
 
 
 def test_score_is_the_share_of_right_answers():
-    problem = Problem(maml=replace(MAML, adaptation_steps=1))
-    reference = ReferenceMaml(network=problem.network, **asdict(problem.maml))
-    leaves = {name: value.requires_grad_() for name, value in problem.meta_params.items()}
+    case = Case(maml=replace(MAML, adaptation_steps=1))
+    reference = ReferenceMaml(network=case.network, **asdict(case.maml))
+    leaves = {name: value.requires_grad_() for name, value in case.meta_params.items()}
     expected = 0.0
-    for support, query in pairs(problem.episodes):
+    for support, query in pairs(case.episodes):
         outputs = reference.outputs(reference.adapted(leaves, support), query, None)
         expected += (outputs.argmax(-1) == query.y).double().mean().item()
-    assert problem.meta_gradient().score.item() == pytest.approx(expected)
+    assert case.meta_gradient().score.item() == pytest.approx(expected)
 
 
 def test_learned_rates_start_at_the_given_rate_for_adapted_parameters_alone():
     params = random_params(ReferenceNetwork(**asdict(SPEC)))
     maml = Maml(adaptation_steps=4, inner_lr=0.2, learn_inner_lr=True, adapt="head")
-    rates = {k: v for k, v in init_meta_params(maml, params).items() if RATE_PREFIX in k}
+    rates = {k: v for k, v in maml.init_meta_params(params).items() if RATE_PREFIX in k}
     assert set(rates) == {RATE_PREFIX + "head.weight", RATE_PREFIX + "head.bias"}
     for value in rates.values():
         assert value.dtype == torch.float64
@@ -475,7 +470,7 @@ def test_learned_rates_start_at_the_given_rate_for_adapted_parameters_alone():
 
 def test_a_shared_head_is_one_row_of_zeros():
     params = random_params(ReferenceNetwork(**asdict(SPEC)))
-    meta_params = init_meta_params(Maml(shared_head=True), params)
+    meta_params = Maml(shared_head=True).init_meta_params(params)
     assert torch.equal(meta_params["head.weight"], torch.zeros(1, 4, dtype=torch.float64))
     assert torch.equal(meta_params["head.bias"], torch.zeros(1, dtype=torch.float64))
     assert torch.equal(meta_params["rnn.weight_hh_l0"], params["rnn.weight_hh_l0"])
@@ -493,12 +488,11 @@ def test_meta_gradient_with_layers_in_bfloat16_is_within_three_per_cent(cell: Ce
     params = random_params(ReferenceNetwork(**asdict(spec)))
     episodes = random_episodes(ReferenceNetwork(**asdict(spec)), padded=True)
     maml = Maml(adaptation_steps=3)
-    exact = meta_gradient(maml, spec, "classification", params, episodes)
+    exact = maml.meta_gradient(spec, PROBLEMS["classification"], params, episodes)
     single = {name: value.float() for name, value in params.items()}
-    low = meta_gradient(
-        maml,
+    low = maml.meta_gradient(
         replace(spec, layer_dtype=torch.bfloat16),
-        "classification",
+        PROBLEMS["classification"],
         single,
         episodes.to(torch.device("cpu"), torch.float32),
     )

@@ -14,12 +14,17 @@ import pytest
 import ray
 import torch
 
-from raymeta.experiment import Experiment
-from raymeta.experiment_file import load_experiment
-from raymeta.models import Params
+from raymeta.experiment.file import load_experiment
+from raymeta.experiment.schema import Experiment
+from raymeta.nn.networks import Params
+from raymeta.run_folder import Run
 from raymeta.search import AxSearcher
+from raymeta.search.preflight import prepare
+from raymeta.search.progress import Observer
+from raymeta.search.results import TrialSummary
 from raymeta.search.space import Point
-from raymeta.trial import MetaTrial
+from raymeta.search.tuner import run_search
+from raymeta.trial.actor import MetaTrial
 
 TIMEOUT_S = 120  # for a candidate: Ax is imported and fits models meanwhile
 
@@ -42,7 +47,15 @@ SPACE = [
 
 def tiny_experiment(*overrides: str) -> Experiment:
     """A `pen` that trains within a second."""
-    return load_experiment("pen", [*TINY, *overrides])
+    return load_experiment("pen-maml", [*TINY, *overrides])
+
+
+def search(
+    experiment: Experiment, run: Run, observer: Observer = lambda _: None
+) -> list[TrialSummary]:
+    """Runs the search of a run, or the rest of it, four trials at once."""
+    prepared = prepare(experiment, run.path.parent)
+    return run_search(prepared, run, observer=observer, trials_at_once=4)
 
 
 @contextmanager
@@ -74,15 +87,25 @@ def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
     pytest.fail("no point came")
 
 
+def ax_pids() -> list[int]:
+    """The processes of this process's Ray in which Ax runs."""
+    return actor_pids("ray::_AxActor")
+
+
 def worker_pids() -> list[int]:
     """The data-parallel workers of this process's Ray."""
+    return actor_pids("ray::Worker")
+
+
+def actor_pids(title_start: str) -> list[int]:
+    """The processes of this process's Ray whose titles begin so."""
     pids = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
         try:
             title = process.cmdline()
         except psutil.Error:  # ended meanwhile
             continue
-        if title and title[0].startswith("ray::Worker"):
+        if title and title[0].startswith(title_start):
             pids.append(process.pid)
     return pids
 

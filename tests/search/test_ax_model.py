@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from ax.generators.torch.botorch_modular import acquisition
 from botorch.exceptions.errors import ModelFittingError
 from botorch.optim.optimize import optimize_acqf
 
+from raymeta.errors import SearchError
+from raymeta.experiment.parameter import Parameter
 from raymeta.search.ax_model import AxModel
+from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.records import Curve, Source, Status, TrialRecord
 from raymeta.search.settings import SearchSettings
-from raymeta.search.space import Parameter, Point, Space
+from raymeta.search.space import Point, Space
 
 pytestmark = pytest.mark.slow  # each fits models
 
@@ -60,7 +64,7 @@ def run_trials(
     for number in range(count):
         proposal = model.propose({})
         assert proposal is not None
-        point, source = proposal
+        point, source = proposal.point, proposal.source
         model.learn({f"{prefix}{number}": finished(point, objective(point), source)})
         trials.append((point, source))
     return trials
@@ -77,7 +81,7 @@ def observations(model: AxModel) -> list[tuple[str, float, float]]:
     if table.empty:
         return []
     names = {index: trial_id for trial_id, index in model._indices.items()}
-    table = table[table["metric_name"] == METRIC]
+    table = table[table["metric_name"] == model.ax_space.metrics[METRIC]]
     rows = zip(table["trial_index"], table["mean"], table["sem"], strict=True)
     return sorted((names[index], mean, sem) for index, mean, sem in rows)
 
@@ -159,8 +163,8 @@ def test_proposals_for_trials_without_results_yet_differ(num_known: int) -> None
     for number in range(3):
         proposal = model.propose(changes)
         assert proposal is not None
-        points.append(proposal[0]["x"])
-        changes = {f"running {number}": TrialRecord(*proposal)}
+        points.append(proposal.point["x"])
+        changes = {f"running {number}": TrialRecord(proposal.point, proposal.source)}
     assert len({round(x, 3) for x in points}) == 3
 
 
@@ -171,7 +175,7 @@ def test_a_proposal_that_no_trial_takes_up_is_forgotten() -> None:
     assert first is not None
     assert again is not None
     # Were the first one pending, the second would keep away from it.
-    assert again[0]["x"] == pytest.approx(first[0]["x"], abs=0.02)
+    assert again.point["x"] == pytest.approx(first.point["x"], abs=0.02)
     assert len(model.statuses()) == 3
 
 
@@ -334,13 +338,13 @@ def test_several_proposals_know_of_each_other_and_are_not_pending_later() -> Non
     model = new_model([UNIT])
     run_trials(model, 4, lambda point: -((point["x"] - 0.3) ** 2))
     several = model.propose_several({}, 3)
-    assert [source for _, source in several] == ["bo"] * 3
-    places = sorted(point["x"] for point, _ in several)
+    assert [proposal.source for proposal in several] == ["bo"] * 3
+    places = sorted(proposal.point["x"] for proposal in several)
     assert min(b - a for a, b in itertools.pairwise(places)) > 1e-3
     assert not model._client._experiment.trial_indices_by_status[TrialStatus.RUNNING]
     assert len(model.statuses()) == 4
     discrete = new_model([Parameter(name="n", low=1, high=3, integer=True)])
-    points = [point["n"] for point, _ in discrete.propose_several({}, 5)]
+    points = [proposal.point["n"] for proposal in discrete.propose_several({}, 5)]
     assert sorted(points) == [1, 2, 3]
     assert discrete.propose({}) is not None  # none of them has been tried
 
@@ -388,7 +392,7 @@ def test_steps_hold_on_a_log_scale_and_where_they_are_many() -> None:
     # Ax knows the points that were tried, not those before rounding.
     known = model._client._experiment.trials
     tried = [known[index].arm.parameters for index in model._indices.values()]
-    assert tried == [record.point for record in model._records.values()]
+    assert tried == [model.ax_space.to_ax(record.point) for record in model._records.values()]
 
 
 # ------------------------------------------------------------------- objectives and methods
@@ -404,7 +408,7 @@ def test_several_objectives_are_searched_to_their_front() -> None:
     for number in range(6):
         proposal = model.propose({})
         assert proposal is not None
-        point, source = proposal
+        point, source = proposal.point, proposal.source
         x = point["x"]
         others: dict[str, Curve] = {"seconds": [(1, x**2, 0.01)]}
         model.learn({str(number): TrialRecord(point, source, "completed", [(1, x, 0.01)], others)})
@@ -420,7 +424,7 @@ def test_a_bound_on_another_metric_is_heeded() -> None:
     for number in range(8):
         proposal = model.propose({})
         assert proposal is not None
-        point, source = proposal
+        point, source = proposal.point, proposal.source
         others: dict[str, Curve] = {"megabytes": [(1, point["x"], 0.001)]}
         value: Curve = [(1, point["x"], 0.001)]
         model.learn({str(number): TrialRecord(point, source, "completed", value, others)})
@@ -498,7 +502,7 @@ def test_a_rebuilt_model_goes_on_where_the_first_one_was() -> None:
     records = {f"t{i}": finished(point, point["x"]) for i, (point, _) in enumerate(trials)}
     proposal = new_model([UNIT], records=records).propose({})
     assert proposal is not None
-    assert proposal[1] == "bo"
+    assert proposal.source == "bo"
 
 
 def test_a_rebuilt_model_repeats_no_sobol_point() -> None:
@@ -518,33 +522,100 @@ def test_an_exhausted_space_is_seen_by_a_rebuilt_model() -> None:
     assert new_model(FEW, num_sobol=2, records=records).propose({}) is None
 
 
-def test_where_the_model_fails_random_points_of_the_space_are_proposed(
-    monkeypatch: pytest.MonkeyPatch,
+# ------------------------------------------------------------------- where the model fails
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModelFittingError("all attempts\nfailed"), "ModelFittingError: all attempts failed"),
+        (RuntimeError("x" * 5000), "RuntimeError: xxx"),
+        (ValueError("NaN in the input"), "ValueError: NaN in the input"),
+        (MemoryError(), "MemoryError:"),
+    ],
+    ids=["fit", "long", "value", "memory"],
+)
+def test_a_failing_model_gives_random_points_that_say_so(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = new_model([UNIT])
+
+    def fails(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(model._client, "get_next_trials", fails)
+    proposal = model.propose({})
+    assert proposal is not None
+    assert proposal.source == "fallback"
+    assert proposal.reason.startswith(reason)
+    assert len(proposal.reason) <= 300
+
+
+def test_fallback_points_are_drawn_from_the_whole_space(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model(SPACE)
     monkeypatch.setattr(model._client, "get_next_trials", fails_to_fit)
     points = []
     for number in range(40):
         proposal = model.propose({})
         assert proposal is not None
-        point, source = proposal
-        assert source == "random"
-        assert_in_space(point)
-        points.append(point)
-        model.learn({str(number): TrialRecord(point, source)})
+        assert_in_space(proposal.point)
+        points.append(proposal.point)
+        model.learn({str(number): TrialRecord(proposal.point, proposal.source)})
     assert set(model.statuses().values()) == {"running"}  # Ax knows of them
     for parameter in SPACE:
         assert len({point[parameter.name] for point in points}) > 1, parameter.name
     assert 10 <= sum(point["rate"] < 0.01 for point in points) <= 30
 
 
-def test_a_search_goes_on_after_a_random_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_ends_at_the_first_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model([UNIT])
+    monkeypatch.setattr(model._client, "get_next_trials", fails_to_fit)
+    assert [proposal.source for proposal in model.propose_several({}, 8)] == ["fallback"]
+
+
+@pytest.mark.parametrize("kind", [TypeError, NameError, AttributeError, KeyError, AssertionError])
+def test_a_bug_of_our_own_code_is_raised(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception comes from a module of raymeta, below Ax."""
+    model = new_model([UNIT])
+    run_trials(model, 3, lambda point: point["x"])
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise kind("a bug")
+
+    # As if a module of raymeta had defined it.
+    ours = FunctionType(
+        broken.__code__, {"__name__": "raymeta.search.x"}, None, None, broken.__closure__
+    )
+    monkeypatch.setattr(CategoricalGP, "construct_inputs", ours)
+    for call in (lambda: model.propose({}), model.fitted):
+        with pytest.raises(kind, match="a bug"):
+            call()
+
+
+def test_a_model_that_no_library_can_fit_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = new_model([UNIT])
+    run_trials(model, 3, lambda point: point["x"])
+    monkeypatch.setattr(CategoricalGP, "construct_inputs", fails_to_fit)
+    with pytest.raises(SearchError, match=r"no model can be fitted.* ModelFittingError: all att"):
+        model.fitted()
+
+
+def test_a_search_without_a_model_has_none_to_fit() -> None:
+    with pytest.raises(SearchError, match="method sobol has no model"):
+        new_model([UNIT], method="sobol").fitted()
+
+
+def test_a_search_goes_on_after_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model([UNIT])
     run_trials(model, 3, lambda point: point["x"])
     with monkeypatch.context() as broken:
         broken.setattr(model._client, "get_next_trials", fails_to_fit)
         ((_, source),) = run_trials(model, 1, lambda point: point["x"], "broken")
-    assert source == "random"
+    assert source == "fallback"
     ((_, source),) = run_trials(model, 1, lambda point: point["x"], "later")
     assert source == "bo"
     assert len(model.statuses()) == len(observations(model)) == 5

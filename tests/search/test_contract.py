@@ -113,8 +113,8 @@ def test_every_trial_ends_in_ax_as_what_it_was(configuration: str, tmp_path: Pat
     assert [record.status for record in searcher.records.values()] == expected
     assert searcher.statuses() == {f"trial{n}": fate for n, fate in enumerate(expected)}
     points = [record.point for record in searcher.records.values()]
-    assert searcher._space is not None
-    assert all(searcher._space.contains(point) for point in points)
+    assert searcher.space is not None
+    assert all(searcher.space.contains(point) for point in points)
     assert len({tuple(point.items()) for point in points}) == len(points)
     method = CONFIGURATIONS[configuration].get("method", "bo")
     assert [record.source for record in searcher.records.values()][-2:] == [method] * 2
@@ -129,7 +129,7 @@ def test_an_exhausted_space_ends_the_search_and_no_point_is_tried_twice(
         Parameter(name="cell", choices=("rnn", "lstm")),
         Parameter(name="size", low=1, high=5, integer=True, when=("cell", ("lstm",))),
     ]
-    searcher = AxSearcher(space, metric="score", mode="max", method=method, num_sobol=2)  # type: ignore[arg-type]
+    searcher = AxSearcher(space, metric="score", mode="max", method=method, num_sobol=2)
     running: list[str] = []
     points = []
     for number in range(6):

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from raymeta.errors import SearchError
+from raymeta.experiment.parameter import Parameter
 from raymeta.search.explain import Explanation, explain
 from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.settings import SearchSettings
-from raymeta.search.space import Parameter, Point, Space
+from raymeta.search.space import Point, Space
 
 SPACE = Space(
     (

@@ -19,8 +19,8 @@ from tests.search.helpers import kill_driver, local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NUM_KILLS = 20
-NUM_TRIALS = 50  # more than twenty interrupted sessions can finish
+NUM_KILLS = 12
+NUM_TRIALS = 34  # more than twelve interrupted sessions can finish
 STEPS = 3
 TIMEOUT_S = 120
 LAST_TIMEOUT_S = 600  # of the session that is left in peace
@@ -31,7 +31,7 @@ from pathlib import Path
 import ray
 from ray import tune
 from raymeta.search import AxSearcher, Parameter, is_saved
-from raymeta.storage import run_storage
+from raymeta.storage.tune import run_storage
 
 folder = Path(sys.argv[1])
 

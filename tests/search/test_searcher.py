@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
-import time
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
-from tests.search.helpers import TIMEOUT_S, wait_for_point
+from raymeta.search.settings import SearchSettings
+from tests.search.helpers import ax_pids, wait_for_point
 
 pytestmark = pytest.mark.ray
 
@@ -69,18 +72,15 @@ class Fated(tune.Trainable):
 
 
 class KillAx(tune.Callback):
-    """Kills the Ax actor once, when so many trials have ended."""
+    """Kills the process of Ax once, when so many trials have ended."""
 
-    def __init__(self, searcher: AxSearcher, after: int) -> None:
-        self.searcher, self.left = searcher, after
+    def __init__(self, after: int) -> None:
+        self.left = after
 
     def on_trial_complete(self, **_: Any) -> None:
         self.left -= 1
         if self.left == 0:
-            ray.kill(self.searcher._actor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks; an actor's handle is of no use there
+            kill_ax()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,19 +144,23 @@ def result(epoch: int, score: float) -> dict[str, Any]:
     return {"epochs": epoch, "score": score, "score_sem": SEM}
 
 
-def known_to_ax(searcher: AxSearcher) -> dict[str, tuple[float, float]]:
-    """The final (mean, standard error) that Ax knows of trials."""
-    searcher.statuses()  # brings it up to date
+def kill_ax() -> None:
+    for pid in ax_pids():
+        os.kill(pid, signal.SIGKILL)
 
-    def known(ax: Any) -> dict[str, tuple[float, float]]:
-        table = ax._model._client._experiment.lookup_data().full_df
-        names = {index: trial_id for trial_id, index in ax._model._indices.items()}
-        table = table[table["metric_name"] == "score"]
-        rows = zip(table["trial_index"], table["mean"], table["sem"], strict=True)
-        return {names[index]: (mean, sem) for index, mean, sem in rows}
 
-    found: dict[str, tuple[float, float]] = ray.get(searcher._actor.__ray_call__.remote(known))
-    return found
+@contextmanager
+def frozen_ax() -> Iterator[None]:
+    """Meanwhile Ax answers nothing."""
+    pids = ax_pids()
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +187,21 @@ def given_records(searcher: AxSearcher) -> dict[str, TrialRecord]:
 # ------------------------------------------------------------------- a whole Tune run
 
 
+@pytest.mark.parametrize(
+    "space", [5, "abc", [tune.uniform(0, 1)]], ids=lambda value: type(value).__name__
+)
+def test_a_space_that_is_none_is_refused(space: Any) -> None:
+    with pytest.raises(SearchError, match="space must be a Space, a list of parameters or"):
+        AxSearcher(space, metric="score", mode="max")
+
+
+@pytest.mark.parametrize("points", ["abc", {"x": 1.0}, [("x", 1.0)], ["abc"]], ids=str)
+def test_points_that_are_no_list_of_dictionaries_are_refused(points: Any) -> None:
+    with pytest.raises(SearchError, match="points_to_evaluate must be a list of dictionaries"):
+        new_searcher([SPACE[0]], points_to_evaluate=points)
+    new_searcher([SPACE[0]], points_to_evaluate=None)  # as Tune's other searchers have it
+
+
 def test_every_trial_ends_as_what_it_was(searched: AxSearcher) -> None:
     statuses = {name: record.status for name, record in given_records(searched).items()}
     assert statuses == {name: name for name in GIVEN} | {"retried": "completed"}
@@ -206,18 +225,6 @@ def test_curves_hold_every_finite_result_once(searched: AxSearcher) -> None:
     }
 
 
-def finals(searcher: AxSearcher) -> dict[str, tuple[float, float | None]]:
-    """Of the trials that came to their end, the final mean and standard error."""
-    completed = [(i, r) for i, r in searcher.records.items() if r.status == "completed"]
-    return {trial_id: record.curve[-1][1:] for trial_id, record in completed}
-
-
-def test_final_means_and_standard_errors_reach_ax(searched: AxSearcher) -> None:
-    known, stopped = known_to_ax(searched), [r.status for r in searched.records.values()]
-    assert {i: value for i, value in known.items() if i in finals(searched)} == finals(searched)
-    assert len(known) <= len(finals(searched)) + stopped.count("early_stopped")
-
-
 def test_given_points_come_first_then_sobol_then_the_model(searched: AxSearcher) -> None:
     # Two of the five given ones ended without a value; three count as start points.
     sources = [record.source for record in searched.records.values()]
@@ -235,13 +242,12 @@ def test_a_search_outlives_its_ax_actor_and_ends_when_the_space_is_exhausted(
 ) -> None:
     parameters = [Parameter(name="x", choices=(1, 2, 3, 4, 5))]
     searcher = new_searcher(parameters, num_sobol=2)
-    results = run_tune(searcher, tmp_path, 50, KillAx(searcher, after=3))
+    results = run_tune(searcher, tmp_path, 50, KillAx(after=3))
     assert len(results) == len(searcher.records) == 5
     assert {record.point["x"] for record in searcher.records.values()} == {1, 2, 3, 4, 5}
     assert searcher.statuses() == {
         trial_id: record.status for trial_id, record in searcher.records.items()
     }
-    assert finals(searcher).items() <= known_to_ax(searcher).items()
 
 
 # ------------------------------------------------------------------- Tune's calls, one by one
@@ -251,12 +257,11 @@ def test_no_call_waits_for_ax() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1)
     assert searcher.suggest("a") is None  # Ax is not even imported yet
     wait_for_point(searcher, "a")
-    busy = searcher._actor.__ray_call__.remote(lambda _: time.sleep(4))
-    searcher.on_trial_result("a", result(1, 0.5))
-    answers = [searcher.suggest("b") for _ in range(3)]
-    searcher.on_trial_complete("a", result(BUDGET, 0.7))
-    answers += [searcher.suggest("b") for _ in range(3)]
-    assert ray.wait([busy], timeout=0)[1], "a call has waited until Ax was free"
+    with frozen_ax():  # a call that waited would never return
+        searcher.on_trial_result("a", result(1, 0.5))
+        answers = [searcher.suggest("b") for _ in range(3)]
+        searcher.on_trial_complete("a", result(BUDGET, 0.7))
+        answers += [searcher.suggest("b") for _ in range(3)]
     assert answers == [None] * 6
     wait_for_point(searcher, "b")
 
@@ -276,11 +281,10 @@ def test_a_killed_ax_actor_is_rebuilt_with_all_trials() -> None:
     searcher.suggest("a")
     wait_for_point(searcher, "b")
     searcher.on_trial_complete("a", result(BUDGET, 1.0))
-    ray.kill(searcher._actor)
+    kill_ax()
     searcher.on_trial_result("b", result(1, 2.0))  # nobody hears this
     wait_for_point(searcher, "c")
     assert searcher.statuses() == {"a": "completed", "b": "running", "c": "running"}
-    assert known_to_ax(searcher) == {"a": (1.0, SEM)}
     assert searcher.records["c"].source == "bo"
 
 
@@ -301,14 +305,32 @@ def test_a_restored_searcher_goes_on_where_the_saved_one_was(tmp_path: Path) -> 
     restored.on_trial_result("b", result(1, 2.0))  # the trial repeats it on its way back
     restored.on_trial_complete("b", result(BUDGET, 6.0))
     assert restored.statuses() == {"a": "completed", "b": "completed", "c": "running"}
-    assert known_to_ax(restored) == {"a": (1.0, SEM), "b": (6.0, SEM)}
 
 
-def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"version": 0, "given": [], "records": {}}', "searcher state of version 0"),
+        (b"", "state of the search is damaged"),
+        (b'{"version": 3, "given": [], "recor', "state of the search is damaged"),
+        (b"\xff\xfe", "state of the search is damaged"),
+        (b'{"version": 3, "given": [], "records": {"a": {}}}', "state of the search is damaged"),
+        (b"[]", "state of the search is damaged"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_never_overwritten(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "state"
-    path.write_text('{"version": 0, "given": [], "records": {}}')
-    with pytest.raises(RunError, match=r"state: searcher state of version 0"):
-        new_searcher([SPACE[0]]).restore(str(path))
+    path.write_bytes(content)
+    searcher = new_searcher([SPACE[0]])
+    searcher.restore(str(path))  # Tune would take an exception as a reason to begin anew
+    with pytest.raises(RunError, match=message) as caught:
+        searcher.suggest("a")
+    assert str(path) in str(caught.value)
+    with pytest.raises(RunError, match=message):
+        searcher.save(str(path))
+    assert path.read_bytes() == content
 
 
 def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> None:
@@ -329,7 +351,6 @@ def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> N
     restored.on_trial_complete("a", result(BUDGET, 5.0))
     assert restored.statuses()["a"] == "completed"
     assert restored.records["a"].curve == [(1, 1.0, SEM), (2, 4.0, SEM), (3, 5.0, SEM)]
-    assert known_to_ax(restored) == {"a": (5.0, SEM)}
     restored.on_trial_complete("b", error=True)  # and fails once more
     assert restored.statuses()["b"] == "failed"
 
@@ -355,9 +376,27 @@ def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: 
     assert limited.suggest("b") == {"x": 2.0}
 
 
+def test_settings_may_come_as_one_object() -> None:
+    settings = SearchSettings(objectives=(("score", "max"),), num_sobol=7)
+    searcher = AxSearcher([SPACE[0]], settings, points_to_evaluate=[{"x": 1.0}])
+    assert searcher.settings == settings
+    assert searcher.suggest("a") == {"x": 1.0}
+
+
+def test_a_new_fit_frees_the_slots_of_the_one_before() -> None:
+    searcher = new_searcher([SPACE[0]], points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
+    searcher.set_max_concurrency(1)
+    searcher.suggest("a")
+    assert searcher.suggest("b") is None
+    searcher.set_search_properties(None, None, {"folder": "elsewhere"})
+    assert searcher.suggest("b") == {"x": 2.0}
+    assert [r.status for r in searcher.records.values()] == ["abandoned", "running"]
+
+
 def test_a_trial_begun_after_the_last_save_is_taken_up() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1)
-    searcher.on_trial_result("a", result(1, 1.0) | {"config": {"x": 3.0, "folder": "elsewhere"}})
+    flat = {"config/x": 3.0, "config/folder": "elsewhere"}  # as Tune hands results over
+    searcher.on_trial_result("a", result(1, 1.0) | flat)
     searcher.on_trial_complete("a", result(BUDGET, 2.0))
     record = searcher.records["a"]
     assert (record.point, record.status) == ({"x": 3.0}, "completed")
@@ -478,10 +517,17 @@ def test_a_failure_within_ax_is_told_in_one_message() -> None:
         wait_for_point(searcher, "b")
 
 
-def test_a_bound_that_ax_cannot_read_is_told_in_one_message() -> None:
-    searcher = new_searcher([SPACE[0]], num_sobol=1, outcome_constraints=["cost much"])
-    with pytest.raises(SearchError, match="Ax cannot go on with this search"):
-        wait_for_point(searcher, "a")
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ("cost much", "'cost much' must be a bound on one metric, such as 'latency <= 0.1'"),
+        ("cost <= 1e999", "must be a bound on one metric"),
+        ("score >= 1", "'score >= 1' bounds the only objective"),
+    ],
+)
+def test_a_bound_that_cannot_be_read_is_refused_at_once(bound: str, message: str) -> None:
+    with pytest.raises(SearchError, match=message):
+        new_searcher([SPACE[0]], num_sobol=1, outcome_constraints=[bound])
 
 
 def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
@@ -500,6 +546,14 @@ def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
         ({"metric": "score", "mode": "max"}, "needs a search space, a metric and a mode"),
         ({"metric": ["a", "b"], "mode": ["max"]}, "mode must be 'min' or 'max'"),
         ({"metric": "a", "mode": "best"}, "mode must be 'min' or 'max'"),
+        ({"metric": "a", "mode": 5}, "mode must be 'min' or 'max'.* but got 5"),
+        ({"metric": 5, "mode": "max"}, "metric must be a name or a list of names, but got 5"),
+        ({"metric": [5], "mode": "max"}, "metric must be a name or a list of names"),
+        ({"metric": "a", "mode": "max", "seed": "q"}, "seed must be a whole number >= 0"),
+        ({"num_sobl": 3}, "AxSearcher has no setting num_sobl; did you mean num_sobol"),
+        ({"num_sobol": 0}, "num_sobol must be .* 0, but got 0"),
+        ({"method": "bayes"}, "method must be one of bo, sobol, random, but got 'bayes'"),
+        ({"settings": SearchSettings(), "seed": 1}, "give seed within `settings`"),
         ({"space": {"x": tune.randn()}, "metric": "a", "mode": "min"}, "x: a normal distribution"),
         (
             {
@@ -508,7 +562,7 @@ def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
                 "mode": "min",
                 "points_to_evaluate": [{"net": {"x": 2.0}}],
             },
-            "points_to_evaluate: .* is no point of the search space, which has net/x",
+            r"points_to_evaluate\[0\]: net/x must be a number from 0 to 1, but got 2.0",
         ),
     ],
 )
@@ -615,76 +669,6 @@ def test_a_searcher_from_another_process_tells_ax_everything_anew() -> None:
     wait_for_point(searcher, "a")
     searcher.on_trial_complete("a", result(BUDGET, 1.0))
     assert searcher.statuses() == {"a": "completed"}
-    state = searcher.__getstate__()
-    for name in ("_stock", "_slots", "_handed"):  # as of a version that knew less
-        del state[name]
-    other = AxSearcher.__new__(AxSearcher)
-    other.__setstate__(pickle.loads(pickle.dumps(state)))  # noqa: S301  (our own)
+    other = pickle.loads(pickle.dumps(searcher))  # noqa: S301  (our own)
     wait_for_point(other, "b")
     assert other.statuses() == {"a": "completed", "b": "running"}
-
-
-def test_of_candidates_prepared_together_none_is_a_point_that_was_handed_out_meanwhile() -> None:
-    space = [Parameter(name="n", low=1, high=9, integer=True)]
-    searcher = new_searcher(space, points_to_evaluate=[{"n": 5}, {"n": 7}])
-    searcher.suggest("a")
-    searcher._asked_handed = 1
-    searcher._pending = ray.put([({"n": n}, "bo") for n in (4, 7, 8, 9)])
-    searcher.suggest("b")
-    handed_out = [wait_for_point(searcher, trial_id)["n"] for trial_id in "cd"]
-    assert 7 not in handed_out
-
-
-# ------------------------------------------------------------------- waiting or preparing ahead
-
-
-def timed_searcher(trial_seconds: float, model_seconds: float) -> AxSearcher:
-    """With start points behind it, one running trial, and these durations seen so far."""
-    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
-    for trial_id in "ab":
-        searcher.suggest(trial_id)
-    searcher.on_trial_complete("a", result(BUDGET, 1.0))
-    searcher._trial_seconds, searcher._model_seconds = trial_seconds, model_seconds
-    wait_for_point(searcher, "c")
-    searcher._trial_seconds, searcher._model_seconds = trial_seconds, model_seconds
-    return searcher
-
-
-def test_a_slow_model_prepares_the_next_candidate_while_trials_run() -> None:
-    searcher = timed_searcher(trial_seconds=1.0, model_seconds=10.0)
-    assert searcher._pending is not None
-    ray.wait([searcher._pending], timeout=TIMEOUT_S)
-    searcher.on_trial_complete("b", result(BUDGET, 2.0))
-    # It does not know of b's end, but it is there at once.
-    assert searcher.suggest("d") is not None
-
-
-def test_many_slots_that_become_free_together_are_served_at_once() -> None:
-    given = [{"x": float(x)} for x in range(5)]
-    searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
-    for trial_id in "abcde":
-        searcher.suggest(trial_id)
-    searcher.on_trial_complete("a", result(BUDGET, 0.0))
-    wait_for_point(searcher, "f")
-    deadline = time.monotonic() + TIMEOUT_S
-    while {c.source for c in searcher._stock} != {"bo"} and time.monotonic() < deadline:
-        assert searcher._pending is not None  # it is renewed without being asked for
-        ray.wait([searcher._pending], timeout=TIMEOUT_S)
-        searcher._collect()
-    for trial_id in "bcdef":
-        searcher.on_trial_complete(trial_id, result(BUDGET, 2.0))
-    # Whatever else is being prepared by now: it is renewed when half of it is left.
-    at_once = {trial_id: searcher.suggest(trial_id) for trial_id in "ghijk"}
-    assert sum(point is not None for point in at_once.values()) > 5 // 2
-    points = [point or wait_for_point(searcher, trial_id) for trial_id, point in at_once.items()]
-    assert len({point["x"] for point in points if isinstance(point, dict)}) == 5
-    assert {searcher.records[trial_id].source for trial_id in "ghijk"} == {"bo"}
-
-
-def test_beside_long_trials_a_candidate_waits_for_the_latest_result() -> None:
-    searcher = timed_searcher(trial_seconds=1000.0, model_seconds=1.0)
-    assert searcher._pending is None
-    searcher.on_trial_complete("b", result(BUDGET, 2.0))
-    assert searcher._pending is not None  # asked for as soon as the slot is free
-    wait_for_point(searcher, "d")
-    assert known_to_ax(searcher) == {"a": (1.0, SEM), "b": (2.0, SEM)}

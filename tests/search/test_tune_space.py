@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import tune
 
 from raymeta.errors import SearchError
-from raymeta.search.space import Parameter, Space
-from raymeta.search.tune_space import nested, tune_space
+from raymeta.experiment.parameter import Parameter
+from raymeta.search.space import Space
+from raymeta.search.tune_space import tune_space
+
+DOMAIN = tune.uniform(0, 1)
+
+
+class Schedule:
+    """A callable record."""
+
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
+
+    def __call__(self) -> Any:
+        return self.rate
 
 
 @pytest.mark.parametrize(
@@ -30,9 +47,9 @@ from raymeta.search.tune_space import nested, tune_space
     ],
 )
 def test_every_domain_becomes_the_parameter_it_describes(domain: Any, expected: Any) -> None:
-    space, constants = tune_space({"x": domain})
-    assert space == Space((Parameter(name="x", **expected),))
-    assert constants == {}
+    found = tune_space({"x": domain})
+    assert found.space == Space((Parameter(name="x", **expected),))
+    assert not found.constants
 
 
 @pytest.mark.parametrize(
@@ -40,7 +57,7 @@ def test_every_domain_becomes_the_parameter_it_describes(domain: Any, expected: 
     [tune.quniform(0.1, 1, 0.1), tune.qrandint(8, 64, 8), tune.randint(2, 9), tune.uniform(0, 1)],
 )
 def test_what_tune_draws_lies_in_the_parameter_and_on_its_steps(domain: Any) -> None:
-    (parameter,) = tune_space({"x": domain})[0].parameters
+    (parameter,) = tune_space({"x": domain}).space.parameters
     for value in map(float, domain.sample(size=50)):
         assert parameter.contains(value)
         assert parameter.snapped(value) == pytest.approx(value)
@@ -48,10 +65,10 @@ def test_what_tune_draws_lies_in_the_parameter_and_on_its_steps(domain: Any) -> 
 
 def test_nested_keys_are_joined_and_constants_kept_apart() -> None:
     config = {"optimizer": {"lr": tune.uniform(0, 1), "name": "adam"}, "layers": 2, "list": [1, 2]}
-    space, constants = tune_space(config)
-    assert [parameter.name for parameter in space.parameters] == ["optimizer/lr"]
-    assert constants == {"optimizer/name": "adam", "layers": 2, "list": [1, 2]}
-    assert nested({**constants, "optimizer/lr": 0.5}) == {
+    found = tune_space(config)
+    assert [parameter.name for parameter in found.space.parameters] == ["optimizer/lr"]
+    assert found.constants == {"optimizer/name": "adam", "layers": 2, "list": [1, 2]}
+    assert found.config({"optimizer/lr": 0.5}) == {
         "optimizer": {"lr": 0.5, "name": "adam"},
         "layers": 2,
         "list": [1, 2],
@@ -67,6 +84,15 @@ def test_nested_keys_are_joined_and_constants_kept_apart() -> None:
         (tune.choice([1, "a"]), "x: tune.choice over values of several types"),
         (tune.choice([[1], [2]]), "x: tune.choice over list cannot be searched"),
         (tune.grid_search([1, 2]), "x: tune.grid_search tries all values by itself"),
+        (tune.randint(0, 10**400), "x: bounds must be finite numbers"),
+        (tune.choice([1, 10**400]), "x: a choice must be finite"),
+        (tune.choice([0, 2**53 + 1]), "x: a whole number among choices must be at most 2..53"),
+        (tune.choice([0.5, -(2**63)]), "x: a whole number among choices must be at most 2..53"),
+        (deque([DOMAIN]), r"x\[0\]: a Float domain within a deque"),
+        ({"y": DOMAIN}.values(), r"x\[0\]: a Float domain within a dict_values"),
+        (partial(max, DOMAIN), r"x\(0\): a Float domain within a partial"),
+        (partial(dict, lr=[DOMAIN]), r"x\(lr=\)\[0\]: a Float domain within a partial"),
+        (Schedule(DOMAIN), r"x\.rate: a Float domain within a Schedule"),
         ({"a/b": tune.uniform(0, 1)}, "x/a/b: keys of a search space must be strings without '/'"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -76,12 +102,102 @@ def test_what_cannot_be_searched_is_refused_with_the_reason(value: Any, message:
         tune_space({"x": value})
 
 
+def test_constants_that_refer_to_each_other_are_read_once() -> None:
+    shared: list[Any] = []
+    for _ in range(40):
+        shared = [shared, shared]
+    chain: Any = None
+    for _ in range(5_000):
+        chain = SimpleNamespace(before=chain)
+    found = tune_space({"x": tune.uniform(0, 1), "shared": shared, "chain": chain})
+    assert set(found.constants) == {"shared", "chain"}
+    with pytest.raises(SearchError, match="a Float domain within a list"):
+        tune_space({"shared": [shared, DOMAIN]})
+
+
 def test_a_range_of_one_value_is_constant() -> None:
-    space, constants = tune_space({"x": tune.uniform(0, 1), "n": tune.randint(3, 4)})
-    assert [parameter.name for parameter in space.parameters] == ["x"]
-    assert constants == {"n": 3}
+    found = tune_space({"x": tune.uniform(0, 1), "n": tune.randint(3, 4)})
+    assert [parameter.name for parameter in found.space.parameters] == ["x"]
+    assert found.config({"x": 0.5}) == {"x": 0.5, "n": 3}
 
 
 def test_constraints_go_with_the_space() -> None:
     config = {"a": {"x": tune.uniform(0, 1)}, "y": tune.uniform(0, 1)}
-    assert tune_space(config, ["a/x + y <= 1"])[0].constraints == ("a/x + y <= 1",)
+    assert tune_space(config, ["a/x + y <= 1"]).space.constraints == ("a/x + y <= 1",)
+
+
+POINTS = tune_space(
+    {
+        "net": {"dropout": tune.choice([0, 0.1]), "n": tune.randint(1, 9)},
+        "x": tune.uniform(0, 1),
+        "clip": tune.choice([None, 0.5]),
+        "epochs": 5,
+        "data": {"path": "here"},
+        "sizes": [1, 2],
+        "nothing": None,
+        "flag": True,
+        "scale": float("nan"),
+    }
+)
+POINT = {"net/dropout": 0.1, "net/n": 3, "x": 0.5, "clip": "None"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"net": {"dropout": 0.1, "n": 3.0}},
+        {"net": {"dropout": np.float64(0.1), "n": np.int32(3)}},
+        {"x": np.float32(0.5)},
+        {"epochs": 5, "data": {"path": "here"}},
+        {"sizes": (1, np.int64(2)), "nothing": None, "flag": np.True_, "scale": float("nan")},
+        {"__trial_index__": 1},
+    ],
+    ids=str,
+)
+def test_what_is_clearly_meant_is_the_parameters_own_value(changes: dict[str, Any]) -> None:
+    config = {"net": {"dropout": 0.1, "n": 3}, "x": 0.5, "clip": None} | changes
+    point = POINTS.point(config)
+    assert point == POINT
+    assert [type(value) for value in point.values()] == [float, int, float, str]
+    assert POINTS.config(point)["clip"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"net": {"dropout": 0.2, "n": 3}},
+            r"must be one of \[0.0, 0.1\], but got 0.2",
+        ),
+        ({"net": {"dropout": False, "n": 3}}, "net/dropout must be one of .* but got False"),
+        ({"net": {"dropout": 0, "n": 9}}, "net/n must be a whole number from 1 to 8, but got 9"),
+        ({"net": {"dropout": 0, "n": 2.5}}, "net/n must be a whole number .* but got 2.5"),
+        ({"net": {"dropout": 0, "n": "3"}}, "net/n must be a whole number .* but got '3'"),
+        ({"net": {"dropout": 0}}, "net/n must be given"),
+        ({"x": None}, "x must be a number from 0 to 1, but got None"),
+        ({"x": float("nan")}, "x must be a number from 0 to 1, but got nan"),
+        ({"clip": 0.25}, "clip must be one of"),
+        ({"x": 10**400}, "x must be a number from 0 to 1, but got 1000"),
+        ({"data": {"path": "there"}}, "data/path is constant .* must be 'here', but got 'there'"),
+        ({"data": {"road": 1}}, "data/road is constant in the search space"),
+        ({"data": None}, "data is constant in the search space and must be {'path': 'here'}"),
+        ({"sizes": [1, 3]}, r"sizes is constant .* must be \[1, 2\], but got \[1, 3\]"),
+        ({"nothing": 0}, "nothing is constant .* must be None, but got 0"),
+        ({"flag": 1}, "flag is constant .* must be True, but got 1"),
+        ({"epochs": 6}, "epochs is constant in the search space and must be 5, but got 6"),
+        ({"lr": 1}, "lr is not in the search space, which has net/dropout, net/n, x, clip; leave"),
+    ],
+    ids=str,
+)
+def test_what_is_no_point_is_refused_by_key_rule_and_value(
+    changes: dict[str, Any], message: str
+) -> None:
+    config = {"net": {"dropout": 0, "n": 3}, "x": 0.5, "clip": None} | changes
+    with pytest.raises(SearchError, match=message):
+        POINTS.point(config)
+
+
+def test_a_constant_dictionary_may_have_any_keys() -> None:
+    found = tune_space({"x": tune.uniform(0, 1), "weights": {0: 1.0, "a/b": 2.0}, "empty": {}})
+    assert found.config({"x": 0.5}) == {"x": 0.5, "weights": {0: 1.0, "a/b": 2.0}, "empty": {}}

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,25 +22,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raymeta.data.readers.unipen import read_unipen
+from raymeta.episodes import NO_CLASS, SPLITS, Split, TaskDistribution
 from raymeta.errors import DataError
-from raymeta.tasks import SPLITS, Split, TaskDistribution
-from raymeta.tasks.episodes import NO_CLASS
+from raymeta.tasks.augmentation import augment, reverse
 from raymeta.tasks.pen import (
-    DATA_DIR,
-    Augmentation,
-    Recording,
-    augment,
+    deal_shapes,
     load_pen,
-    read_unipen,
     resample,
-    reverse,
-    split_characters,
+    shapes,
+    strokes_of,
     strokes_to_features,
 )
+from raymeta.tasks.settings import PEN_DIR, Augmentation, PenTasks
 
 NUM_POINTS = 24
 DIGITS = "0123456789"
-NO_AUGMENTATION = Augmentation()
+
+
+def only(**settings: float) -> Augmentation:
+    """An augmentation of these settings and nothing else."""
+    return Augmentation(**dict.fromkeys(Augmentation.model_fields, 0.0) | settings)
+
+
+NO_AUGMENTATION = only()
 FULL_AUGMENTATION = Augmentation(
     class_rotation_deg=30.0,
     class_mirror=0.5,
@@ -56,16 +63,26 @@ every_split = pytest.mark.parametrize("split", SPLITS)
 several_split_seeds = pytest.mark.parametrize("split_seed", range(4))
 
 
+class Recording(NamedTuple):
+    """One character as one person wrote it once."""
+
+    writer: str
+    character: str
+    strokes: tuple[np.ndarray, ...]
+
+
+def recordings_in(path: Path) -> tuple[list[Recording], set[frozenset[str]]]:
+    """The recordings of one file and its declared groups of one shape."""
+    sequences, groups = read_unipen(path)
+    rows = zip(sequences.groups["writer"], sequences.classes, sequences.x, strict=True)
+    return [Recording(writer, c, strokes_of(points)) for writer, c, points in rows], set(groups)
+
+
 @cache
 def shipped() -> tuple[list[Recording], set[frozenset[str]]]:
     """All recordings and all declared groups of one shape."""
-    recordings: list[Recording] = []
-    groups: set[frozenset[str]] = set()
-    for path in sorted(DATA_DIR.iterdir()):
-        found, declared = read_unipen(path)
-        recordings += found
-        groups.update(declared)
-    return recordings, groups
+    found = [recordings_in(path) for path in sorted(PEN_DIR.iterdir())]
+    return [r for recordings, _ in found for r in recordings], set().union(*(g for _, g in found))
 
 
 def shape_of(character: str) -> frozenset[str]:
@@ -111,16 +128,17 @@ def pen(
     split_seed: int = 0,
     data_dir: Path | None = None,
 ) -> TaskDistribution:
-    return load_pen(
+    settings = PenTasks(
+        source="pen",
         num_ways=num_ways,
         num_shots=num_shots,
         num_queries=num_queries,
         num_points=NUM_POINTS,
         augmentation=augmentation,
-        seed=seed,
         split_seed=split_seed,
-        data_dir=data_dir,
+        data_dir=None if data_dir is None else str(data_dir),
     )
+    return load_pen(settings, seed=seed)
 
 
 def drawn(tasks: TaskDistribution, split: Split, num_episodes: int = 80) -> list[Recording]:
@@ -150,8 +168,8 @@ def test_shipped_files_hold_62_characters_by_11_writers_twice() -> None:
 
 
 def test_strokes_are_the_points_of_the_file_in_their_order() -> None:
-    path = DATA_DIR / "UJIpenchars-w05"
-    recordings, _ = read_unipen(path)
+    path = PEN_DIR / "UJIpenchars-w05"
+    recordings, _ = recordings_in(path)
     text = path.read_text()
     points = [
         tuple(map(int, found)) for found in re.findall(r"^ *(\d+) +(\d+) *$", text, re.MULTILINE)
@@ -196,12 +214,18 @@ def test_split_seed_deals_characters_and_writers_and_seed_does_not() -> None:
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_every_deal_of_characters_is_complete_and_keeps_shapes_together(seed: int) -> None:
-    groups = sorted(shipped()[1], key=min)
-    dealt = split_characters(groups, seed)
-    assert {split: len(dealt[split]) for split in SPLITS} == {"train": 34, "val": 16, "test": 12}
-    assert len(set().union(*dealt.values())) == 62
+    recordings, groups = shipped()
+    shape = shapes((r.character for r in recordings), groups)
+    dealt = deal_shapes(shape, seed)
+    of_character = {character: dealt[shape[character]] for character in shape}
+    assert Counter(of_character.values()) == {"train": 34, "val": 16, "test": 12}
     for group in groups:
-        assert sum(bool(group & set(characters)) for characters in dealt.values()) == 1
+        assert len({of_character[character] for character in group}) == 1
+
+
+def test_groups_that_share_a_character_are_one_shape() -> None:
+    groups = [frozenset("aA"), frozenset("bB"), frozenset("Aä")]
+    assert shapes("aAäbc", groups) == {"a": "A", "A": "A", "ä": "A", "b": "B", "c": "c"}
 
 
 @every_split
@@ -397,7 +421,7 @@ def test_no_augmentation_leaves_paths_unchanged() -> None:
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_all_examples_of_a_class_share_its_affine_map(mirrored: bool) -> None:
     after = augmented(
-        Augmentation(class_rotation_deg=40.0, class_scale=0.3, class_shear=0.3), mirrored=mirrored
+        only(class_rotation_deg=40.0, class_scale=0.3, class_shear=0.3), mirrored=mirrored
     )
     maps, deviation = linear_maps(after)
     assert deviation < 1e-9
@@ -410,9 +434,9 @@ def test_all_examples_of_a_class_share_its_affine_map(mirrored: bool) -> None:
 @pytest.mark.parametrize(
     "augmentation",
     [
-        Augmentation(example_rotation_deg=5.0),
-        Augmentation(example_scale=0.05),
-        Augmentation(example_shear=0.05),
+        only(example_rotation_deg=5.0),
+        only(example_scale=0.05),
+        only(example_shear=0.05),
     ],
 )
 def test_examples_of_a_class_vary_a_little_among_themselves(augmentation: Augmentation) -> None:
@@ -426,14 +450,14 @@ def test_examples_of_a_class_vary_a_little_among_themselves(augmentation: Augmen
 def test_rotations_stay_within_their_limit() -> None:
     angles = []
     for seed in range(50):
-        maps, _ = linear_maps(augmented(Augmentation(class_rotation_deg=20.0), seed=seed))
+        maps, _ = linear_maps(augmented(only(class_rotation_deg=20.0), seed=seed))
         angles += np.rad2deg(np.arctan2(maps[:, 0, 1, 0], maps[:, 0, 0, 0])).tolist()
     assert -20.0 - 1e-6 < min(angles) < -18.0
     assert 18.0 < max(angles) < 20.0 + 1e-6
 
 
 def test_bending_is_no_affine_map_and_smooth_in_time() -> None:
-    bent = augmented(Augmentation(example_bend=0.1))
+    bent = augmented(only(example_bend=0.1))
     _, deviation = linear_maps(bent)
     assert deviation > 0.01
     # The displacement is made of four half-waves, up to the renormalised place and size.
@@ -467,7 +491,7 @@ def test_only_meta_training_episodes_are_augmented() -> None:
 
 
 def test_mirrored_and_reversed_characters_are_classes_of_their_own() -> None:
-    tasks = pen(augmentation=Augmentation(class_mirror=0.5, class_reverse=0.5))
+    tasks = pen(augmentation=only(class_mirror=0.5, class_reverse=0.5))
     num_characters = 34
     assert tasks.num_train_classes == 4 * num_characters
     class_of: dict[str, set[int]] = {}
@@ -515,7 +539,7 @@ def test_a_blend_mixes_two_characters_in_one_share_and_is_no_class() -> None:
     squares = np.diag(gram)
     determinant = np.outer(squares, squares) - gram**2
     np.fill_diagonal(determinant, np.inf)
-    episode = pen(augmentation=Augmentation(class_blend=1.0)).episode("train", 0)
+    episode = pen(augmentation=only(class_blend=1.0)).episode("train", 0)
     assert episode.way_classes is not None
     assert episode.way_classes.tolist() == [NO_CLASS] * 5
     blends: dict[int, list[tuple[str, str, float]]] = {}
@@ -546,10 +570,21 @@ CHARACTER = '.SEGMENT CHARACTER 0-1 ? "{}"\n.PEN_DOWN\n 1 2\n 3 4\n 5 7\n.PEN_UP
 A, B = CHARACTER.format("a"), CHARACTER.format("b")
 
 
+def written(characters: Sequence[str], writer: int) -> str:
+    """Every character twice, and never the same way."""
+    rng = np.random.default_rng(writer)
+    return "".join(
+        CHARACTER.format(c).replace(" 5 7", " {} {}".format(*rng.integers(8, 10**6, 2)))
+        for c in characters
+        for _ in range(2)
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        pytest.param("", ": no character found", id="empty file"),
+        pytest.param("", ": cannot be read as UNIPEN text: the file is empty", id="empty file"),
+        pytest.param(".COMMENT a\n", ": no character found", id="no character"),
         pytest.param("a,b\n", ", line 1: expected a keyword or two integers", id="other format"),
         pytest.param(A + " 12\n", ", line 8: expected a keyword or two integers", id="cut line"),
         pytest.param(
@@ -568,7 +603,7 @@ A, B = CHARACTER.format("a"), CHARACTER.format("b")
             ': the character "a" has fewer than two points',
             id="no point",
         ),
-        pytest.param(A + "é", ": cannot be read as UNIPEN text", id="not ASCII"),
+        pytest.param(A + "é", ", line 8: expected a keyword or two integers", id="no keyword"),
         pytest.param(
             A + B.replace('"b"', '"b'),
             ", line 8: ",
@@ -585,15 +620,95 @@ def test_broken_file_is_refused_with_its_name_and_line(
     tmp_path: Path, content: str, complaint: str
 ) -> None:
     for number in range(1, 6):
-        (tmp_path / f"UJIpenchars-w0{number}").write_text(A + B)
+        (tmp_path / f"UJIpenchars-w0{number}").write_text(written("ab", number))
     broken = tmp_path / "UJIpenchars-w03"
     broken.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=f"^{re.escape(f'{broken}{complaint}')}"):
         pen(data_dir=tmp_path)
 
 
+@pytest.mark.parametrize("quality", ["?", "OK", "GOOD", "BAD", "LAME"])
+def test_every_quality_label_is_read(tmp_path: Path, quality: str) -> None:
+    path = tmp_path / "UJIpenchars-w01"
+    path.write_text(A.replace("?", quality).replace("0-1", "0:2-3,4"))
+    (recording,), _ = recordings_in(path)
+    assert recording.character == "a"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_letters_beyond_ascii_and_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "UJIpenchars-w01"
+    path.write_text(CHARACTER.format("é"), encoding=encoding)
+    (recording,), _ = recordings_in(path)
+    assert recording.character == "é"
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"UJIpenchars-w0{number}").write_text(written("ab", number))
+    path = tmp_path / "UJIpenchars-w03"
+    path.write_text(CHARACTER.format("é"), encoding="latin-1")
+    with pytest.raises(DataError, match=r"w03: cannot be read as UNIPEN text: not UTF-8 \(byte"):
+        pen(data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("split_seed", [0, 1, 99])
+def test_a_copy_of_a_writers_file_is_refused_whatever_its_name(
+    tmp_path: Path, split_seed: int
+) -> None:
+    for path in PEN_DIR.iterdir():
+        shutil.copy(path, tmp_path)
+    # Blank lines and comments are no difference.
+    text = (PEN_DIR / "UJIpenchars-w05").read_text().replace("\n.DT 100", "\n.COMMENT a\n")
+    (tmp_path / "UJIpenchars-woman").write_text(text)
+    with pytest.raises(DataError, match=r"w05 and writer UJIpenchars-woman share 124 of 124"):
+        pen(data_dir=tmp_path, split_seed=split_seed)
+
+
+def test_a_copy_elsewhere_on_the_tablet_is_a_copy(tmp_path: Path) -> None:
+    for path in PEN_DIR.iterdir():
+        shutil.copy(path, tmp_path)
+    text = (PEN_DIR / "UJIpenchars-w05").read_text()
+    moved = re.sub(
+        r"^ *(-?\d+) +(-?\d+)$",
+        lambda point: f"{int(point[1]) + 3} {int(point[2]) - 70}",
+        text,
+        flags=re.MULTILINE,
+    )
+    (tmp_path / "UJIpenchars-woman").write_text(moved)
+    with pytest.raises(DataError, match=r"w05 and writer UJIpenchars-woman share 124 of 124"):
+        pen(data_dir=tmp_path)
+
+
+def test_a_recording_in_two_files_is_used_once(tmp_path: Path) -> None:
+    writers = pen().deal["writer"]
+    for path in PEN_DIR.iterdir():
+        shutil.copy(path, tmp_path)
+    tested, trained = (
+        next(writer for writer, split in writers.items() if split == wanted)
+        for wanted in ("test", "train")
+    )
+    text = (PEN_DIR / tested).read_text()
+    start = text.index(".SEGMENT")
+    recording = text[start : text.index(".SEGMENT", start + 1)]
+    with (tmp_path / trained).open("a") as file:
+        file.write(recording)
+    ours, shipped_tasks = pen(data_dir=tmp_path), pen()
+    for split in ("val", "test"):
+        one, other = (t.episodes(split, range(20)) for t in (ours, shipped_tasks))
+        assert torch.equal(one.query.x, other.query.x)
+    assert ours.deal == shipped_tasks.deal
+
+
+def test_data_without_letters_for_validation_are_refused_in_words(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"UJIpenchars-w0{number}").write_text(written("0123456789", number))
+    with pytest.raises(DataError, match="the meta-val split holds no character; more data"):
+        pen(data_dir=tmp_path)
+
+
 def test_five_writers_are_enough_and_four_too_few(tmp_path: Path) -> None:
-    for path in sorted(DATA_DIR.iterdir())[:5]:
+    for path in sorted(PEN_DIR.iterdir())[:5]:
         shutil.copy(path, tmp_path)
     assert len({r.writer for r in drawn(pen(num_queries=1, data_dir=tmp_path), "train")}) == 1
     (tmp_path / "UJIpenchars-w05").unlink()
@@ -609,9 +724,8 @@ def test_missing_folder_is_named_with_the_key(tmp_path: Path) -> None:
 def test_a_set_of_more_characters_is_dealt_whole(tmp_path: Path) -> None:
     printable = [chr(code) for code in range(33, 127) if chr(code) != '"']
     for number in range(11):
-        text = "".join(CHARACTER.format(c) * 2 for c in printable)
-        (tmp_path / f"UJIpenchars-w{number:02}").write_text(text)
-    assert pen(data_dir=tmp_path).num_train_classes == 4 * (len(printable) - 16 - 12)
+        (tmp_path / f"UJIpenchars-w{number:02}").write_text(written(printable, number))
+    assert pen(data_dir=tmp_path).num_train_classes == 4 * (len(printable) - 8 - 10)
 
 
 @pytest.mark.parametrize(
@@ -635,3 +749,14 @@ def test_impossible_episodes_are_refused(
 def test_the_largest_possible_episodes_are_served() -> None:
     episode = pen(num_shots=1, num_queries=3).episode("test", 0)
     assert (episode.support_x.shape[0], episode.query_x.shape[0]) == (5, 15)
+
+
+def test_files_whose_names_do_not_fit_are_reported(tmp_path: Path) -> None:
+    for path in PEN_DIR.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "writer12.txt").write_text(A)
+    (tmp_path / ".DS_Store").write_text("")
+    (warning,) = pen(data_dir=tmp_path).warnings
+    assert warning == (
+        f"{tmp_path}: 1 files are not read, since their names do not fit: writer12.txt"
+    )

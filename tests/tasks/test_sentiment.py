@@ -6,6 +6,8 @@ The property of each test shows in the tokens, so most domains here are written 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -15,23 +17,18 @@ import numpy as np
 import pytest
 import torch
 
+from raymeta.data.readers.sentences import read_sentences, tokenize
+from raymeta.data.sequences import Sequences
+from raymeta.episodes import SPLITS, Examples, Split, TaskDistribution
 from raymeta.errors import DataError
-from raymeta.tasks import SPLITS, Examples, Split, TaskDistribution
-from raymeta.tasks.sentiment import (
-    DATA_DIR,
-    PADDING,
-    UNKNOWN,
-    VAL_SHARE,
-    load_sentiment,
-    read_domain,
-    tokenize,
-)
+from raymeta.tasks.sentiment import PADDING, UNKNOWN, VAL_SHARE, load_sentiment
+from raymeta.tasks.settings import SENTENCES_DIR, SentimentTasks
 
 SHIPPED = ("amazon", "imdb", "yelp")
 DOMAINS = ("books", "films", "phones")
-NUM_SENTENCES = 20  # of a class in a domain
+NUM_SENTENCES = 60  # of a class in a domain
 # Every sentence has a code of its own, of words that all sentences share.
-CODES = list(product(("red", "green", "blue"), repeat=3))[:NUM_SENTENCES]
+CODES = list(product(("red", "green", "blue"), repeat=4))[:NUM_SENTENCES]
 
 Tokens = tuple[int, ...]
 Write = Callable[[str, int, int], str]
@@ -55,21 +52,24 @@ def marked(domain: str, label: int, number: int) -> str:
 
 def own_word(domain: str, label: int, number: int) -> str:
     """A word that occurs in one sentence only."""
-    return f"{domain}{'ab'[label]}{'abcdefghijklmnopqrst'[number]}"
+    tens, ones = divmod(number, 10)
+    return f"{domain}{'ab'[label]}{'abcdef'[tens]}{'abcdefghij'[ones]}"
 
 
 def load(data_dir: Path | None, **changes: Any) -> TaskDistribution:
     settings: dict[str, Any] = {
+        "source": "sentiment",
         "num_shots": 1,
         "num_queries": 3,
         "test_domain": "phones" if data_dir else "yelp",
         "max_tokens": 32,
         "min_count": 1,
         "token_dropout": 0.0,
-        "seed": 0,
-        "split_seed": 0,
+        "split_seed": 3,
+        "data_dir": None if data_dir is None else str(data_dir),
     }
-    return load_sentiment(data_dir=data_dir, **settings | changes)
+    seed = changes.pop("seed", 0)
+    return load_sentiment(SentimentTasks.model_validate(settings | changes), seed=seed)
 
 
 def sentences(tasks: TaskDistribution, split: Split, num_episodes: int = 150) -> list[Tokens]:
@@ -99,25 +99,28 @@ def test_held_out_domain_keeps_what_it_shares_with_others(tmp_path: Path) -> Non
         return marked(domain if number % 2 else "everywhere", label, number)
 
     tasks = load(write_domains(tmp_path, half_shared), num_queries=1)
-    num_distinct = {split: len(set(sentences(tasks, split))) for split in SPLITS}
+    num_distinct = {split: len(set(sentences(tasks, split, 600))) for split in SPLITS}
     assert num_distinct["test"] == 2 * NUM_SENTENCES
     assert num_distinct["train"] + num_distinct["val"] == 2 * 2 * NUM_SENTENCES // 2
 
 
-@pytest.mark.parametrize("split_seed", range(3))
+@pytest.mark.parametrize("split_seed", [1, 2, 3])
 def test_validation_sentences_are_kept_out_of_training(tmp_path: Path, split_seed: int) -> None:
     tasks = load(write_domains(tmp_path, marked), split_seed=split_seed)
-    train, val = (set(sentences(tasks, split)) for split in ("train", "val"))
+    train, val = (set(sentences(tasks, split, 500)) for split in ("train", "val"))
     assert not train & val
     total = 2 * 2 * NUM_SENTENCES
-    assert (len(train), len(val)) == (round(total * (1 - VAL_SHARE)), round(total * VAL_SHARE))
+    assert len(train) + len(val) == total
+    # Each sentence is kept back with this probability: three standard deviations of their number.
+    deviation = 3 * np.sqrt(total * VAL_SHARE * (1 - VAL_SHARE))
+    assert len(val) == pytest.approx(total * VAL_SHARE, abs=deviation)
 
 
 def test_split_seed_deals_the_sentences_and_seed_does_not(tmp_path: Path) -> None:
     folder = write_domains(tmp_path, marked)
     val = [
         set(sentences(load(folder, seed=seed, split_seed=split_seed), "val"))
-        for seed, split_seed in ((0, 0), (1, 0), (0, 1))
+        for seed, split_seed in ((0, 2), (1, 2), (0, 3))
     ]
     assert val[0] == val[1] != val[2]
 
@@ -136,8 +139,12 @@ def test_no_shipped_sentence_is_in_two_splits(test_domain: str) -> None:
 def test_vocabulary_comes_from_training_sentences_only(tmp_path: Path) -> None:
     folder = write_domains(tmp_path, lambda *key: f"the {own_word(*key)} {own_word(*key)}")
     tasks = load(folder, min_count=2)
-    num_training = round(2 * 2 * NUM_SENTENCES * (1 - VAL_SHARE))
-    assert tasks.input_spec.vocabulary_size == num_training + len({"<pad>", "<unk>", "the"})
+    known = set(tasks.facts["vocabulary"])
+    assert tasks.input_spec.vocabulary_size == len({"<pad>", "<unk>"} | known)
+    own = known - {"the"}
+    assert len(known) == len(own) + 1
+    assert not any(word.startswith("phones") for word in own)
+    assert 2 * 2 * NUM_SENTENCES * 0.7 < len(own) < 2 * 2 * NUM_SENTENCES * 0.9
     assert not any(UNKNOWN in tokens for tokens in sentences(tasks, "train"))
     for split in ("val", "test"):
         assert {tokens[1:] for tokens in sentences(tasks, split)} == {(UNKNOWN, UNKNOWN)}
@@ -227,19 +234,27 @@ def test_tokens_are_words_contractions_numbers_and_marks() -> None:
 
 @pytest.mark.parametrize("domain", SHIPPED)
 def test_shipped_domains_have_500_sentences_of_each_class(domain: str) -> None:
-    blame, praise = read_domain(DATA_DIR / f"{domain}.json")
-    assert (len(blame), len(praise)) == (500, 500)
-    assert all(blame)
-    assert all(praise)
+    found = read_sentences(SENTENCES_DIR / f"{domain}.json")
+    assert Counter(found.classes) == {"0": 500, "1": 500}
+    assert found.lengths.min() > 0
+    assert found.warnings == ()
 
 
-GOOD_ROWS = [{"text": "well made", "class": 1}, {"text": "too dear", "class": 0}]
+GOOD_ROWS: list[dict[str, Any]] = [
+    {"text": "well made", "class": 1},
+    {"text": "too dear", "class": 0},
+]
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        pytest.param("", "cannot be read as JSON", id="empty file"),
+        pytest.param("", "cannot be read as JSON: the file is empty", id="empty file"),
+        pytest.param("9" * 5000, "cannot be read as JSON: Exceeds the limit", id="huge integer"),
+        pytest.param("[" * 10**5, "cannot be read as JSON: nested too deeply", id="deep"),
+        pytest.param(
+            '[{"text": "a", "text": "b", "class": 0}]', "a key is given twice", id="key twice"
+        ),
         pytest.param('[{"text": "well made", "cla', "cannot be read as JSON", id="broken JSON"),
         pytest.param(b"\xff\xfe", "cannot be read as JSON", id="not UTF-8"),
         pytest.param('{"text": "a"}', "expected a list of {text, class}, but got dict", id="dict"),
@@ -290,11 +305,113 @@ def test_broken_file_is_refused_with_its_name_and_row(
     assert complaint in str(error.value)
 
 
-def test_rows_without_a_token_are_dropped(tmp_path: Path) -> None:
+def read_rows(folder: Path, *rows: dict[str, Any]) -> Sequences:
+    path = folder / "films.json"
+    path.write_text(json.dumps(rows))
+    return read_sentences(path)
+
+
+def test_sentences_without_a_token_are_counted(tmp_path: Path) -> None:
+    empty: list[dict[str, Any]] = [{"text": "", "class": None}, {"text": "…", "class": 1}]
+    found = read_rows(tmp_path, *GOOD_ROWS * 5, *empty)
+    assert [x.tolist() for x in found.x[:2]] == [["well", "made"], ["too", "dear"]]
+    assert len(found) == 10
+    (warning,) = found.warnings
+    assert warning.startswith("films.json: 1 sentences have no word, number, `!` or `?`")
+    assert "(row 12, for one)" in warning
+
+
+def test_many_sentences_without_a_token_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"films.json: 2 of 4 sentences have no word.*\(row 3, for"):
+        read_rows(tmp_path, *GOOD_ROWS, {"text": "…", "class": 1}, {"text": "--", "class": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Очень плохо!", ["очень", "плохо", "!"]),
+        ("Δεν μου αρέσει", ["δεν", "μου", "αρέσει"]),
+        ("很好吃 5", ["很", "好", "吃", "5"]),
+        ("すごい", ["す", "ご", "い"]),
+        ("جيد جدا", ["جيد", "جدا"]),
+        # As in the vocabulary of version 0.1.
+        ("The Café's clichés: crêpe", ["the", "caf", "s", "clich", "s", "cr", "pe"]),
+    ],
+)
+def test_words_of_any_script_are_tokens(text: str, tokens: list[str]) -> None:
+    assert tokenize(text) == tokens
+
+
+def test_accents_that_part_words_are_reported(tmp_path: Path) -> None:
+    rows = [{"text": f"très bon {n}", "class": n % 2} for n in range(10)]
+    (warning,) = read_rows(tmp_path, *rows).warnings
+    assert warning.startswith("films.json: accented letters part the words of 10 sentences")
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "films.json"
-    empty = [{"text": "", "class": None}, {"text": "…", "class": 1}]
-    path.write_text(json.dumps([*GOOD_ROWS, *empty]))
-    assert read_domain(path) == ([["too", "dear"]], [["well", "made"]])
+    path.write_text(json.dumps(GOOD_ROWS), encoding="utf-8-sig")
+    assert len(read_sentences(path)) == 2
+
+
+def test_sentences_that_are_equal_once_cut_are_in_one_split_only(tmp_path: Path) -> None:
+    def alike(domain: str, label: int, number: int) -> str:
+        word = ("bad", "good")[label]
+        return f"{domain} {number // 2} {word} really {own_word(domain, label, number)}"
+
+    tasks = load(write_domains(tmp_path, alike), max_tokens=4, num_queries=1)
+    found = {split: set(sentences(tasks, split)) for split in SPLITS}
+    assert not found["train"] & found["val"]
+    (warning,) = tasks.warnings
+    assert "sequences are copies of others and were dropped" in warning
+
+
+def test_one_text_with_both_labels_is_dropped_and_counted(tmp_path: Path) -> None:
+    def contradictory(domain: str, label: int, number: int) -> str:
+        if number == 7 and domain == "phones":
+            return "neither good nor bad"
+        return marked(domain, label, number)
+
+    tasks = load(write_domains(tmp_path, contradictory), num_queries=1)
+    (warning,) = tasks.warnings
+    assert warning == (
+        "2 sequences of equal content have different classes and were dropped: phones.json, row 15 "
+        "is of class 0, phones.json, row 16 of class 1, for one"
+    )
+    assert len(set(sentences(tasks, "test", 500))) == 2 * NUM_SENTENCES - 2
+
+
+def test_a_contradiction_in_training_leaves_the_test_as_it_is(tmp_path: Path) -> None:
+    def contradicting(domain: str, label: int, number: int) -> str:
+        if number == 7 and domain != "phones":
+            return marked("phones", 1 - label, number)
+        return marked(domain, label, number)
+
+    alone = load(write_domains(tmp_path, marked), num_queries=1)
+    beside = load(write_domains(tmp_path, contradicting), num_queries=1)
+    assert len(set(sentences(alone, "test", 500))) == 2 * NUM_SENTENCES
+    assert len(set(sentences(beside, "test", 500))) == 2 * NUM_SENTENCES
+
+
+def test_a_domain_under_two_names_is_refused(tmp_path: Path) -> None:
+    folder = write_domains(tmp_path, marked)
+    (folder / "tablets.json").write_bytes((folder / "phones.json").read_bytes())
+    with pytest.raises(
+        DataError, match="domain phones and domain tablets share 120 of 120 sequences"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_link_to_nothing_or_a_folder_is_refused(tmp_path: Path, link: bool) -> None:
+    folder = write_domains(tmp_path, marked)
+    other = folder / "books2.json"
+    if link:
+        other.symlink_to(tmp_path / "nowhere")
+    else:
+        other.mkdir()
+    with pytest.raises(DataError, match=re.escape(str(other))):
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +430,9 @@ def test_rows_without_a_token_are_dropped(tmp_path: Path) -> None:
         pytest.param((), {}, "but found: none", id="empty folder"),
         pytest.param(
             DOMAINS,
-            {"num_shots": 2, "num_queries": 3},
-            "tasks.num_shots + tasks.num_queries must be at most 4, the sentences of a class in "
-            "the meta-val split, but got 5",
+            {"num_shots": 2, "num_queries": 31},
+            "tasks.num_shots + tasks.num_queries must be at most 10, the examples of a class in "
+            "the meta-val split, but got 33",
             id="more sentences than there are",
         ),
     ],

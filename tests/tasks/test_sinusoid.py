@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raymeta.tasks import SPLITS, Split
+from raymeta.episodes import SPLITS, Split, TaskDistribution
+from raymeta.tasks.settings import SinusoidTasks
 from raymeta.tasks.sinusoid import load_sinusoid
 
 NUM_EPISODES = 400
@@ -13,11 +14,14 @@ NUM_EPISODES = 400
 every_split = pytest.mark.parametrize("split", SPLITS)
 
 
+def sinusoid(*, num_shots: int, num_queries: int, seed: int = 0) -> TaskDistribution:
+    settings = SinusoidTasks(source="sinusoid", num_shots=num_shots, num_queries=num_queries)
+    return load_sinusoid(settings, seed=seed)
+
+
 def points(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets `[E, N]` of many episodes, support first."""
-    episodes = load_sinusoid(num_shots=10, num_queries=5, seed=0).episodes(
-        split, range(NUM_EPISODES)
-    )
+    episodes = sinusoid(num_shots=10, num_queries=5).episodes(split, range(NUM_EPISODES))
     x = np.concatenate([episodes.support.x.numpy(), episodes.query.x.numpy()], axis=1)
     y = np.concatenate([episodes.support.y.numpy(), episodes.query.y.numpy()], axis=1)
     assert x.shape == (NUM_EPISODES, 15, 1, 1)
@@ -55,7 +59,7 @@ def test_inputs_are_uniform_from_minus_five_to_five(split: Split) -> None:
 
 @every_split
 def test_support_and_query_share_no_point(split: Split) -> None:
-    tasks = load_sinusoid(num_shots=10, num_queries=10, seed=1)
+    tasks = sinusoid(num_shots=10, num_queries=10, seed=1)
     for index in range(50):
         episode = tasks.episode(split, index)
         assert episode.support_ids is not None
@@ -65,6 +69,6 @@ def test_support_and_query_share_no_point(split: Split) -> None:
 
 
 def test_episodes_have_the_asked_numbers_of_points() -> None:
-    episode = load_sinusoid(num_shots=3, num_queries=7, seed=0).episode("train", 0)
+    episode = sinusoid(num_shots=3, num_queries=7).episode("train", 0)
     assert (episode.support_x.shape, episode.support_y.shape) == ((3, 1, 1), (3, 1))
     assert (episode.query_x.shape, episode.query_y.shape) == ((7, 1, 1), (7, 1))

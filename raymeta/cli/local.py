@@ -1,0 +1,173 @@
+"""The commands that work on this machine: tune, train, evaluate, explain, list."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+
+from raymeta.cli.options import (
+    ExperimentArgument,
+    FolderArgument,
+    KeepDataOption,
+    ResumeOption,
+    RunNameOption,
+    RunsDirOption,
+    SetOption,
+    TrustOption,
+    VerboseOption,
+    open_console,
+)
+from raymeta.console.progress import ProgressView
+from raymeta.console.tables import print_importance, print_report, print_runs
+from raymeta.errors import EndedBySignalError, RunError
+from raymeta.run_folder import DEFAULT_ROOT, runs
+
+
+def tune(
+    experiment: ExperimentArgument = None,
+    overrides: SetOption = None,
+    resume: ResumeOption = None,
+    name: RunNameOption = None,
+    keep_data: KeepDataOption = False,
+    trust: TrustOption = False,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+    verbose: VerboseOption = False,
+) -> None:
+    """Search the hyperparameters, then meta-test the best network beside its controls."""
+    _run(
+        "tune",
+        experiment=experiment,
+        overrides=overrides,
+        resume=resume,
+        name=name,
+        keep_data=keep_data,
+        trust=trust,
+        runs_dir=runs_dir,
+        verbose=verbose,
+    )
+
+
+def train(
+    experiment: ExperimentArgument = None,
+    overrides: SetOption = None,
+    resume: ResumeOption = None,
+    name: RunNameOption = None,
+    keep_data: KeepDataOption = False,
+    trust: TrustOption = False,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+    verbose: VerboseOption = False,
+) -> None:
+    """Meta-train the file's own configuration, without a search, and meta-test it."""
+    _run(
+        "train",
+        experiment=experiment,
+        overrides=overrides,
+        resume=resume,
+        name=name,
+        keep_data=keep_data,
+        trust=trust,
+        runs_dir=runs_dir,
+        verbose=verbose,
+    )
+
+
+def evaluate(
+    run: FolderArgument,
+    episodes: Annotated[
+        int | None,
+        typer.Option("--episodes", help="Meta-test episodes; default: the experiment's number."),
+    ] = None,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+    verbose: VerboseOption = False,
+) -> None:
+    """Meta-test the network of a finished run again."""
+    console = open_console(verbose)
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    with ProgressView(console, verbose) as view:
+        report = api.evaluate(run, num_episodes=episodes, runs_dir=runs_dir, watcher=view)
+    print_report(console, report)
+
+
+def explain(run: FolderArgument, runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:
+    """Show which searched keys matter, from a run's trials so far: tables and plots."""
+    console = open_console()
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    print_importance(console, api.explain(run, runs_dir=runs_dir))
+
+
+def list_runs(runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:
+    """List the runs on this machine or in a storage."""
+    console = open_console()
+    found = runs(runs_dir)
+    if not found:
+        console.print(f"no runs under {runs_dir}; `raymeta tune pen` makes one", highlight=False)
+        return
+    print_runs(console, found)
+
+
+def _run(
+    command: Literal["tune", "train"],
+    *,
+    experiment: str | None,
+    overrides: list[str] | None,
+    resume: str | None,
+    name: str | None,
+    keep_data: bool,
+    trust: bool,
+    runs_dir: str,
+    verbose: bool,
+) -> None:
+    console = open_console(verbose)
+    with _signals_as_interrupts() as received, ProgressView(console, verbose) as view:
+        from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+        function = api.tune if command == "tune" else api.train
+        try:
+            report = function(
+                experiment,
+                overrides=overrides or (),
+                runs_dir=runs_dir,
+                resume=resume,
+                name=name,
+                keep_data=keep_data,
+                trust=trust,
+                watcher=view,
+                verbose=verbose,
+            )
+        except KeyboardInterrupt:
+            hint = f"; go on with `{view.run.resume_command}`" if view.run else ""
+            if received:
+                raise EndedBySignalError(
+                    f"ended by {received[0].name}{hint}", received[0]
+                ) from None
+            raise RunError(f"interrupted{hint}") from None
+    print_report(console, report)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, while no search waits for them.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[signal.Signals] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,399 @@
+"""The tables of a finished run, the list of runs, and the tables of a cluster's jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raymeta.console.text import clock_text, leaf, plus_minus, value_text
+from raymeta.errors import RaymetaError, RunError
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import Run
+
+if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
+    from raymeta.api import Report
+    from raymeta.deploy.check import Finding
+    from raymeta.deploy.jobs.client import Job
+    from raymeta.evaluation.scores import MetaTest, Row, Score, Verdict
+    from raymeta.search.records import TrialRecord
+    from raymeta.search.trial_log import LoggedTrials
+
+LONGEST_WHOLE_CURVE = 10  # in adaptation steps
+LAST_LINES = 10  # of a log
+SHOWN_ERRORS = 5  # of trials
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The best hyperparameters, the meta-test with its controls, and where the files are."""
+    experiment, result = report.experiment, report.meta_test
+    if experiment.search.space:
+        table = _table("Best hyperparameters")
+        table.add_column("key")
+        table.add_column("tuned", justify="right")
+        table.add_column("in the file", justify="right", style="dim")
+        importance = report.run.importance
+        if importance:
+            table.add_column("share of the variance", justify="right", style="dim")
+        for key in experiment.search.space:
+            share = [f"{100 * importance[key]:.0f} %"] if key in importance else []
+            values = value_text(report.best.value(key)), value_text(experiment.value(key))
+            table.add_row(key, *values, *share)
+        console.print()
+        console.print(table)
+        if experiment.search.against is not None:
+            console.print()
+            console.print(_front_table(experiment, report.trials))
+        console.print()
+    from raymeta.search.trial_log import logged_trials  # noqa: PLC0415  (it imports Ray)
+
+    for text, style in (*trial_lines(logged_trials(report.run)), *refit_lines(report.run)):
+        console.print(text, style=style, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(_score_table(report))
+    notes = [
+        "ahead of it by: mean difference over the same queries; negative: the control is better",
+        *interval_lines(result),
+        result.note,
+    ]
+    for text in filter(None, notes):
+        console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+    if experiment.evaluation.sealed:
+        from raymeta.evaluation.sealed import look_lines  # noqa: PLC0415  (it imports torch)
+
+        for text in look_lines(report.run):
+            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(_curve_table(result.rows, result.metric))
+    console.print()
+    if experiment.search.space and all(row.name != "default" for row in result.rows):
+        console.print("the file's configuration did not finish: no comparison", style="yellow")
+    for text, style in verdict_lines(result):
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\n{clock_text(report.seconds)} in all; files in {report.run.path}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
+    """How the trials of a run ended, where their points came from, and what went wrong.
+
+    Returns:
+        Lines with their styles.
+    """
+    records = trials.records.values()
+    statuses = Counter(record.status for record in records)
+    sources = Counter(record.source for record in records)
+    lines = [(f"{len(records)} trials: {_counts(statuses, _STATUS_WORDS)}", "")]
+    if sources.keys() != {"given"}:
+        lines.append((f"points: {_counts(sources, _SOURCE_WORDS)}", ""))
+    if sources["fallback"]:
+        failed = f"{sources['fallback']} of {len(records)} points were drawn at random"
+        reason = next((record.reason for record in records if record.reason), "see the log")
+        lines.append((f"{failed} because the search's model failed: {reason}", "yellow"))
+    lines += agreement_lines(trials)
+    numbers = {trial_id: number for number, trial_id in enumerate(trials.records, start=1)}
+    skipped = {i: count for i, count in trials.num_skipped.items() if count}
+    if skipped:
+        named = ", ".join(f"{count} of trial {numbers[i]}" for i, count in skipped.items())
+        lines.append((f"meta-steps skipped because they were not finite: {named}", "yellow"))
+    errors = list(trials.errors.items())
+    for trial_id, error in errors[:SHOWN_ERRORS]:
+        reason = (error.strip().splitlines() or ["no reason is known"])[-1]
+        lines.append((f"trial {numbers.get(trial_id, '?')}: {reason}", "yellow"))
+    if len(errors) > SHOWN_ERRORS:
+        rest = len(errors) - SHOWN_ERRORS
+        lines.append((f"and {rest} more trials with an error: see trials.json", "yellow"))
+    lines += [(note, "yellow") for note in trials.notes]
+    return lines
+
+
+def agreement_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
+    """Whether the validation tells the finished trials apart, or the best of them was luck."""
+    from raymeta.search.agreement import FEWEST_TRIALS, agreement  # noqa: PLC0415  (imports SciPy)
+
+    found = agreement(trials)
+    if found is None or found.num_trials < 2:
+        return []
+    ranked = f"ranked by halves of the validation's tasks: Spearman's ρ = {found.rho:.2f}"
+    if found.num_trials < FEWEST_TRIALS:
+        few = f"{found.num_trials} trials came to their end: too few to say that the best is better"
+        return [(few, "dim")]
+    if found.is_chance:
+        ranked = f"no better than chance ({ranked})"
+        return [(f"validation separates the {found.num_trials} finished trials {ranked}", "yellow")]
+    return [(f"validation separates the {found.num_trials} finished trials ({ranked})", "dim")]
+
+
+def refit_lines(run: Run) -> list[tuple[str, str]]:
+    """What became of the refit, if there was one: lines with their styles."""
+    experiment = run.experiment()
+    if experiment.search.refit is None:
+        return []
+    from raymeta.evaluation.networks import Refitted  # noqa: PLC0415  (it imports torch)
+    from raymeta.search.trial_log import logged_trials  # noqa: PLC0415  (it imports Ray)
+
+    kept, trials, asked = Refitted.of(run), logged_trials(run.refit), experiment.search.refit.seeds
+    steps = f"{experiment.refit_meta_steps} meta-steps each"
+    lines = [(f"refit: {len(kept.seeds)} of {asked} trainings of the winner, {steps}", "")]
+    if not kept.seeds:
+        text = "refit: no training of the winner came to its end; the network is the search's own"
+        lines = [(text, "yellow")]
+    for trial_id, error in list(trials.errors.items())[:SHOWN_ERRORS]:
+        reason = (error.strip().splitlines() or ["no reason is known"])[-1]
+        record = trials.records.get(trial_id)
+        seed = "?" if record is None else record.point["training.seed"]
+        lines.append((f"refit, training.seed {seed}: {reason}", "yellow"))
+    return [*lines, *((note, "yellow") for note in trials.notes)]
+
+
+def _counts(found: Counter[Any], words: Mapping[Any, str]) -> str:
+    return ", ".join(f"{found[key]} {word}" for key, word in words.items() if found[key])
+
+
+def interval_lines(result: MetaTest) -> list[str]:
+    """What the intervals of the meta-test are over, and what they leave out."""
+    several = [f"{count} × {axis}" for axis, count in result.units.items() if count > 1]
+    single = [axis for axis, count in result.units.items() if count == 1]
+    lines = [f"only 1 × {axis}: nothing here holds for another {axis}" for axis in single]
+    if not result.units:
+        return ["intervals are over episodes: the tasks do not say what is new at deployment"]
+    if not several:
+        return ["no intervals: there are too few units", *lines]
+    if num_seeds := len(result.rows[0].seeds):
+        lines = [f"the first row's, and what it is ahead by, also over {num_seeds} seeds", *lines]
+    spread = result.rows[0].over_episodes.half_width or 0.0
+    return [
+        f"intervals are over what is new to the network: {', '.join(several)}",
+        *lines,
+        f"for more episodes of the same, the first row's would be ± {spread:.3f}",
+    ]
+
+
+def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
+    """What the meta-test says of the controls, the bad news first: lines with their styles."""
+    named: dict[Verdict, list[str]] = {}
+    for row in result.controls:
+        named.setdefault(result.verdict(row), []).append(row.label)
+    if set(named) == {"beaten"}:
+        return [("every control is beaten: the network is ahead of each by more than 0", "green")]
+    headings: dict[Verdict, tuple[str, str]] = {
+        "better": ("NOT beaten, the control is better", "red"),
+        "undecided": ("NOT beaten, the interval of the difference holds 0", "yellow"),
+        "too few units": ("no verdict, too few units for an interval", "yellow"),
+        "not finite": ("no verdict, a score is not finite", "yellow"),
+        "beaten": ("beaten", "green"),
+    }
+    return [
+        (f"{heading}: {'; '.join(named[verdict])}", style)
+        for verdict, (heading, style) in headings.items()
+        if verdict in named
+    ]
+
+
+_STATUS_WORDS = {
+    "completed": "completed",
+    "early_stopped": "stopped early",
+    "failed": "failed",
+    "abandoned": "without a finite result",
+    "running": "unfinished",
+}
+_SOURCE_WORDS = {
+    "given": "from the file",
+    "sobol": "from the Sobol sequence",
+    "bo": "from the model",
+    "random": "random",
+    "fallback": "random because the model failed",
+    "earlier": "from an earlier run",
+}
+
+
+def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> Table:
+    """The trials that no other trial beats in both objectives, the best by the metric first."""
+    from raymeta.search.records import pareto_front  # noqa: PLC0415  (its package imports Ray)
+
+    names = [name for name, _ in experiment.objectives]
+    table = _table(f"Pareto front: {' against '.join(names)}")
+    for name in (*names, *map(leaf, experiment.search.space)):
+        table.add_column(name, justify="right", no_wrap=True)
+    front = pareto_front(trials, experiment.objectives)
+    for trial_id in sorted(front, key=lambda i: -experiment.problem.sign * front[i][0]):
+        score, cost = front[trial_id]
+        point = trials[trial_id].point
+        shown = f"{cost:.0f}" if cost >= 1 else f"{cost:.2g}"
+        keys = (value_text(point[key]) if key in point else "" for key in experiment.search.space)
+        table.add_row(f"{score:.3f}", shown, *keys)
+    return table
+
+
+def _score_table(report: Report) -> Table:
+    result, tasks = report.meta_test, report.experiment.tasks
+    problem = f"{tasks.num_shots} points"
+    if report.experiment.problem.name == "classification":
+        problem = f"{tasks.num_ways}-way {tasks.num_shots}-shot"
+    table = _table(f"Meta-test: {problem}, {result.num_episodes} episodes, 95 % intervals")
+    table.add_column("")  # the only one that a narrow terminal may wrap
+    table.add_column(result.metric, justify="right", no_wrap=True)
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("ahead of it by", justify="right", no_wrap=True, style="dim")
+    for number, row in enumerate(result.rows):
+        table.add_row(
+            _row_text(row),
+            _score_text(row.score),
+            "" if row.steps is None else str(row.steps),
+            _score_text(row.ahead) if row.ahead else "",
+            style="bold" if number == 0 else "",
+        )
+    return table
+
+
+def _row_text(row: Row) -> str:
+    details = [row.detail] if row.detail else []
+    if row.seeds:
+        ends = f"{min(row.seeds):.3f} to {max(row.seeds):.3f}"
+        details.append(f"{len(row.seeds)} seeds: {ends}")
+    return f"{row.label} ({'; '.join(details)})" if details else row.label
+
+
+def _score_text(score: Score) -> str:
+    text = plus_minus(score.mean, score.half_width)
+    return f"{text}, no ±" if score.half_width is None else text
+
+
+def _curve_table(rows: Sequence[Row], metric: str) -> Table:
+    table = _table(f"{metric.capitalize()} by adaptation step")
+    curves = [row for row in rows if row.curve]
+    for heading in ("steps", *(row.name for row in curves)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for step in _curve_steps(curves):
+        table.add_row(str(step), *(f"{row.curve[step].mean:.3f}" for row in curves))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _curve_steps(rows: Sequence[Row]) -> list[int]:
+    """The adaptation steps to show: all steps of a short curve, some of a long one."""
+    last = min(len(row.curve) for row in rows) - 1
+    if last <= LONGEST_WHOLE_CURVE:
+        return list(range(last + 1))
+    return [step for step in range(last) if step in {0, 1, 2, 5} or step % 10 == 0] + [last]
+
+
+def print_importance(console: Console, run: Run) -> None:
+    """The searched keys by their share of the metric's variance, and the place of the plots."""
+    table = _table(f"What {run.experiment().metric} depends on")
+    table.add_column("key")
+    table.add_column("share of the variance", justify="right")
+    for key, share in run.importance.items():
+        table.add_row(key, f"{100 * share:.0f} %")
+    console.print(table)
+    console.print(
+        "by the search's model; an interaction counts for each of its keys\n"
+        f"plots: {run.search_dir / 'report.html'}; their data beside it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_runs(console: Console, runs: Sequence[Run]) -> None:
+    """A line for every run: name, experiment, status, meta-test score; or what is damaged."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "experiment", "status", "meta-test"):
+        table.add_column(column, no_wrap=True)
+    damaged = []
+    for run in runs:
+        experiment, status, score = "?", "damaged", ""
+        try:
+            experiment = run.experiment().name
+            results = run.read_json("results.json")
+            status = run.status
+            if status == "done" and run.read_json("refit.json") is not None:
+                status = "done, refit"
+            if results is not None:
+                score = _score_of(results, run)
+        except RaymetaError as error:
+            status = "damaged"
+            damaged.append(str(error).splitlines()[0])
+        table.add_row(run.path.name, experiment, status, score)
+    console.print(table)
+    for line in damaged:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _score_of(results: Any, run: Run) -> str:
+    try:
+        first = results["meta_test"]["rows"][0]["score"]
+        half_width = first["half_width"]
+        spread = None if half_width is None else float(half_width)
+        score = plus_minus(float(first["mean"]), spread)
+        return f"{results['meta_test']['metric']} {score}"
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'results.json'}: is damaged; `raymeta evaluate {run.path.name}` makes it "
+            "anew"
+        ) from error
+
+
+_SIGNS = {"ok": "✓", "note": "·", "warning": "!", "error": "✗"}
+_STYLES = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The findings of a check on a cluster, a paragraph each."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for column in ("sign", "subject", "text"):
+        table.add_column(column, no_wrap=column != "text", overflow="fold")
+    for found in findings:
+        sign = Text(_SIGNS[found.level], style=_STYLES[found.level])
+        table.add_row(sign, found.subject, Text(found.text))
+    console.print(table)
+
+
+def print_submitted(console: Console, job: Job, where: str) -> None:
+    """The run's name on the cluster, and the commands for it."""
+    console.print(
+        f"submitted {job.run}; it runs without this terminal: `raymeta logs {job.run}{where}` "
+        f"follows it, `raymeta stop {job.run}{where}` ends it, `raymeta fetch {job.run}{where}` "
+        "copies it to this machine",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_jobs(console: Console, jobs: Sequence[Job]) -> None:
+    """A line for every job: run, state, start, duration, exit code."""
+    if not jobs:
+        console.print("no runs on this cluster; `raymeta submit EXPERIMENT` starts one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "began", "time", "exit code"):
+        table.add_column(column, no_wrap=True)
+    for job in jobs:
+        seconds = ((job.ended or datetime.now()) - job.began).total_seconds()
+        code = "" if job.exit_code is None else str(job.exit_code)
+        began = f"{job.began:%Y-%m-%d %H:%M:%S}"
+        table.add_row(job.job_id, job.status.lower(), began, clock_text(seconds), code)
+    console.print(table)
+
+
+def print_reason(console: Console, job: Job) -> None:
+    """Why a job ended, without the log that Ray appends."""
+    for line in job.message.splitlines()[:1]:
+        console.print(line.partition(", last available logs")[0], highlight=False, soft_wrap=True)
+
+
+def print_log_end(console: Console, log: str) -> None:
+    """The last lines of a driver's log."""
+    for line in log.splitlines()[-LAST_LINES:]:
+        console.print(f"  {line}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Sequences from the user's files, and how their units are dealt into meta-splits."""

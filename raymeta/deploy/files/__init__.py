@@ -1,0 +1,1 @@
+"""Cluster files: loading and checking them."""

@@ -1,0 +1,1 @@
+"""Jobs on a cluster: submitting, following and fetching them."""

@@ -1,0 +1,358 @@
+"""Searches as jobs of a Ray cluster: submitting, following, stopping and resuming them.
+
+A job is named like its run folder.  It takes along the resolved experiment, its data files unless
+they are at a URI, and this installation of raymeta, so driver and trials run the code that was
+tried on the laptop.  The driver runs on the cluster, so the laptop may disconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymeta.deploy.jobs.driver import TRUST
+from raymeta.deploy.jobs.tunnel import tunnel
+from raymeta.errors import ClusterError
+from raymeta.experiment.data_files import DATA, copy_data
+from raymeta.experiment.file import to_yaml
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import check_run_name, is_run_name, run_name
+from raymeta.storage.atomic import write_file
+from raymeta.storage.paths import RemotePath, path_at
+from raymeta.storage.token import protect_token
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"  # a cluster on this machine, or a tunnel to one
+_NO_PLACE = "names no storage on this cluster; submit with --runs-dir"
+_DRIVER = "raymeta.deploy.jobs.driver"
+_EXPERIMENT = "experiment.yaml"
+_PATIENCE_S = 30.0  # for a head to start, and for a job to end
+_RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while the head cannot be reached
+_MOST_NODES = 10_000  # the most that Ray lists
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One driver of a run; a resumed run has several."""
+
+    job_id: str
+    run: str
+    runs_dir: (
+        str  # as it was submitted: a folder on the cluster, a URI, or "" for the cluster's own
+    )
+    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
+    message: str
+    began: datetime
+    ended: datetime | None
+    exit_code: int | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the driver has ended."""
+        return self.status in _ENDED
+
+
+class Jobs:
+    """The jobs of one cluster, through its dashboard."""
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient  # noqa: PLC0415  (Ray takes a while)
+
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        self.address = address
+        with _as_cluster_errors(address):
+            self._client: JobSubmissionClient = JobSubmissionClient(address)
+
+    def submit(
+        self,
+        experiment: Experiment,
+        *,
+        runs_dir: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Starts a search on the cluster, or a training where nothing is to be searched.
+
+        Args:
+            experiment: resolved and checked.
+            runs_dir: a folder that all nodes share, or a URI; None for the cluster's own choice,
+                RAYMETA_RUNS_DIR in the environment of its head.
+            environment: variables for the driver, such as those of `job_environment`.
+
+        Raises:
+            ClusterError: the cluster cannot be reached, or refuses the job.
+        """
+        name = run_name(experiment)
+        with tempfile.TemporaryDirectory() as folder:
+            self._pack(experiment, Path(folder))
+            keep = ["--keep-data"] if (Path(folder) / DATA).exists() else []
+            command = "tune" if experiment.search.space else "train"
+            arguments = [name, command, _EXPERIMENT, *keep]
+            return self._start(name, name, _DRIVER, arguments, runs_dir, Path(folder), environment)
+
+    def resume(
+        self,
+        run: str,
+        *,
+        runs_dir: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        trust: bool = False,
+    ) -> Job:
+        """Resumes a run of the cluster whose driver has ended.
+
+        Args:
+            run: its name.
+            runs_dir: where its folder is; None for where its last job had it.
+            environment: variables for the driver.
+            trust: resumes the run folder of another user.
+
+        Raises:
+            RunError: no run can have this name.
+            ClusterError: the driver is running, or the cluster cannot be reached.
+        """
+        check_run_name(run)
+        earlier = [job for job in self.all() if job.run == run]
+        if any(not job.is_over for job in earlier):
+            raise ClusterError(f"{run}: its driver is running; `raymeta logs {run}` follows it")
+        if earlier and runs_dir is None:
+            runs_dir = earlier[-1].runs_dir or None
+        # The driver finds the run folder and resumes it.
+        arguments = [run, "tune", *([TRUST] if trust else [])]
+        return self._start(
+            f"{run}-{len(earlier) + 1}", run, _DRIVER, arguments, runs_dir, None, environment
+        )
+
+    def all(self) -> list[Job]:
+        """The jobs that raymeta submitted, the oldest first."""
+        with _as_cluster_errors(self.address):
+            details = self._client.list_jobs()
+        own = [d for d in details if d.submission_id and _is_own(d)]
+        running = {d.driver_node_id for d in own if d.status.value == "RUNNING"}
+        lost = running - self._alive() if running else set()
+        return sorted((_job(d, lost) for d in own), key=lambda job: job.began)
+
+    def _alive(self) -> set[str | None]:
+        """Ids of the live nodes, and None, the node of a driver that is still starting."""
+        from ray.util.state import list_nodes  # noqa: PLC0415  (Ray takes a while)
+
+        with _as_cluster_errors(self.address):
+            nodes = list_nodes(self.address, limit=_MOST_NODES)
+        return {None, *(node.node_id for node in nodes if node.state == "ALIVE")}
+
+    def find(self, run: str) -> Job:
+        """The latest job of a run.
+
+        Raises:
+            ClusterError: there is none.
+        """
+        jobs = self.all()
+        found = [job for job in jobs if run in (job.run, job.job_id)]
+        if not found:
+            known = ", ".join(job.run for job in jobs[-5:]) or "none"
+            raise ClusterError(f"{run}: no such run on {self.address}; there are: {known}")
+        return found[-1]
+
+    def log(self, job: Job) -> str:
+        """The driver's output so far."""
+        with _as_cluster_errors(self.address):
+            return str(self._client.get_job_logs(job.job_id))
+
+    def follow(self, job: Job, show: Callable[[str], None]) -> Job:
+        """Shows the driver's output until it ends; reconnects when the connection is lost.
+
+        Raises:
+            ClusterError: the cluster could not be reached for ten minutes.
+        """
+        from aiohttp import ClientError  # noqa: PLC0415  (comes with the jobs of Ray)
+
+        shown, lost_since = 0, None
+
+        async def tail() -> None:
+            nonlocal shown
+            seen = 0  # every connection starts at the beginning of the log
+            async for text in self._client.tail_job_logs(job.job_id):
+                seen += len(text)
+                if seen > shown:
+                    show(text[-(seen - shown) :])
+                    shown = seen
+
+        while True:
+            try:
+                asyncio.run(tail())
+                now = self.find(job.job_id)
+            except (ClusterError, ClientError, RuntimeError, OSError) as error:
+                lost_since = lost_since or time.monotonic()
+                if time.monotonic() - lost_since > _GIVE_UP_S:
+                    raise ClusterError(
+                        f"{self.address}: out of reach for {_GIVE_UP_S:.0f} s ({error}); the run "
+                        f"may go on there: `raymeta logs {job.run}` follows it again"
+                    ) from error
+            else:
+                lost_since = None
+                if now.is_over:
+                    rest = self.log(now)[shown:]
+                    if rest:
+                        show(rest)
+                    return now
+            time.sleep(_RETRY_S)
+
+    def stop(self, job: Job) -> Job:
+        """Ends the driver and its trials; the run can be resumed.
+
+        Returns:
+            The job after at most 30 s; unchanged if it had ended before.
+        """
+        if job.is_over:
+            return job
+        with _as_cluster_errors(self.address):
+            self._client.stop_job(job.job_id)
+        deadline = time.monotonic() + _PATIENCE_S
+        while not (now := self.find(job.job_id)).is_over and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return now
+
+    def probe(self, runs_dir: str | None) -> Job:
+        """Checks the storage on every node; see `raymeta.deploy.jobs.probe`."""
+        job_id = f"check-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        module = "raymeta.deploy.jobs.probe"
+        return self._start(job_id, job_id, module, [], runs_dir, None, None)
+
+    def _pack(self, experiment: Experiment, folder: Path) -> None:
+        data = experiment.tasks.data_dir
+        if data is not None and not isinstance(path_at(data), RemotePath):
+            experiment = copy_data(experiment, folder)
+        write_file(folder / _EXPERIMENT, to_yaml(experiment).encode())
+
+    def _start(
+        self,
+        job_id: str,
+        run: str,
+        module: str,
+        arguments: list[str],
+        runs_dir: str | None,
+        folder: Path | None,
+        variables: Mapping[str, str] | None,
+    ) -> Job:
+        folder_of_runs = path_at(runs_dir) if runs_dir else None
+        if isinstance(folder_of_runs, Path) and not folder_of_runs.is_absolute():
+            raise ClusterError(
+                f"--runs-dir {runs_dir}: is another folder on every node; give a full path or a URI"
+            )
+        place = shlex.quote(runs_dir) if runs_dir else f'"${{RAYMETA_RUNS_DIR:?{_NO_PLACE}}}"'
+        entrypoint = f"python -m {module} {place} {shlex.join(arguments)}".rstrip()
+        environment: dict[str, Any] = {
+            "py_modules": [str(Path(__file__).parents[2])],
+        }
+        if folder is not None:
+            environment["working_dir"] = str(folder)
+        if variables:
+            environment["env_vars"] = dict(variables)
+        with _as_cluster_errors(self.address):
+            deadline = time.monotonic() + _PATIENCE_S
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata={"raymeta_run": run, "runs_dir": runs_dir or ""},
+                    )
+                    break
+                except RuntimeError as error:
+                    # A head that has just started answers before it can take jobs.
+                    if "No available agent" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    time.sleep(_RETRY_S)
+        return self.find(job_id)
+
+
+@contextmanager
+def connect(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
+    """Connects to a cluster at an address, or through a tunnel to the head in a cluster file.
+
+    Raises:
+        ClusterError: it cannot be reached.
+    """
+    protect_token()
+    if address is not None or cluster is None:
+        yield Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS))
+        return
+    from raymeta.deploy.files.load import PROVIDERS, load_cluster  # noqa: PLC0415  (it needs all of Ray)
+
+    found = load_cluster(cluster)
+    if not PROVIDERS[found.provider].has_tunnel:
+        raise ClusterError(
+            f"{cluster}: a cluster of the kind {found.provider} has no tunnel of Ray's; open one "
+            "to its dashboard as the file's first lines say, and add --address http://127.0.0.1:8265"
+        )
+    with tunnel(cluster) as local:
+        yield Jobs(local)
+
+
+@contextmanager
+def _as_cluster_errors(address: str) -> Iterator[None]:
+    """Turns errors of Ray's client into one line for the user."""
+    from ray.exceptions import AuthenticationError  # noqa: PLC0415  (Ray takes a while)
+    from ray.util.state.exception import RayStateApiException  # noqa: PLC0415
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"{address}: {_first_line(error)}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to "
+            "the file with the cluster's token"
+        ) from error
+    except (OSError, RuntimeError, ValueError, RayStateApiException) as error:
+        raise ClusterError(f"{address}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).partition(". ")[0].rstrip(".")
+
+
+def _is_own(details: JobDetails) -> bool:
+    """Whether raymeta has submitted a job; its run's name becomes a folder on this machine."""
+    name = (details.metadata or {}).get("raymeta_run")
+    if name is not None and not is_run_name(name):
+        _log.error("the job %.80r names its run %.80r: ignored", details.submission_id, name)
+        return False
+    return name is not None
+
+
+def _job(details: JobDetails, lost_nodes: set[str | None]) -> Job:
+    metadata = details.metadata or {}
+    ended = details.end_time
+    status, message = str(details.status.value), details.message or ""
+    if status == "RUNNING" and details.driver_node_id in lost_nodes:
+        # Ray does not notice this when the head itself was lost and restarted.
+        status, message = "FAILED", "the node of its driver was lost"
+    return Job(
+        job_id=str(details.submission_id),
+        run=metadata["raymeta_run"],
+        runs_dir=metadata.get("runs_dir", ""),
+        status=status,
+        message=message,
+        began=_time(details.start_time or 0),
+        ended=_time(ended) if ended else None,
+        exit_code=details.driver_exit_code,
+    )
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000)  # noqa: DTZ006  (the user's own time)

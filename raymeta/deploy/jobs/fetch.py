@@ -1,0 +1,143 @@
+"""The folder of a run, brought from a cluster to this machine.
+
+A cluster is not trusted with this machine's files: whoever may submit a job there chooses its
+metadata, its log and the contents of its run folder.  So the run's name is checked, the folder is
+the one that the job was submitted with, links are refused, and every file is written inside the
+target.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymeta.deploy.files.load import load_cluster
+from raymeta.errors import ClusterError, RunError
+from raymeta.run_folder import is_run_name
+from raymeta.storage.paths import AnyPath, RemotePath, copy_folder, path_at
+
+if TYPE_CHECKING:
+    from raymeta.deploy.jobs.client import Job, Jobs
+
+_SAID = re.compile(r"^run folder: (.+)$", re.MULTILINE)
+
+
+def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
+    """Copies the folder of a run to `target`/RUN.
+
+    A storage with a URI is read directly, a folder of the cluster through ssh to the head that the
+    cluster file describes.
+
+    Args:
+        jobs: of the cluster.
+        run: its name.
+        target: where run folders are kept on this machine.
+        cluster: the cluster's file, where there is one.
+
+    Raises:
+        ClusterError: the run has no folder yet, cannot be read from here, or holds a link.
+        RunError: there is such a folder here, or it cannot be written.
+    """
+    job = jobs.find(run)
+    if not is_run_name(job.run):
+        raise ClusterError(f"{job.run!r} is no name of a run; nothing was fetched")
+    home = target / job.run
+    if home.is_symlink() or home.exists():
+        raise RunError(f"{home}: is here already; remove it, or name another place with --runs-dir")
+    source = _source(job, jobs.log(job), cluster)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as folder:
+            copy = Path(folder) / job.run
+            _copy(source, copy, cluster)
+            if not (copy / "experiment.yaml").is_file():
+                raise ClusterError(f"{source}: is no run folder: it has no experiment.yaml")
+            copy.rename(home)
+    except OSError as error:
+        raise RunError(f"{home}: cannot be written: {error.strerror or error}") from error
+    return home
+
+
+def _source(job: Job, log: str, cluster: Path | None) -> AnyPath:
+    """The run folder, as a path on the cluster or a URI.
+
+    The submission or the cluster file names it.  Only if both leave it to the head's environment is
+    it taken from the log, to which any code of the job may write; it must end in the run's name.
+    """
+    said = _SAID.search(log)
+    if said is None:
+        raise ClusterError(f"{job.run}: has no run folder; see `raymeta logs {job.run}`")
+    runs_dir = job.runs_dir or (load_cluster(cluster).runs_dir if cluster else None)
+    source = path_at(runs_dir) / job.run if runs_dir else path_at(said[1].strip())
+    if source.name != job.run or (isinstance(source, Path) and not source.is_absolute()):
+        raise ClusterError(
+            f"{str(source)!r} is not the folder of {job.run} in full; nothing was fetched"
+        )
+    return source
+
+
+def _copy(source: AnyPath, target: Path, cluster: Path | None) -> None:
+    if isinstance(source, RemotePath):
+        try:
+            copy_folder(source, target)
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]
+            raise ClusterError(f"{source}: cannot be read from here: {reason}") from error
+    elif source.is_dir():  # a file system shared with the cluster
+        _copy_files(source, target)
+    elif cluster is None:
+        raise ClusterError(
+            f"{source}: lies where only the cluster can read it; add --cluster FILE to fetch it "
+            "through ssh, or copy it yourself"
+        )
+    else:
+        target.mkdir()
+        ray = [sys.executable, "-m", "ray.scripts.scripts"]  # wherever PATH leads
+        command = [*ray, "rsync-down", str(cluster), f"{source}/", f"{target}/"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not any(target.iterdir()):
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            raise ClusterError(f"{source}: cannot be fetched: {lines[-1] if lines else 'nothing'}")
+        _refuse_links(source, target)
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copies a folder of plain files, and follows no link even if one appears meanwhile."""
+    if source.is_symlink():
+        raise ClusterError(f"{source}: is a link, which is not followed; nothing was fetched")
+    for place, folders, files, descriptor in os.fwalk(source, follow_symlinks=False):
+        copy = target / Path(place).relative_to(source)
+        copy.mkdir()
+        for name in (*folders, *files):
+            found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                raise _no_plain_file(Path(place) / name)
+        for name in files:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with (
+                open(os.open(name, flags, dir_fd=descriptor), "rb") as original,  # noqa: PTH123
+                (copy / name).open("xb") as new,
+            ):
+                shutil.copyfileobj(original, new)
+
+
+def _refuse_links(source: Path, copy: Path) -> None:
+    """Refuses a copied folder with anything but plain files and folders in it."""
+    for place, folders, files in os.walk(copy, followlinks=False):
+        for name in (*folders, *files):
+            mode = (Path(place) / name).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise _no_plain_file(source / (Path(place) / name).relative_to(copy))
+
+
+def _no_plain_file(path: Path) -> ClusterError:
+    return ClusterError(
+        f"{path}: is a link or a device, which no run folder holds; nothing was fetched"
+    )

@@ -1,0 +1,30 @@
+"""The controls of the meta-test: what a user could do instead of meta-training.
+
+To add a control, write one file with a subclass of `Control` and name it in `CONTROLS`.
+"""
+
+from __future__ import annotations
+
+from raymeta.evaluation.controls.class_means import ClassMeans
+from raymeta.evaluation.controls.contract import Control
+from raymeta.evaluation.controls.encoder_regression import EncoderRegression
+from raymeta.evaluation.controls.file_configuration import FileConfiguration
+from raymeta.evaluation.controls.joint import JointTraining
+from raymeta.evaluation.controls.random_start import RandomStart
+from raymeta.evaluation.controls.support_mean import SupportMean
+from raymeta.evaluation.controls.time_warping import TimeWarping
+from raymeta.evaluation.controls.unadapted import Unadapted
+from raymeta.evaluation.controls.word_regression import WordRegression
+
+# In the order of the table's rows.
+CONTROLS: tuple[Control, ...] = (
+    Unadapted(),
+    FileConfiguration(),
+    RandomStart(),
+    JointTraining(),
+    ClassMeans(),
+    TimeWarping(),
+    WordRegression(),
+    EncoderRegression(),
+    SupportMean(),
+)

@@ -1,0 +1,114 @@
+"""The contract of a control: what it serves, what it needs, and how it is judged.
+
+Shape legend: E episodes, M queries of an episode, S adaptation steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import TaskDistribution
+from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.problem import PROBLEMS
+from raymeta.training.recipe import Recipe
+
+NUM_CHOICE_EPISODES = 100  # meta-validation episodes on which a control's settings are chosen
+
+# What an example is made of; vectors are features that a pretrained encoder made of tokens.
+Input = Literal["features", "tokens", "vectors"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network with the tasks and the recipe that it was trained with."""
+
+    tasks: TaskDistribution
+    recipe: Recipe
+    params: Params
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What a control is judged beside.
+
+    `scores` (float64 `[E, M, S + 1]`) are the run's own network's on the M queries of each of the
+    first E meta-test episodes;
+    `networks` holds the networks that controls need, by the control's name.
+    """
+
+    own: Network
+    scores: Tensor
+    networks: Mapping[str, Network]
+
+    @property
+    def num_episodes(self) -> int:
+        """Meta-test episodes."""
+        return self.scores.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """Adaptation steps of the meta-test."""
+        return self.scores.shape[2] - 1
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A control's scores on every query of the meta-test episodes, float64 `[E, M]`.
+
+    A control that adapts also has `steps`, the adaptation steps it was judged after, and `curves`
+    `[E, M, S + 1]`, its scores after 0 … S steps.  `detail` names what was chosen on
+    meta-validation.
+    """
+
+    scores: Tensor
+    steps: int | None = None
+    curves: Tensor | None = None
+    detail: str = ""
+
+
+class Control(ABC):
+    """One control of the meta-test; a subclass sets `name` and `label` and has a `judge`.
+
+    `name` is the row's key in results.json, `label` what the table calls it.  `needs` says which
+    network the control is judged with beside the run's own: `nothing`; `steps`: the same, one that
+    adapts step by step; `trial`: the network of a trial of the search, without which the control is
+    left out; `training`: one that a `TrainedControl` makes, kept as RUN/models/NAME.safetensors.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    problems: ClassVar[frozenset[str]] = frozenset(PROBLEMS)
+    inputs: ClassVar[frozenset[Input]] = frozenset({"features", "tokens", "vectors"})
+    needs: ClassVar[Literal["nothing", "steps", "trial", "training"]] = "nothing"
+
+    def serves(self, tasks: TaskDistribution) -> bool:
+        """Whether the control can be judged on these tasks."""
+        spec = tasks.input_spec
+        given: Input = "features" if spec.vocabulary_size is None else "tokens"
+        if tasks.encoded:
+            given = "vectors"
+        return spec.problem in self.problems and given in self.inputs
+
+    @abstractmethod
+    def judge(self, contest: Contest) -> Judgement:
+        """Scores the control on the meta-test episodes of the contest."""
+
+
+class TrainedControl(Control):
+    """A control that is judged with a network of its own."""
+
+    needs: ClassVar[Literal["nothing", "steps", "trial", "training"]] = "training"
+
+    @abstractmethod
+    def network_spec(self, tasks: TaskDistribution, recipe: Recipe) -> NetworkSpec:
+        """The network that `train` makes."""
+
+    @abstractmethod
+    def train(self, tasks: TaskDistribution, recipe: Recipe, device: torch.device) -> Params:
+        """The network, trained with the budget of the run's own."""

@@ -1,0 +1,157 @@
+"""What a meta-test found: mean scores with their intervals, one row a contestant.
+
+Shape legend: E episodes, M queries of an episode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from raymeta.uncertainty import Units
+
+Z_95 = 1.959964  # a normal variable lies within ± this with probability 0.95
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean and half the width of its 95 % interval; None: too few units for an interval."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Tensor) -> Score:
+        """The score of `values` `[episodes]`: mean ± 1.96 standard errors.
+
+        The interval is of more episodes of the same units, not of other units.
+        """
+        values = values.double()
+        return cls(values.mean().item(), Z_95 * values.std().item() / math.sqrt(len(values)))
+
+    @classmethod
+    def over(cls, values: Tensor, units: Units) -> Score:
+        """The score of `values` `[E, M]`, or `[R, E, M]` of R trainings; see `Units.estimate`."""
+        found = units.estimate(values.numpy())
+        return cls(found.mean, found.half_width if units.are_enough else None)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every episode had a finite score."""
+        return math.isfinite(self.mean) and math.isfinite(self.half_width or 0.0)
+
+
+# What the meta-test says of a control.
+Verdict = Literal["beaten", "undecided", "better", "too few units", "not finite"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network or a control in the table of the meta-test.
+
+    `score` is after `steps` adaptation steps, its interval over the units that are new at
+    deployment.  `over_episodes` is the same mean with the interval of more episodes of the same
+    units, and so is each point of `curve`, after 0 … S steps; a control that does not adapt has
+    neither steps nor curve.  `ahead` is the mean difference to the run's network over the same
+    queries, positive where the network is better; its interval is over units too, and narrower than
+    those of the two scores, because what is hard for one is mostly hard for the other.  `detail`
+    names what was chosen on meta-validation.  `seeds` are the mean scores of the trainings that the
+    row is the mean of, where there are several.
+    """
+
+    name: str
+    label: str
+    score: Score
+    over_episodes: Score
+    steps: int | None = None
+    curve: tuple[Score, ...] = ()
+    ahead: Score | None = None
+    detail: str = ""
+    seeds: tuple[float, ...] = ()
+
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class MetaTest:
+    """The meta-test of a run: `rows[0]` is its network, the others are the controls.
+
+    After a refit from several seeds `rows[0]` is the mean over them, and their ensemble has a row.
+
+    `units` counts the units of every axis that are new at deployment.
+    """
+
+    metric: str
+    higher_is_better: bool
+    num_episodes: int
+    units: dict[str, int]
+    note: str
+    rows: tuple[Row, ...]
+
+    @property
+    def controls(self) -> tuple[Row, ...]:
+        """The rows that the network must beat."""
+        return tuple(row for row in self.rows[1:] if row.name != ENSEMBLE)
+
+    def verdict(self, row: Row) -> Verdict:
+        """What the paired difference says of a control.
+
+        A control is beaten if the interval of `ahead` over units lies above zero, and better if it
+        lies below.  All controls are beaten only if each one is, so that their number needs no
+        correction (Berger 1982, intersection-union tests).
+        """
+        ahead = row.ahead
+        if ahead is None or not (self.rows[0].score.is_finite and ahead.is_finite):
+            return "not finite"
+        if ahead.half_width is None:
+            return "too few units"
+        if abs(ahead.mean) <= ahead.half_width:
+            return "undecided"
+        return "beaten" if ahead.mean > 0 else "better"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, None for a number that is not finite; `from_json` reads them back."""
+        content: dict[str, Any] = _without_nan(asdict(self))
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> MetaTest:
+        """Reads what `to_json` gave, in any version: intervals of 0.1 are over episodes."""
+        rows = tuple(
+            Row(
+                **{
+                    **row,
+                    "score": _score(row["score"]),
+                    "over_episodes": _score(row.get("over_episodes", row["score"])),
+                    "curve": tuple(_score(point) for point in row["curve"]),
+                    "ahead": _score(row["ahead"]) if row.get("ahead") else None,
+                    "seeds": tuple(map(_number, row.get("seeds", ()))),
+                }
+            )
+            for row in content["rows"]
+        )
+        return cls(**{"units": {}, **content, "rows": rows})
+
+
+def _without_nan(value: Any) -> Any:
+    """The same plain values with None for each number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _score(content: dict[str, float | None]) -> Score:
+    mean, half_width = content["mean"], content["half_width"]
+    if mean is None:
+        return Score(math.nan, math.nan)
+    return Score(mean, half_width)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,1 @@
+"""Experiment files: their schema, how they are read and checked, and the shipped ones."""

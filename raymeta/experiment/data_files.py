@@ -1,0 +1,53 @@
+"""The data files of an experiment, and copies of them that travel with a job or a run.
+
+Only the files that the loader reads are copied: a data folder may hold anything else besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from raymeta.errors import DataError
+from raymeta.experiment.file import with_values
+from raymeta.experiment.schema import Experiment
+from raymeta.storage.atomic import write_file
+from raymeta.storage.paths import AnyPath, path_at
+
+DATA = "data"  # the folder of copies
+
+
+def data_files(experiment: Experiment) -> Iterator[AnyPath]:
+    """The files that the loader reads from `tasks.data_dir`; none without one.
+
+    Raises:
+        DataError: a file is a link to a place outside the folder.
+    """
+    if experiment.tasks.data_dir is None:
+        return
+    folder = path_at(experiment.tasks.data_dir)
+    for file in experiment.tasks.data_files():
+        if isinstance(file, Path) and isinstance(folder, Path):
+            target = file.resolve()
+            if not target.is_relative_to(folder.resolve()):
+                raise DataError(
+                    f"{file}: is a link to a file outside of tasks.data_dir, which is not copied; "
+                    "put the file itself into the folder"
+                )
+        yield file
+
+
+def copy_data(experiment: Experiment, folder: AnyPath) -> Experiment:
+    """Copies the data files into `folder/data`; returns the experiment that reads them there.
+
+    An experiment without `tasks.data_dir` is returned as it is.
+
+    Raises:
+        DataError: a file is a link to a place outside the folder.
+        RunError: a copy cannot be written.
+    """
+    if experiment.tasks.data_dir is None:
+        return experiment
+    for file in data_files(experiment):
+        write_file(folder / DATA / file.name, file.read_bytes())
+    return with_values(experiment, {"tasks.data_dir": DATA})

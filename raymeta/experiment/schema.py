@@ -1,0 +1,401 @@
+"""The schema of an experiment: every setting there is, its type, its range and its default.
+
+`raymeta.experiment.file` reads and checks the files.  Whatever runs an experiment receives an
+`Experiment`, frozen and checked; numerics receive plain values out of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, Self, get_type_hints
+
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
+
+from raymeta.acquisitions import AUTO, FOR_ONE_OBJECTIVE
+from raymeta.experiment.parameter import Parameter, Scalar, is_multiple
+from raymeta.meta.settings import SETTINGS, LearnerSettings
+from raymeta.problem import PROBLEMS, Problem
+from raymeta.sections import Probability, Section, Seed
+from raymeta.tasks.settings import Tasks
+
+
+class Model(Section):
+    """The recurrent network."""
+
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+    hidden_size: int = Field(64, ge=1, le=8192)
+    num_layers: int = Field(1, ge=1, le=16)
+    bidirectional: bool = False
+    dropout: Probability = 0.0
+    pooling: Literal["last", "mean", "attention"] = "last"
+    embedding_size: int = Field(32, ge=1, le=4096, description="of tokens; unused without text")
+
+
+def _section_of(settings: type[LearnerSettings]) -> type[Section]:
+    """The section that validates a learner's settings: their names, types, defaults and rules.
+
+    Its name is the one that it has in this module, by which pickle finds it.
+    """
+    types = get_type_hints(settings)
+    definitions: dict[str, Any] = {
+        f.name: (types[f.name], Field(f.default, **f.metadata)) for f in fields(settings)
+    }
+    return create_model(
+        settings.__name__.replace("Settings", "Section"),
+        __base__=Section,
+        __doc__=settings.__doc__,
+        **definitions,
+    )
+
+
+if TYPE_CHECKING:  # a section has the attributes of the settings that it is made of
+    from raymeta.meta.settings import AlpacaSettings as AlpacaSection
+    from raymeta.meta.settings import CaviaSettings as CaviaSection
+    from raymeta.meta.settings import MamlPlusPlusSettings as MamlPlusPlusSection
+    from raymeta.meta.settings import MamlSettings as MamlSection
+    from raymeta.meta.settings import MatchingSettings as MatchingSection
+    from raymeta.meta.settings import MetaSgdSettings as MetaSgdSection
+    from raymeta.meta.settings import ProtoMamlSettings as ProtoMamlSection
+    from raymeta.meta.settings import PrototypesSettings as PrototypesSection
+    from raymeta.meta.settings import ReptileSettings as ReptileSection
+    from raymeta.meta.settings import RidgeSettings as RidgeSection
+
+    AcquisitionName = str
+else:
+    MamlSection = _section_of(SETTINGS["maml"])
+    ReptileSection = _section_of(SETTINGS["reptile"])
+    MetaSgdSection = _section_of(SETTINGS["meta_sgd"])
+    MamlPlusPlusSection = _section_of(SETTINGS["maml_plus_plus"])
+    ProtoMamlSection = _section_of(SETTINGS["proto_maml"])
+    CaviaSection = _section_of(SETTINGS["cavia"])
+    PrototypesSection = _section_of(SETTINGS["prototypes"])
+    MatchingSection = _section_of(SETTINGS["matching"])
+    RidgeSection = _section_of(SETTINGS["ridge"])
+    AlpacaSection = _section_of(SETTINGS["alpaca"])
+    AcquisitionName = Literal[FOR_ONE_OBJECTIVE]
+
+
+class Training(Section):
+    """The outer loop: AdamW over meta-steps."""
+
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="of the initial weights and the order of the episodes: another one trains "
+        "anew on the same data, judged on the same episodes",
+    )
+    pretrain_steps: int = Field(0, ge=0, description="joint training before the first meta-step")
+    pretrain_lr: float = Field(1e-3, gt=0)
+    meta_steps: int = Field(500, ge=1)
+    meta_batch_size: int = Field(16, ge=1, description="episodes per meta-step over all workers")
+    outer_lr: float = Field(1e-3, gt=0)
+    outer_clip: float | None = Field(10.0, gt=0, description="bound on the meta-gradient's norm")
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    eval_every: int = Field(
+        50,
+        ge=1,
+        description="meta-steps between validations and checkpoints; the end has both",
+    )
+    val_episodes: int = Field(200, ge=2)
+    precision: Literal["float64", "float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="tf32: float32, but products of GPUs that can in TF32; bfloat16: recurrent "
+        "layers in bfloat16, all else in float32",
+    )
+    max_skipped: int = Field(20, ge=0, description="non-finite steps in a row that end a trial")
+    graph: Literal["auto", "full", "flat"] = Field(
+        "auto",
+        description="keep the graphs of all adaptation steps (full: fastest), or take the steps "
+        "again on the way back (flat: memory that does not grow with them); auto: full if it fits",
+    )
+    chunk_size: int | None = Field(
+        None, ge=1, description="episodes that a worker takes at once; by default as many as fit"
+    )
+    cuda_graph: bool = Field(
+        False, description="on a GPU, the whole meta-gradient as one CUDA graph per shape"
+    )
+    memory_gb: float = Field(4.0, gt=0, description="what a worker's meta-step may take, in 1e9 B")
+
+
+class Resources(Section):
+    """What one trial takes, and how many trials run at once."""
+
+    num_workers: int = Field(1, ge=1, description="data-parallel workers of a trial")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0, description="whole or a fraction; 0 trains on CPU")
+    accelerator_type: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]+$", description="train on such GPUs alone, e.g. A100"
+    )
+    placement: Literal["pack", "one_node", "spread"] = Field(
+        "pack",
+        description="a trial's workers on as few nodes as there is room, on one and the same node, "
+        "or each on a node of its own",
+    )
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="by default as many as there is room for when the search starts"
+    )
+    max_failures: int = Field(2, ge=0, description="restarts of a trial from its last checkpoint")
+    report_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds between two reports of a trial, after which it counts as hung and is "
+        "restarted; null: 10 times its longest so far, at least 60; for its first report 30 times "
+        "the longest of all trials, at least 600 (1800 before there is one)",
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> Self:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ValueError(
+                f"gpus_per_worker must be a fraction up to 1 or a whole number, but got "
+                f"{self.gpus_per_worker}"
+            )
+        if self.accelerator_type is not None and self.gpus_per_worker == 0:
+            raise ValueError(
+                "accelerator_type needs gpus_per_worker above 0, but got "
+                f"(accelerator_type={self.accelerator_type}, gpus_per_worker=0)"
+            )
+        return self
+
+
+class Dimension(Section):
+    """One searched key: a `Parameter` as the file writes it, named by its key.
+
+    `when` makes it conditional: in `{KEY: VALUES}`, KEY is searched among choices, and this key is
+    searched only while KEY has one of VALUES.  Otherwise it keeps the file's own value.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    step: float | None = Field(None, gt=0)
+    choices: list[Scalar] | None = Field(None, min_length=2)
+    when: dict[str, list[Scalar]] | None = Field(None, min_length=1, max_length=1)
+
+    def parameter(
+        self, name: str = "", *, integer: bool = False, kind: type | None = None
+    ) -> Parameter:
+        """Describes this dimension to the search.
+
+        Args:
+            name: the searched key.
+            integer: whether the key takes whole numbers only.
+            kind: converts the choices, if it is given: a file may write 1 for 1.0.
+        """
+        choices = None if self.choices is None else tuple(self.choices)
+        if choices is not None and kind is not None:
+            choices = tuple(kind(choice) for choice in choices)
+        condition = None
+        if self.when is not None:
+            ((parent, values),) = self.when.items()
+            condition = parent, tuple(values)
+        return Parameter(
+            name=name,
+            low=self.low,
+            high=self.high,
+            integer=integer,
+            log=self.log,
+            step=self.step,
+            choices=choices,
+            when=condition,
+        )
+
+    @property
+    def ends(self) -> list[Scalar]:
+        """The values that bound it: all choices, or low and high."""
+        return list(self.parameter().ends)
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is one of the choices, or lies in the range and on its steps."""
+        return self.parameter().contains(value)
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_or_several(cls, when: object) -> object:
+        if not isinstance(when, dict):
+            return when
+        return {k: v if isinstance(v, list) else [v] for k, v in when.items()}
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        fault = self.parameter().fault
+        if fault is not None:
+            raise ValueError(fault)
+        if self.log and self.step is not None:
+            raise ValueError("`step` goes with a linear scale; remove `log: true` or `step`")
+        if self.step is not None:
+            low, high = self.low, self.high
+            assert low is not None
+            assert high is not None
+            if not is_multiple(high - low, self.step):
+                raise ValueError(
+                    f"`step` must divide high - low, but got (low={low}, high={high}, "
+                    f"step={self.step})"
+                )
+        return self
+
+
+class Refit(Section):
+    """The trainings of the winner after the search, on which the meta-test judges it.
+
+    The control of the file's configuration and joint training get as many steps.
+    """
+
+    steps: float = Field(2.0, ge=1, le=1000, description="as a multiple of training.meta_steps")
+    seeds: int = Field(
+        2, ge=1, le=100, description="trainings, each with a training.seed of its own"
+    )
+
+
+class Search(Section):
+    """The Bayesian search; `space` maps dotted keys of this same file to dimensions."""
+
+    num_trials: int = Field(16, ge=1)
+    num_sobol: int = Field(6, ge=1, description="quasi-random trials before the model takes over")
+    early_stopping: Literal["asha", "none"] = "asha"
+    grace_steps: int = Field(100, ge=1, description="meta-steps before a trial may be stopped")
+    reduction_factor: float = Field(3, gt=1)
+    method: Literal["bo", "sobol", "random"] = Field(
+        "bo", description="Bayesian optimisation, or points that no result has a part in"
+    )
+    model: Literal["auto", "gp", "saas"] = Field(
+        "auto", description="saas: few of many keys matter; auto: from 20 keys on"
+    )
+    acquisition: AcquisitionName = AUTO
+    curves: Literal["extrapolate", "ignore"] = Field(
+        "extrapolate", description="what the model learns of trials that were stopped early"
+    )
+    against: Literal["adaptation_seconds", "num_parameters"] | None = Field(
+        None,
+        description="a second objective, to be least: the search is then for the Pareto front; the "
+        "best trial is still the best by the metric",
+    )
+    refit: Refit | None = Field(
+        None, description="train the winner again, longer and from several seeds; null: do not"
+    )
+    warm_start: str | None = Field(None, description="an earlier run to learn from: its folder")
+    constraints: list[str] = Field([], description="such as `KEY + 2 * KEY <= 3`")
+    space: dict[str, Dimension] = Field({})
+
+    @model_validator(mode="after")
+    def _acquisition_of_several(self) -> Self:
+        if self.against is not None and self.acquisition != AUTO:
+            raise ValueError(
+                "`acquisition` must be auto beside `against`, but got "
+                f"{self.acquisition}, which is for one objective"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """Meta-test."""
+
+    num_episodes: int = Field(600, ge=2)
+    adaptation_steps: int = Field(
+        10, ge=1, description="of meta-validation and meta-test; may be more than meta-training's"
+    )
+    sealed: bool = Field(
+        False,
+        description="run on the sealed deal, whose meta-test units are in no other run's "
+        "meta-validation or meta-test; RUN/sealed.jsonl records every look at it",
+    )
+
+
+class Experiment(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)
+    seed: Seed = 0
+    tasks: Tasks
+    model: Model = Model()
+    learner: Literal[
+        "maml",
+        "reptile",
+        "meta_sgd",
+        "maml_plus_plus",
+        "proto_maml",
+        "cavia",
+        "prototypes",
+        "matching",
+        "ridge",
+        "alpaca",
+    ] = "maml"
+    maml: MamlSection = MamlSection()
+    reptile: ReptileSection = ReptileSection()
+    meta_sgd: MetaSgdSection = MetaSgdSection()
+    maml_plus_plus: MamlPlusPlusSection = MamlPlusPlusSection()
+    proto_maml: ProtoMamlSection = ProtoMamlSection()
+    cavia: CaviaSection = CaviaSection()
+    prototypes: PrototypesSection = PrototypesSection()
+    matching: MatchingSection = MatchingSection()
+    ridge: RidgeSection = RidgeSection()
+    alpaca: AlpacaSection = AlpacaSection()
+    training: Training = Training()
+    resources: Resources = Resources()
+    search: Search = Search()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _learner_serves_the_problem(self) -> Self:
+        for learner in sorted(self.learners):
+            SETTINGS[learner].check_problem(learner, self.tasks.problem)
+            SETTINGS[learner](
+                **dict(getattr(self, learner))
+            )  # it refuses what does not go together
+        return self
+
+    @property
+    def learner_settings(self) -> dict[str, Any]:
+        """The settings of the chosen learner."""
+        return dict(getattr(self, self.learner))
+
+    @property
+    def learners(self) -> frozenset[str]:
+        """The chosen learner, and those that the search chooses from."""
+        searched = self.search.space.get("learner")
+        return frozenset({self.learner, *(searched.choices or () if searched else ())})
+
+    @property
+    def problem(self) -> Problem:
+        """What the tasks ask for, and how answers are judged."""
+        return PROBLEMS[self.tasks.problem]
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that the search optimises."""
+        return self.problem.val_metric
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """The direction of `metric`."""
+        return self.problem.mode
+
+    @property
+    def refit_meta_steps(self) -> int:
+        """The meta-steps of each training of the refit, if there is one."""
+        steps = 1.0 if self.search.refit is None else self.search.refit.steps
+        return round(steps * self.training.meta_steps)
+
+    @property
+    def objectives(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:
+        """What the search is for, the metric first."""
+        if self.search.against is None:
+            return ((self.metric, self.mode),)
+        return ((self.metric, self.mode), (self.search.against, "min"))
+
+    def value(self, key: str) -> Any:
+        """The value, or the section, at a dotted key; KeyError where there is none."""
+        *sections, leaf = key.split(".")
+        node: Any = self
+        for part in [*sections, leaf]:
+            if not isinstance(node, BaseModel) or part not in type(node).model_fields:
+                raise KeyError(key)
+            node = getattr(node, part)
+        return node
+
+    def is_integer(self, key: str) -> bool:
+        """Whether the schema wants a whole number at a dotted key."""
+        section, _, leaf = key.rpartition(".")
+        return type(self.value(section) if section else self).model_fields[leaf].annotation is int

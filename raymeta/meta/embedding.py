@@ -1,0 +1,137 @@
+"""Learners whose features all episodes share; what answers from them is had in closed form.
+
+No parameter has a copy for each episode, and no gradient step is taken: a meta-gradient is an
+ordinary gradient through one pass over the examples of all episodes.
+
+Shape legend: E episodes, N support examples, M query examples, F features, O outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import Examples, joined
+from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.inner import as_leaves
+from raymeta.meta.learner import Learner
+from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
+from raymeta.problem import Problem
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The examples of E episodes as their features.
+
+    `support` is `[E, N, F]` and `query` `[E, M, F]`; `targets` are those of the support set, int64
+    `[E, N]` or float `[E, N, O]`.  `num_outputs` is O.
+    """
+
+    support: Tensor
+    targets: Tensor
+    query: Tensor
+    num_outputs: int
+
+    @property
+    def target_rows(self) -> Tensor:
+        """The support's targets as numbers `[E, N, O]`: one-hot rows of classes."""
+        if self.targets.is_floating_point():
+            return self.targets
+        one_hot = torch.nn.functional.one_hot(self.targets, self.num_outputs)
+        return one_hot.to(self.support.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingLearner(Learner, ABC):
+    """A learner that answers queries from the features of support and query examples."""
+
+    keeps_graphs: ClassVar[bool] = False
+
+    def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
+        """The network's parameters without its head."""
+        del seed
+        return {name: value for name, value in params.items() if not is_head(name)}
+
+    @abstractmethod
+    def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """Outputs `[E, M, O]` for the query examples; of classes, logits."""
+
+    def query_losses(
+        self,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        embedded: Embedded,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The losses `[E]` that meta-training minimises, and the outputs `[E, M, O]`."""
+        outputs = self.answers(meta_params, embedded)
+        return problem.loss(outputs, targets), outputs
+
+    def masked_meta_gradient(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        masks: list[Tensor] | None,
+        *,
+        graph_steps: int | None = None,
+    ) -> MetaGradient:
+        """The gradient of Σ_episodes L_query; `graph_steps` changes nothing."""
+        del graph_steps
+        leaves = as_leaves(meta_params)
+        with torch.enable_grad():
+            embedded = _embedded(spec, leaves, support, query, masks)
+            losses, outputs = self.query_losses(problem, leaves, embedded, query.y)
+            grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        scores = problem.score(outputs.detach(), query.y)
+        return MetaGradient(
+            grads={name: grad.double() for name, grad in zip(leaves, grads, strict=True)},
+            loss=losses.detach().sum(dtype=torch.float64),
+            score=scores.sum(dtype=torch.float64),
+            num_episodes=len(losses),
+        )
+
+    def query_outputs(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,  # noqa: ARG002
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        num_steps: int,
+    ) -> Iterator[Tensor]:
+        """The only outputs there are, those after the support sets were seen."""
+        if num_steps:
+            raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+        with torch.no_grad():
+            yield self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+
+
+def _embedded(
+    spec: NetworkSpec,
+    meta_params: Mapping[str, Tensor],
+    support: Examples,
+    query: Examples,
+    masks: list[Tensor] | None,
+) -> Embedded:
+    both = joined(support, query)
+    features = shared_features(spec, meta_params, both.x, both.lengths, masks)
+    num_support = support.y.shape[1]
+    return Embedded(
+        support=features[:, :num_support],
+        targets=support.y,
+        query=features[:, num_support:],
+        num_outputs=spec.num_outputs,
+    )
+
+
+def logarithm(value: float, like: Tensor) -> Tensor:
+    """A learned positive number's first value, as a meta-parameter `[1]` keeps it."""
+    return torch.tensor([value], dtype=torch.float64, device=like.device).log().to(like.dtype)

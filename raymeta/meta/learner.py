@@ -1,0 +1,301 @@
+"""What a meta-learner is: how it starts, what its meta-gradient is, and how it adapts.
+
+Shape legend: E episodes, S adaptation steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import Episodes, Examples
+from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.inner import (
+    Network,
+    bind_network,
+    episode_masks,
+    expand_meta_params,
+    gradient_step,
+    network_params,
+    with_shared_head,
+)
+from raymeta.meta.settings import LearnerSettings, StepSettings
+from raymeta.nn.networks import NetworkSpec, Params, is_head
+from raymeta.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner(LearnerSettings, ABC):
+    """A meta-learning algorithm and its settings; pure functions of parameters and episodes.
+
+    To add one: a file in `raymeta/meta/learners/` with a frozen dataclass of this base, a line in
+    LEARNERS, and its settings and section if experiment files are to choose it.  The contract tests
+    run over every member of LEARNERS.
+
+    `name` is its key in LEARNERS and in experiment files.  `keeps_graphs` tells whether its
+    meta-gradient keeps the graphs of adaptation steps, the memory of which is planned then.
+    """
+
+    name: ClassVar[str]
+    keeps_graphs: ClassVar[bool] = True
+
+    @property
+    def remedy(self) -> str:
+        """What to change where its gradients are not finite."""
+        return "lower training.outer_lr"
+
+    @property
+    def has_step_losses(self) -> bool:
+        """Whether the meta-loss has the query's loss after every adaptation step, not the last."""
+        return False
+
+    def at_progress(self, progress: float) -> Learner:
+        """The learner of a meta-step, of which `progress` (0 … 1) is the share of steps before it.
+
+        One whose meta-gradient does not change in the course of meta-training is always itself.
+        """
+        del progress
+        return self
+
+    def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
+        """The meta-parameters, given a network's initial parameters; neither has an episode axis.
+
+        A network's parameters keep their names; what else is learned has names of its own.  `seed`
+        is that of what is drawn at random beside them.
+        """
+        del seed
+        return dict(params)
+
+    @abstractmethod
+    def masked_meta_gradient(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        masks: list[Tensor] | None,
+        *,
+        graph_steps: int | None = None,
+    ) -> MetaGradient:
+        """`meta_gradient` as a function of tensors alone: `masks` are those of `episode_masks`."""
+
+    @abstractmethod
+    def query_outputs(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        num_steps: int,
+    ) -> Iterator[Tensor]:
+        """Outputs `[E, N, O]` for the query sets after 0 … S adaptation steps, dropout off.
+
+        Args:
+            spec: the network.
+            problem: whose loss adaptation minimises.
+            meta_params: without an episode axis; not differentiated.
+            support: what the episodes adapt to.
+            query: what is answered.
+            num_steps: S, which may be more than `adaptation_steps`; 0 for a learner that takes
+                none, whose only outputs are those after it has seen the support sets.
+        """
+
+    def meta_gradient(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        episodes: Episodes,
+        *,
+        graph_steps: int | None = None,
+    ) -> MetaGradient:
+        """What the outer loop descends along: sums over the episodes, dropout on.
+
+        Args:
+            spec: the network.
+            problem: its loss and score.
+            meta_params: without an episode axis.
+            episodes: one shard of a meta-step.
+            graph_steps: adaptation steps whose graph is kept, None for all; no result depends on it
+                beyond rounding.
+        """
+        masks = episode_masks(spec, meta_params, episodes.seeds)
+        return self.masked_meta_gradient(
+            spec,
+            problem,
+            meta_params,
+            episodes.support,
+            episodes.query,
+            masks,
+            graph_steps=graph_steps,
+        )
+
+    def adaptation_scores(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        episodes: Episodes,
+        num_steps: int,
+    ) -> Tensor:
+        """The score of every query after 0 … S adaptation steps, `[E, N, S + 1]`, dropout off."""
+        support, query = episodes.support, episodes.query
+        detached = {name: value.detach() for name, value in meta_params.items()}
+        outputs = self.query_outputs(spec, problem, detached, support, query, num_steps)
+        return torch.stack([problem.query_scores(found, query.y) for found in outputs], dim=2)
+
+    def starts_from(self, meta_params: Params, pretrained: Params) -> None:
+        """Overwrites meta-parameters with those of a jointly trained network.
+
+        A head made for the classes of joint training starts from zero instead; a learner without
+        a head takes none.
+        """
+        for name, value in pretrained.items():
+            if is_head(name) and name not in meta_params:
+                continue
+            if is_head(name) and value.shape != meta_params[name].shape:
+                meta_params[name].zero_()
+            else:
+                meta_params[name].copy_(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientLearner(StepSettings, Learner, ABC):
+    """A learner that adapts the network's parameters by gradient steps on the support set."""
+
+    @property
+    def remedy(self) -> str:
+        """As for every learner."""
+        return f"lower {self.name}.inner_lr or training.outer_lr, or set {self.name}.inner_clip"
+
+    def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
+        """The network's parameters, with one head row for all ways if the head is shared."""
+        del seed
+        return with_shared_head(params) if self.shared_head else dict(params)
+
+    def bind(self, spec: NetworkSpec, masks: list[Tensor] | None) -> Network:
+        """The network as a function of φ; `masks`, one set an episode, switch dropout on."""
+        return bind_network(spec, masks)
+
+    def episode_params(
+        self,
+        spec: NetworkSpec,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        masks: list[Tensor] | None,
+    ) -> Params:
+        """What φ_0 has beside the meta-parameters: functions of them and of the support set.
+
+        Arguments and result have an episode axis; the result can be differentiated.
+        """
+        del spec, meta_params, support, masks
+        return {}
+
+    def adapts(self, name: str) -> bool:  # noqa: ARG002
+        """Whether the inner loop changes parameter `name`."""
+        return True
+
+    def inner_rate(
+        self,
+        meta_params: Mapping[str, Tensor],  # noqa: ARG002
+        name: str,  # noqa: ARG002
+        step: int,  # noqa: ARG002
+    ) -> Tensor | float:
+        """α of parameter `name` at `step`: a number, `[E]`, or one for each element.
+
+        It is `inner_lr` unless it is learned.  Steps beyond those of meta-training repeat the last.
+        """
+        return self.inner_lr
+
+    def adaptation_step(
+        self,
+        network: Network,
+        problem: Problem,
+        params: Params,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        *,
+        step: int,
+        differentiable: bool,
+    ) -> Params:
+        """φ_{step+1} from φ_step (`params`); the other arguments are those of `adaptation_path`."""
+        return gradient_step(
+            network,
+            problem,
+            params,
+            support,
+            rates={k: self.inner_rate(meta_params, k, step) for k in params if self.adapts(k)},
+            max_norm=self.inner_clip,
+            differentiable=differentiable,
+            first_order=self.first_order,
+        )
+
+    def adaptation_path(
+        self,
+        network: Network,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        *,
+        num_steps: int,
+        differentiable: bool = False,
+    ) -> list[Params]:
+        """The adapted parameters φ_0 … φ_S of every episode.
+
+        Args:
+            network: parameters and examples to outputs.
+            problem: whose loss is minimised.
+            meta_params: each with an episode axis (`expand_meta_params`).
+            support: what the episodes adapt to.
+            num_steps: S; may be more than `adaptation_steps`.
+            differentiable: whether φ is to be differentiated by `meta_params`; if not, each step's
+                graph is freed at once.
+        """
+        path = [network_params(meta_params)]
+        for step in range(num_steps):
+            path.append(
+                self.adaptation_step(
+                    network,
+                    problem,
+                    path[-1],
+                    meta_params,
+                    support,
+                    step=step,
+                    differentiable=differentiable,
+                )
+            )
+        return path
+
+    def query_outputs(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        num_steps: int,
+    ) -> Iterator[Tensor]:
+        """As for every learner."""
+        expanded = expand_meta_params(spec, meta_params, len(support.y))
+        with torch.no_grad():
+            expanded |= self.episode_params(spec, expanded, support, None)
+        network = self.bind(spec, None)
+        path = self.adaptation_path(network, problem, expanded, support, num_steps=num_steps)
+        for params in path:
+            with torch.no_grad():
+                outputs = network(params, query)
+            yield outputs
+
+    def starts_from(self, meta_params: Params, pretrained: Params) -> None:
+        """As for every learner; a shared head starts from zero."""
+        super().starts_from(meta_params, pretrained)
+        if self.shared_head:
+            for name in filter(is_head, meta_params):
+                meta_params[name].zero_()

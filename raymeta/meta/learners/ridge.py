@@ -1,0 +1,69 @@
+"""Ridge regression on recurrent features (Bertinetto et al. 2019, "Meta-learning with
+Differentiable Closed-form Solvers", R2-D2).
+
+    W = argmin |X W - Y|² + λ |W|² = Xᵀ (X Xᵀ + λ 1)⁻¹ Y          (their equation 6)
+
+with X `[N, F + 1]` the support's features and a one, Y its targets, one-hot rows of classes.  λ is
+learned; class scores are multiplied by a learned factor, since a squared error leaves their scale
+open (their section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from raymeta.meta.embedding import Embedded, EmbeddingLearner, logarithm
+from raymeta.meta.settings import RidgeSettings
+from raymeta.nn.networks import Params
+
+PENALTY, SCALE = "log_penalty", "log_scale"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge(RidgeSettings, EmbeddingLearner):
+    """Ridge regression in closed form; see `RidgeSettings`."""
+
+    name: ClassVar[str] = "ridge"
+
+    def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
+        """The network's parameters without its head, and the logarithms of λ and the factor."""
+        like = params["head.weight"]
+        return super().init_meta_params(params, seed) | {
+            PENALTY: logarithm(self.penalty, like),
+            SCALE: logarithm(self.scale, like),
+        }
+
+    def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """As for every learner of features."""
+        # In float64: a small λ makes the equations of near features badly conditioned.
+        support, query = with_ones(embedded.support.double()), with_ones(embedded.query.double())
+        rows = embedded.target_rows.double()
+        penalty = meta_params[PENALTY].double().exp()
+        num_support, size = support.shape[1:]
+        across = support.transpose(1, 2)
+        if num_support <= size:  # the smaller of two systems with the same solution
+            one = torch.eye(num_support, dtype=support.dtype, device=support.device)
+            weights = across @ _solved(support @ across + penalty * one, rows)
+        else:
+            one = torch.eye(size, dtype=support.dtype, device=support.device)
+            weights = _solved(across @ support + penalty * one, across @ rows)
+        found = (query @ weights).to(embedded.query.dtype)
+        if embedded.targets.is_floating_point():
+            return found
+        return meta_params[SCALE].exp() * found
+
+
+def _solved(matrices: Tensor, rows: Tensor) -> Tensor:
+    """Solves every episode's equations; NaN where they have no solution."""
+    found, failure = torch.linalg.solve_ex(matrices, rows)
+    return found.masked_fill((failure != 0).view(-1, 1, 1), torch.nan)
+
+
+def with_ones(features: Tensor) -> Tensor:
+    """The features with one more, which is always one: its weight is the bias."""
+    return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)

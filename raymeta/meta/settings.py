@@ -1,0 +1,210 @@
+"""The settings of every learner: names, defaults, ranges; nothing else has them a second time.
+
+The schema of experiments makes a section of each; `raymeta.meta.learners` has what they do.  This
+module imports no torch, so that a file is checked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+
+def _setting(default: Any, **rules: Any) -> Any:
+    """A field with its rules as pydantic names them: `ge`, `gt`, `le`, `lt`, `description`."""
+    return field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """What every learner has: the problems it cannot serve, each with the reason (`refuses`)."""
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @property
+    def adaptation_steps(self) -> int:
+        """Gradient steps on the support set; 0 for a learner that takes none."""
+        return 0
+
+    @classmethod
+    def check_problem(cls, name: str, problem: str) -> None:
+        """Refuses a problem that the learner called `name` does not serve.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        if problem in cls.refuses:
+            raise ValueError(f"learner {name} does not serve {problem}: {cls.refuses[problem]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings(LearnerSettings):
+    """What every learner has that adapts by gradient steps.
+
+    `inner_lr` is their rate, or the start of learned ones.  `inner_clip` bounds the norm of each
+    episode's inner gradient over all adapted parameters; None leaves it.
+    """
+
+    adaptation_steps: int = _setting(5, ge=1, le=1000)
+    inner_lr: float = _setting(0.1, gt=0)
+    inner_clip: float | None = _setting(None, gt=0)
+
+    @property
+    def shared_head(self) -> bool:
+        """Whether the head of every way starts from one learned row."""
+        return False
+
+    @property
+    def first_order(self) -> bool:
+        """Whether meta-gradients drop the derivative of the inner gradient."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(StepSettings):
+    """What every learner of a head has that adapts by gradient steps.
+
+    With `shared_head` the head of every way starts from one learned row, zero at first: which class
+    got which label then makes no difference (Ye and Chao 2022, "How to Train Your MAML to Excel",
+    UNICORN-MAML).
+    """
+
+    shared_head: bool = _setting(False, description="one learned start of the head for all ways")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MamlSettings(GradientSettings):
+    """MAML and its relatives.
+
+    `learn_inner_lr` learns one rate per parameter tensor and step, kept positive as a logarithm.
+    `first_order` drops the derivative of the inner gradient (FOMAML); `adapt: head` adapts the head
+    alone (ANIL), `adapt: body` everything else (BOIL).
+    """
+
+    learn_inner_lr: bool = False
+    first_order: bool = False
+    adapt: Literal["all", "head", "body"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.adapt == "body" and self.shared_head:
+            raise ValueError(
+                "maml.shared_head must be false with maml.adapt: body, but got true: the rows of a "
+                "shared head stay alike unless it adapts; set one of the two otherwise"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReptileSettings(GradientSettings):
+    """Reptile; the settings mean what they mean for MAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSgdSettings(GradientSettings):
+    """Meta-SGD: one learned rate per element of a parameter, the same at every step.
+
+    `inner_lr` is the start of all rates, which may become negative.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class MamlPlusPlusSettings(GradientSettings):
+    """MAML++ without batch normalisation: a learned rate per parameter tensor and step.
+
+    In the first `multi_step_share` of meta-training the meta-loss has the query's loss after every
+    step, equally at first and the last one's alone in the end.  In the first `first_order_share`
+    meta-gradients drop the derivative of the inner gradient.  `training.cuda_graph` serves the rest
+    of meta-training, after both.
+    """
+
+    multi_step_share: float = _setting(
+        0.3, ge=0, le=1, description="of meta-steps, until the loss is that after the last step"
+    )
+    first_order_share: float = _setting(
+        0.3, ge=0, le=1, description="of meta-steps, until meta-gradients are of second order"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaviaSettings(StepSettings):
+    """CAVIA: the network has `context_size` further inputs, which alone adapt, from zero."""
+
+    inner_lr: float = _setting(1.0, gt=0)
+    context_size: int = _setting(5, ge=1, le=4096, description="context parameters of an episode")
+    first_order: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoMamlSettings(StepSettings):
+    """Proto-MAML: MAML whose head starts, in every episode, as that of a prototypical network."""
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"regression": "its head starts from the prototypes of classes; choose maml or meta_sgd"}
+    )
+
+    first_order: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypesSettings(LearnerSettings):
+    """Prototypical networks: a query gets the class whose mean of features is the nearest.
+
+    `distance` is the squared Euclidean one (Snell et al. 2017), or 1 - cosine.
+    """
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"regression": "it gives classes, not numbers; choose ridge or matching"}
+    )
+
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    scale: float | None = _setting(
+        None, gt=0, description="learned factor of distances at first; null: 1, or 10 for cosine"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingSettings(LearnerSettings):
+    """Matching networks: a query's answer is a mean of the support's, weighted by attention.
+
+    With `full_context` every support example is seen in the light of the whole support set, and a
+    query after `read_steps` readings of it (Vinyals et al. 2016, appendix A).
+    """
+
+    full_context: bool = True
+    read_steps: int = _setting(5, ge=1, le=100, description="readings of the support by a query")
+    scale: float = _setting(10.0, gt=0, description="learned factor of cosines at first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeSettings(LearnerSettings):
+    """Ridge regression on the support's features, solved in closed form (R2-D2)."""
+
+    penalty: float = _setting(1.0, gt=0, description="learned penalty of weights at first")
+    scale: float = _setting(10.0, gt=0, description="learned factor of class scores at first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlpacaSettings(LearnerSettings):
+    """Bayesian linear regression on the support's features, with a learned prior (ALPaCA)."""
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"classification": "its posterior is of numbers, not classes; choose ridge or prototypes"}
+    )
+
+    noise: float = _setting(0.1, gt=0, description="learned variance of targets at first")
+    prior: float = _setting(1.0, gt=0, description="learned variance of weights at first")
+
+
+SETTINGS: dict[str, type[LearnerSettings]] = {
+    "maml": MamlSettings,
+    "reptile": ReptileSettings,
+    "meta_sgd": MetaSgdSettings,
+    "maml_plus_plus": MamlPlusPlusSettings,
+    "proto_maml": ProtoMamlSettings,
+    "cavia": CaviaSettings,
+    "prototypes": PrototypesSettings,
+    "matching": MatchingSettings,
+    "ridge": RidgeSettings,
+    "alpaca": AlpacaSettings,
+}

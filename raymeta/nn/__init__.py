@@ -1,0 +1,1 @@
+"""Recurrent networks that can be differentiated twice, with an episode axis on all weights."""

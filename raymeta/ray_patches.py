@@ -1,0 +1,65 @@
+"""The patches of Ray, each with the version that needs it.
+
+`tests/test_ray_patches.py` fails for each patch that Ray no longer needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.tune.search import Searcher, SearchGenerator
+
+
+@contextmanager
+def out_of_memory_is_a_lost_actor() -> Iterator[None]:
+    """Makes Tune restart the trial of an actor that Ray killed for lack of memory.
+
+    Made for Ray 2.60, where Tune does not know `OutOfMemoryError` and ends the whole search.
+    """
+    task_failed = RayActorManager._actor_task_failed  # noqa: SLF001
+
+    # Tune passes keywords.
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        task_failed(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = failed  # noqa: SLF001
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = task_failed  # noqa: SLF001
+
+
+def correct_trial_count(searcher: Searcher, count: int) -> None:
+    """Corrects the trial counter that Tune restores together with `searcher`.
+
+    Made for Ray 2.60: Tune reads the counter from a separate file, which a kill may leave older or
+    newer than the file of trials.  It reads that file before it restores the searcher, sets the
+    counter right after that, and gives a searcher no other way to correct it.  Too low a counter
+    makes a trial too many, too high a counter one too few.
+    """
+    set_state = SearchGenerator.set_state
+
+    def corrected(generator: SearchGenerator, state: dict[str, Any]) -> None:
+        SearchGenerator.set_state = set_state
+        inner = generator.searcher
+        while inner is not searcher and hasattr(inner, "searcher"):  # in a ConcurrencyLimiter
+            inner = inner.searcher
+        set_state(generator, state | ({"counter": count} if inner is searcher else {}))
+
+    SearchGenerator.set_state = corrected
+
+
+def name_runtime_env_folder(name: str) -> None:
+    """Names the folder for the code of jobs of the node that this process starts next.
+
+    Made for Ray 2.60, whose node removes that folder when it ends: nodes that share a machine share
+    it too, and a job on another node loses its code.
+    """
+    ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = name

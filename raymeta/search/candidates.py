@@ -1,0 +1,280 @@
+"""The queue of candidates: when to request new ones, and which one a free trial slot gets.
+
+It knows neither Ray nor Ax: a `Proposer` prepares the proposals elsewhere, and a clock measures
+how long trials and proposals take.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from raymeta.errors import SearchError
+from raymeta.search.records import Proposal, Source, TrialRecord
+from raymeta.search.settings import SearchSettings, least_completed
+from raymeta.search.space import Point
+
+# Longest wait for a fresh candidate, as a fraction of a trial's duration divided by the number of
+# slots.  Where the model takes longer, candidates are prepared ahead and may be one result behind.
+PATIENCE = 0.25
+# With more slots than this, one result more matters little and no slot waits: a stock of as many
+# candidates is kept.  (Tune keeps one idle actor and ends the other actors that wait.)
+FEW_SLOTS = 3
+MOST_STOCK = 64  # a stock is proposed at once, so a larger one would be of an older model
+MOST_FALLBACKS = 3  # in a row, before the search stops
+_SMOOTHING = 0.3  # weight of the latest duration in the running means
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point to try, with what was known when it was requested.
+
+    `num_ended` trials had ended and `num_issued` candidates had been issued by then.  `reason` is
+    that of the proposal.
+    """
+
+    point: Point
+    source: Source
+    num_ended: int
+    num_issued: int
+    reason: str = ""
+
+
+class Proposer(Protocol):
+    """Prepares proposals in the background."""
+
+    def request(self, count: int) -> None:
+        """Starts to prepare `count` proposals; returns at once."""
+
+    def poll(self) -> list[Proposal] | None:
+        """The proposals requested last, empty if the space is exhausted; None if not ready."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has neither been answered nor been lost."""
+
+
+class CandidateQueue:
+    """Issues candidates to trials: `suggest`, then `start` and `end` for each trial.
+
+    Args:
+        settings: of the search.
+        records: all trials of the search; the caller keeps it up to date.
+        given: points to issue first; the caller sees in it which are left.
+        proposer: prepares all other points.
+        is_exhausted: there are no other points.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        records: Mapping[str, TrialRecord],
+        given: list[Point],
+        proposer: Proposer,
+        *,
+        is_exhausted: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._records, self._given = settings, records, given
+        self._proposer, self._clock = proposer, clock
+        self.is_exhausted = is_exhausted  # every point of a discrete space was tried
+        self.num_fallbacks = 0  # random points that stood in for the model's
+        self._fallbacks_in_a_row = 0
+        self._next: Candidate | None = None
+        self._stock: list[Candidate] = []  # for slots that would wait too long for a newer one
+        self._waiting_since: float | None = None
+        self._requested_at: float | None = None  # the latest request
+        self._requested = (0, 0)  # trials ended and candidates issued then
+        self._issued: list[Point] = []
+        self._num_ended = 0
+        self._started_at: dict[str, float] = {}  # of running trials
+        self._num_slots = 1  # the most trials that ran at once
+        self._trial_seconds: float | None = None  # running means
+        self._model_seconds: float | None = None
+
+    # ------------------------------------------------------------------- the searcher's calls
+
+    def suggest(self) -> Candidate | None:
+        """A candidate for a free slot; None if the slot has to wait, or the space is exhausted.
+
+        Raises:
+            SearchError: the model failed too often in a row.
+        """
+        if self._given:
+            return self._issue(Candidate(self._given.pop(0), "given", 0, 0))
+        self._collect()
+        if self.is_exhausted:
+            return None
+        candidate = self._choose()
+        if candidate is None:
+            self._request()
+            return None
+        return self._issue(candidate)
+
+    def start(self, trial_id: str) -> None:
+        """Notes that a trial tries the candidate issued last; its record exists by now."""
+        self._started_at[trial_id] = self._clock()
+        self._num_slots = max(self._num_slots, len(self._started_at))
+        if self.prepares_ahead():
+            self._request()
+
+    def end(self, trial_id: str) -> None:
+        """Notes that a trial ended; its record says how."""
+        self._num_ended += 1
+        started_at = self._started_at.pop(trial_id, None)
+        if started_at is not None:
+            self._trial_seconds = _mean(self._trial_seconds, self._clock() - started_at)
+        if self._requested_at is not None:
+            self._request()  # a slot is free now, or will be soon
+
+    def forget(self, trial_id: str) -> None:
+        """Frees the slot of a trial that nobody runs any more, and requests nothing for it."""
+        self._num_ended += 1
+        self._started_at.pop(trial_id, None)
+
+    def prepares_ahead(self) -> bool:
+        """Whether to request the next candidate before running trials have reported."""
+        if self._given:
+            return False
+        if self._settings.method != "bo" or len(self._records) < self._settings.num_sobol:
+            return True  # it depends on no result
+        return self._num_slots > FEW_SLOTS or self._is_model_slow()
+
+    # ------------------------------------------------------------------- issuing
+
+    def _issue(self, candidate: Candidate) -> Candidate:
+        self._issued.append(candidate.point)
+        self._waiting_since = None
+        return candidate
+
+    def _choose(self) -> Candidate | None:
+        """The candidate for a free slot; None if the slot has to wait."""
+        if self._next is not None and not self._is_usable(self._next):
+            self._next = None
+        self._stock = [stocked for stocked in self._stock if self._is_usable(stocked)]
+        candidate = self._next
+        if candidate is not None and self._is_fresh_enough(candidate):
+            self._next = None
+            if self._stock and self._stock[0].num_issued != candidate.num_issued:
+                del self._stock[0]  # the newer candidate takes its place
+            return candidate
+        return self._stock.pop(0) if self._stock else None
+
+    def _is_usable(self, candidate: Candidate) -> bool:
+        """Whether its point neither failed nor was issued after the candidate was requested."""
+        if candidate.point in self._issued[candidate.num_issued :]:
+            return False
+        failed = (r.point for r in self._records.values() if r.status == "failed")
+        return candidate.point not in failed
+
+    def _is_fresh_enough(self, candidate: Candidate) -> bool:
+        """Whether to issue it although a newer candidate might know of more results."""
+        if not self._is_behind(candidate):
+            return True
+        if self._num_slots > FEW_SLOTS or self._is_model_slow():
+            return True
+        if self._waiting_since is None:
+            self._waiting_since = self._clock()
+        return self._clock() - self._waiting_since > self._patience_s()
+
+    def _is_behind(self, candidate: Candidate) -> bool:
+        """Whether a newer candidate would know of more results: never before there is a model."""
+        return candidate.num_ended < self._num_ended and self._has_model()
+
+    def _has_model(self) -> bool:
+        """Whether the search is past its quasi-random points."""
+        num_completed = sum(record.status == "completed" for record in self._records.values())
+        num_sobol = self._settings.num_sobol
+        is_past = len(self._records) >= num_sobol and num_completed >= least_completed(num_sobol)
+        return self._settings.method == "bo" and is_past
+
+    def _is_model_slow(self) -> bool:
+        return self._model_seconds is not None and self._model_seconds > self._patience_s()
+
+    def _patience_s(self) -> float:
+        """How long a free slot waits for a fresh candidate."""
+        return PATIENCE / self._num_slots * (self._trial_seconds or 0.0)
+
+    # ------------------------------------------------------------------- requesting
+
+    def _request(self) -> None:
+        """Requests candidates where new ones are needed and none are being prepared."""
+        if self._proposer.is_busy or self.is_exhausted:
+            return
+        now = (self._num_ended, len(self._issued))
+        is_low = self._num_slots > FEW_SLOTS and self._is_stock_low()
+        is_ready = self._next is not None and not self._is_behind(self._next)
+        if is_ready and (self._requested == now or not is_low):
+            return
+        self._requested_at, self._requested = self._clock(), now
+        self._proposer.request(self._full_stock() if is_low else 1)
+
+    def _is_stock_low(self) -> bool:
+        """Whether to renew the stock; half of it is left for the time that this takes."""
+        if len(self._stock) <= self._full_stock() // 2:
+            return True
+        first = self._stock[0]
+        is_uninformed = first.source != "bo" and self._is_behind(first)
+        return is_uninformed or self._num_ended - first.num_ended >= self._num_slots
+
+    def _full_stock(self) -> int:
+        return min(self._num_slots, MOST_STOCK)
+
+    def _collect(self) -> None:
+        """Takes up proposals that are ready."""
+        proposals = self._proposer.poll()
+        if proposals is None:
+            return
+        if not proposals:
+            self.is_exhausted = True
+            return
+        self._count_fallbacks(proposals)
+        if proposals[0].source == "bo" and self._requested_at is not None:
+            seconds = (self._clock() - self._requested_at) / len(proposals)
+            self._model_seconds = _mean(self._model_seconds, seconds)
+        found = [Candidate(p.point, p.source, *self._requested, p.reason) for p in proposals]
+        # Candidates issued meanwhile are unknown to these; the first of these stand for the same
+        # points in all but name.
+        num_missed = len(self._issued) - self._requested[1]
+        usable = [candidate for candidate in found if self._is_usable(candidate)]
+        found = usable[max(0, num_missed - (len(found) - len(usable))) :]
+        if not found:
+            self._request()
+            return
+        self._next = found[0]
+        self._stock = found[1:] or self._stock
+        if self.prepares_ahead():
+            self._request()
+
+    def _count_fallbacks(self, proposals: Sequence[Proposal]) -> None:
+        """Warns at the first proposal that the model failed to make, and stops after some."""
+        for proposal in proposals:
+            if proposal.source != "fallback":
+                self._fallbacks_in_a_row = 0
+                continue
+            self.num_fallbacks += 1
+            self._fallbacks_in_a_row += 1
+            if self.num_fallbacks == 1:
+                _log.warning(
+                    "The search's model failed, and a random point takes the place of its proposal "
+                    "(source `fallback`); after %d failures in a row the search stops. Reason: %s",
+                    MOST_FALLBACKS,
+                    proposal.reason,
+                )
+            if self._fallbacks_in_a_row >= MOST_FALLBACKS:
+                raise SearchError(
+                    f"the search's model failed {MOST_FALLBACKS} times in a row, the last time "
+                    f"with: {proposal.reason}. The finished trials are kept; choose another "
+                    "`model` or `acquisition`, or method='random' to search without a model"
+                )
+
+
+def _mean(before: float | None, latest: float) -> float:
+    """A running mean."""
+    return latest if before is None else before + _SMOOTHING * (latest - before)

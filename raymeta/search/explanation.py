@@ -1,0 +1,33 @@
+"""Explains a search from the records of its run."""
+
+from __future__ import annotations
+
+import logging
+
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import Run
+from raymeta.search.results import read_trials
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import search_space
+
+
+def explain_search(experiment: Experiment, run: Run) -> None:
+    """Writes to the run folder which keys matter and how.
+
+    Raises:
+        SearchError: too few trials have ended, or the model cannot be fitted to them.
+        RunError: the run folder cannot be written.
+    """
+    logging.disable(logging.INFO)  # Ax logs on import
+    try:
+        from raymeta.search.explain import explain  # noqa: PLC0415  (Ax takes seconds to import)
+    finally:
+        logging.disable(logging.NOTSET)
+    search = experiment.search
+    settings = SearchSettings(
+        objectives=experiment.objectives,
+        model=search.model,
+        curves=search.curves,
+        seed=experiment.seed,
+    )
+    explain(search_space(experiment), settings, read_trials(run)).write(run.search_dir)

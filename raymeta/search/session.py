@@ -1,0 +1,111 @@
+"""Connects to Ray, and says how many trials run at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from raymeta.experiment.schema import Resources
+from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
+from raymeta.storage.token import protect_token
+
+OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
+HANDLER_S = 0.001  # between two settings of the handlers of signals
+JOIN_S = 600  # how long to wait for nodes that are still being installed
+
+
+def start_ray(
+    resources: Resources, verbose: bool, say: Callable[[str], object] = lambda _: None
+) -> int:
+    """Connects to the cluster in RAY_ADDRESS, or starts Ray on this machine, unless it is running.
+
+    Waits until the nodes of a new cluster have joined.
+
+    Args:
+        resources: of one trial.
+        verbose: show Ray's own log.
+        say: receives what is being waited for.
+
+    Returns:
+        How many trials run at once: as many as `resources` asks for, else as many as fit.
+
+    Raises:
+        ResourceError: the nodes have no room for a single trial.
+    """
+    if not ray.is_initialized():
+        # Ray's log is for its developers; -v shows it.
+        level = logging.INFO if verbose else logging.ERROR
+        local: dict[str, Any] = {
+            "address": "local",  # even if another Ray runs on this machine
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+        with _keeping_signal_handlers():
+            ray.init(
+                logging_level=level,
+                log_to_driver=verbose,
+                **({} if os.environ.get("RAY_ADDRESS") else local),
+            )
+        protect_token()
+    # Tune logs the traceback of a failed trial; the table of trials shows its last line.
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+    _wait_for_workers(say)
+    placement = place_trials(resources, _nodes())
+    return resources.max_concurrent_trials or placement.trials
+
+
+def stop_ray() -> None:
+    """Ends the Ray that `start_ray` started.
+
+    Ray takes away this process' handler of SIGTERM early in its shutdown, which lasts a second, so
+    the main thread sets the handler again until the shutdown has ended.
+    """
+    shutdown = threading.Thread(target=ray.shutdown, name="shutdown of Ray")
+    shutdown.start()
+    while shutdown.is_alive():
+        with _keeping_signal_handlers():
+            shutdown.join(HANDLER_S)
+
+
+@contextmanager
+def _keeping_signal_handlers() -> Iterator[None]:
+    """Sets the handlers that there were again: those of Ray print a stack of C++ and exit."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+def _wait_for_workers(say: Callable[[str], object]) -> None:
+    """Waits for the workers of a cluster, whose head is up before they are installed."""
+    wanted, began, said = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic(), False
+    while NODES_VARIABLE not in os.environ and time.monotonic() < began + JOIN_S:
+        joined = sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes())
+        if joined >= wanted:
+            return
+        if not said:
+            say(
+                f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most (where nodes "
+                "start on demand alone, submit with --cluster FILE)"
+            )
+            said = True
+        time.sleep(1)
+
+
+def _nodes() -> list[Nodes]:
+    """The nodes that the cluster may grow to, if that is known, else those that are alive."""
+    told = os.environ.get(NODES_VARIABLE)
+    if told is not None:
+        return from_json(told)
+    return [Nodes(n["NodeID"], n["Resources"]) for n in ray.nodes() if n["Alive"]]

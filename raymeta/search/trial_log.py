@@ -1,0 +1,245 @@
+"""The run's own record of its trials, trials.jsonl: what a resumed search goes by.
+
+The driver appends a line when a trial starts, reports or ends, before Tune saves its files.  Those
+are a cache: they show whether lines are missing at the end of the record, stand in for damaged
+lines, and are all there is of runs of raymeta 0.1, which kept no record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from raymeta.errors import RunError
+from raymeta.run_folder import Run
+from raymeta.run_format import FORMAT_FILE
+from raymeta.search.records import TrialRecord
+from raymeta.search.saved import saved_records
+from raymeta.storage.journal import Journal, read_journal
+from raymeta.storage.outage import StorageWatch
+from raymeta.storage.paths import list_matching
+
+TRIALS_FILE = "trials.jsonl"
+
+
+@dataclass
+class LoggedTrials:
+    """All trials of a run by trial_id, in order of suggestion.
+
+    `errors` says why trials failed or have no finite result; `num_skipped` counts their skipped
+    meta-steps; `halves` has the last scores of ended trials on two halves of the validation;
+    `earlier` holds the trials of an earlier run that the search learns from (None if
+    not noted yet); `notes` says what was damaged and what stands in for it.
+    """
+
+    records: dict[str, TrialRecord] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    num_skipped: dict[str, int] = field(default_factory=dict)
+    halves: dict[str, tuple[float, float]] = field(default_factory=dict)
+    earlier: list[TrialRecord] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class TrialLog:
+    """Writes the record of trials.
+
+    A line that cannot be written is kept, and written before the next one.
+
+    Args:
+        run: whose record it is.
+        watch: of the run's folder.
+    """
+
+    def __init__(self, run: Run, watch: StorageWatch | None = None) -> None:
+        self._run = run
+        self._watch = watch or run.watch()
+        self._journal = Journal(run.trials_dir / TRIALS_FILE, _owner(run))
+        self._unwritten: list[tuple[dict[str, Any], bool]] = []
+
+    def set(
+        self,
+        trial_id: str,
+        record: TrialRecord,
+        *,
+        error: str | None = None,
+        num_skipped: int = 0,
+        halves: tuple[float, float] | None = None,
+    ) -> None:
+        """Notes all that is known of a trial, at its start and its end.
+
+        Args:
+            trial_id: its name.
+            record: its point, status and curves.
+            error: why it has no finite result.
+            num_skipped: meta-steps that were skipped as not finite.
+            halves: its last scores on two halves of the validation.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        more: dict[str, Any] = {"error": error} if error else {}
+        more |= {"num_skipped": num_skipped} if num_skipped else {}
+        more |= {"halves": halves} if halves else {}
+        self._append({"trial": trial_id, "record": asdict(record), **more}, safe=True)
+
+    def report(self, trial_id: str, record: TrialRecord) -> None:
+        """Notes the last point of a trial's curve.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        if record.curve:
+            others = {name: curve[-1] for name, curve in record.others.items()}
+            report = {"curve": record.curve[-1], "others": others}
+            self._append({"trial": trial_id, "report": report}, safe=False)
+
+    def fail(self, trial_id: str, error: str) -> None:
+        """Notes why a trial failed.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        self._append({"trial": trial_id, "error": error}, safe=True)
+
+    def begin(self, earlier: list[TrialRecord]) -> None:
+        """Notes the trials of an earlier run that the search learns from.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        self._append({"earlier": [asdict(record) for record in earlier]}, safe=True)
+
+    def flush(self) -> None:
+        """Writes what could not be written before.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        self._write()
+
+    def _append(self, entry: dict[str, Any], *, safe: bool) -> None:
+        self._unwritten.append((entry, safe))
+        self._write()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            entry, safe = self._unwritten[0]
+            try:
+                self._watch.outlast(partial(self._journal.append, entry, safe=safe))
+            except OSError as error:
+                raise RunError(
+                    f"{self._run.trials_dir / TRIALS_FILE}: cannot be written: "
+                    f"{error.strerror or error}; mend that and go on with "
+                    f"`{self._run.resume_command}`"
+                ) from error
+            del self._unwritten[0]
+
+
+def logged_trials(run: Run) -> LoggedTrials:
+    """Reads the record of trials.
+
+    A trial whose line is damaged or missing is taken from the searcher's state among Tune's files,
+    if it is there.
+
+    Raises:
+        RunError: it cannot be read, or is lost; run.json is missing; or the run is of raymeta 0.1
+            and Tune's files are damaged.
+    """
+    if not run.has_format:
+        return LoggedTrials(saved_records(run.tune_dir))
+    # Read first, lest a running search be ahead in it.
+    saved = _saved_records(run)
+    content = read_journal(run.trials_dir / TRIALS_FILE, _owner(run))
+    found = LoggedTrials()
+    damaged = [] if content.cut is None else [content.cut]
+    for entry in content.entries:
+        try:
+            _take(entry, found)
+        except (KeyError, TypeError, ValueError) as error:
+            damaged.append(f"a line of {run.trials_dir / TRIALS_FILE} has another form ({error})")
+    damaged += content.damaged
+    if not content.entries and not damaged and run.tune_dir.is_dir():
+        damaged.append(f"{run.trials_dir / TRIALS_FILE} is empty or missing")
+    found.notes += damaged
+    if isinstance(saved, str) and damaged:
+        found.notes.append(f"nothing stands in for it: {saved}")
+    if not isinstance(saved, str):
+        _mend(found, saved, run)
+    if not found.records and damaged and list_matching(run.tune_dir, "*/checkpoint_*"):
+        raise RunError(
+            f"{run.trials_dir / TRIALS_FILE}: is damaged, and nothing stands in for it, though "
+            "there are checkpoints of trials; put back a copy of the file, or start a new run"
+        )
+    return found
+
+
+def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
+    if "earlier" in entry:
+        found.earlier = [TrialRecord.from_json(record) for record in entry["earlier"]]
+        return
+    trial_id = entry["trial"]
+    if not _is_trial_id(trial_id):
+        raise ValueError(f"{trial_id!r} cannot be the name of a trial")
+    if "record" in entry:
+        found.records[trial_id] = TrialRecord.from_json(entry["record"])
+        found.errors.pop(trial_id, None)
+        found.num_skipped[trial_id] = int(entry.get("num_skipped", 0))
+        found.halves.pop(trial_id, None)
+        if "halves" in entry:
+            one, other = entry["halves"]
+            found.halves[trial_id] = float(one), float(other)
+    if "error" in entry:
+        found.errors[trial_id] = str(entry["error"])
+    if "report" in entry and trial_id in found.records:
+        record, report = found.records[trial_id], entry["report"]
+        step, mean, sem = report["curve"]
+        if not record.curve or step > record.curve[-1][0]:
+            record.curve.append((step, mean, sem))
+            for name, (at, value, spread) in report["others"].items():
+                record.others.setdefault(name, []).append((at, value, spread))
+
+
+def _owner(run: Run) -> str:
+    """Whose record it is.
+
+    Raises:
+        RunError: the run does not say what it is.
+    """
+    origin = run.origin
+    if origin is None:
+        raise RunError(f"{run.path / FORMAT_FILE} is missing; put back a copy of it")
+    return origin.id
+
+
+def _saved_records(run: Run) -> dict[str, TrialRecord] | str:
+    """The trials in the searcher's state, or why it cannot be read."""
+    try:
+        saved = saved_records(run.tune_dir)
+    except (RunError, OSError, ValueError, LookupError, TypeError) as error:
+        return str(error)
+    return {trial_id: record for trial_id, record in saved.items() if _is_trial_id(trial_id)}
+
+
+def _is_trial_id(name: str) -> bool:
+    """Whether it can name a trial, and so its folder."""
+    return re.fullmatch(r"\w[\w-]*", name) is not None
+
+
+def _mend(found: LoggedTrials, saved: Mapping[str, TrialRecord], run: Run) -> None:
+    """Takes from the searcher's state what the record lacks."""
+    taken = {i: record for i, record in saved.items() if _is_behind(found.records.get(i), record)}
+    if taken and not found.notes:
+        found.notes.append(f"lines are missing at the end of {run.trials_dir / TRIALS_FILE}")
+    for trial_id, record in taken.items():
+        found.records[trial_id] = record
+        found.notes.append(f"trial {trial_id} is taken from Tune's files")
+
+
+def _is_behind(known: TrialRecord | None, saved: TrialRecord) -> bool:
+    """Whether the record knows less of a trial than the searcher's state."""
+    if known is None or known.status != "running":
+        return known is None
+    return saved.status != "running" or len(saved.curve) > len(known.curve)

@@ -1,0 +1,185 @@
+"""What Ray Tune tells of trials, as the records of a search."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from raymeta.errors import SearchError
+from raymeta.search.observations import Observation, observe
+from raymeta.search.records import Curve, Source, Status, TrialRecord
+from raymeta.search.settings import SearchSettings
+from raymeta.search.space import Point
+from raymeta.search.tune_space import TuneSpace
+
+_log = logging.getLogger(__name__)
+
+
+class Trials:
+    """The records of a search: `begin`, `report` and `end` for each trial.
+
+    Args:
+        records: trials known before, by Tune's trial_id.
+    """
+
+    def __init__(self, records: dict[str, TrialRecord] | None = None) -> None:
+        self.records = {} if records is None else records  # in order of suggestion
+        self.mistake: SearchError | None = None  # of the trainable, which ends the search
+        self._num_unusable = 0  # trials that ended without a usable value
+        self._has_warned_of_step = False
+
+    @property
+    def num_running(self) -> int:
+        """How many trials run."""
+        return sum(record.status == "running" for record in self.records.values())
+
+    def begin(self, trial_id: str, point: Point, source: Source, reason: str = "") -> TrialRecord:
+        """Adds the record of a trial that runs."""
+        record = self.records[trial_id] = TrialRecord(dict(point), source, reason=reason)
+        return record
+
+    def report(
+        self,
+        trial_id: str,
+        result: Mapping[str, Any],
+        space: TuneSpace | None,
+        settings: SearchSettings,
+    ) -> bool:
+        """Takes up an intermediate result; returns whether the record changed."""
+        known = self.records.get(trial_id)
+        status_before = known.status if known else None
+        record = self._running(trial_id, result, space)
+        if record is None:
+            return False
+        observation = observe(result, settings)
+        if observation.is_mistake:
+            self._stop_for(trial_id, observation)
+        elif observation.problem is None and observation.step is None:
+            self._warn_of_missing_step(settings)
+        elif observation.step is not None and _add(record, observation.step, observation):
+            return True
+        return status_before != "running"
+
+    def end(
+        self,
+        trial_id: str,
+        result: Mapping[str, Any] | None,
+        space: TuneSpace | None,
+        settings: SearchSettings,
+        *,
+        error: bool,
+    ) -> bool:
+        """Ends a trial as what it was; returns whether it was known and running."""
+        record = self._running(trial_id, result, space)
+        if record is None:
+            return False
+        observation = None if result is None else observe(result, settings)
+        record.status = self._final_status(trial_id, record, observation, settings, error=error)
+        return True
+
+    def abandon_running(self, reason: str) -> list[str]:
+        """Ends the trials that nobody runs any more; returns their ids."""
+        ended = [i for i, record in self.records.items() if record.status == "running"]
+        for trial_id in ended:
+            _log.warning("trial %s counts as abandoned: %s", trial_id, reason)
+            self.records[trial_id].status = "abandoned"
+        return ended
+
+    # ------------------------------------------------------------------- within
+
+    def _running(
+        self, trial_id: str, result: Mapping[str, Any] | None, space: TuneSpace | None
+    ) -> TrialRecord | None:
+        """The record of a running trial; None if the trial is unknown or over.
+
+        A failed trial of which Tune has news runs again: `resume_errored` goes on with it.  A trial
+        that only Tune knows began just before a crash, after our state was saved.
+        """
+        record = self.records.get(trial_id)
+        if record is None:
+            point = space.point_of_result(result or {}) if space is not None else None
+            if point is None:
+                _log.warning(
+                    "trial %s is unknown to the search, which learns nothing from it", trial_id
+                )
+                return None
+            return self.begin(trial_id, point, "given")
+        if record.status == "failed":
+            record.status = "running"
+        return record if record.status == "running" else None
+
+    def _final_status(
+        self,
+        trial_id: str,
+        record: TrialRecord,
+        observation: Observation | None,
+        settings: SearchSettings,
+        *,
+        error: bool,
+    ) -> Status:
+        """The status of a trial that ended; a usable last result goes into its curve."""
+        is_usable = observation is not None and observation.problem is None
+        if error and not is_usable:
+            return "failed"
+        if observation is None:
+            return "abandoned"  # stopped before it reported
+        if observation.problem is not None:
+            self._num_unusable += 1
+            if observation.is_mistake:
+                self._stop_for(trial_id, observation)
+            else:
+                self._warn_of_unusable(trial_id, observation.problem)
+            return "abandoned"
+        step = observation.step
+        if step is None:  # a Repeater's mean has no step: it is final
+            if settings.max_steps is not None:
+                self._warn_of_missing_step(settings)
+            last = record.curve[-1][0] if record.curve else 0
+            step = max(last + 1, settings.max_steps or 0)
+        _add(record, step, observation)
+        is_whole = settings.max_steps is None or step >= settings.max_steps
+        return "completed" if is_whole else "early_stopped"
+
+    def _stop_for(self, trial_id: str, observation: Observation) -> None:
+        """Notes a mistake in the trainable."""
+        message = (
+            f"a metric of the search must be one number, but in trial {trial_id} "
+            f"{observation.problem}; report float(...)"
+        )
+        if self.mistake is None:
+            _log.warning("%s", message)
+            self.mistake = SearchError(message)
+
+    def _warn_of_unusable(self, trial_id: str, problem: str) -> None:
+        """Warns of a trial without a usable value, with their count, less often as it grows."""
+        count = self._num_unusable
+        if count & (count - 1) == 0:  # 1, 2, 4, 8, …
+            num_ended = len(self.records) - self.num_running + 1
+            _log.warning(
+                "trial %s counts as abandoned, since %s; so far %d of %d ended trials gave the "
+                "search no usable value",
+                trial_id,
+                problem,
+                count,
+                num_ended,
+            )
+
+    def _warn_of_missing_step(self, settings: SearchSettings) -> None:
+        if not self._has_warned_of_step:
+            self._has_warned_of_step = True
+            _log.warning(
+                "results without %s (the step_metric) count only as the last of their trial, whose "
+                "budget they are taken to have used",
+                settings.step_metric,
+            )
+
+
+def _add(record: TrialRecord, step: int, observation: Observation) -> bool:
+    """Adds an observation to the curves; False if it was told before."""
+    if record.curve and step <= record.curve[-1][0]:
+        return False  # Tune's last result again, or a retry on its way back
+    for number, (metric, (mean, sem)) in enumerate(observation.values.items()):
+        curve: Curve = record.curve if number == 0 else record.others.setdefault(metric, [])
+        curve.append((step, mean, sem))
+    return True

@@ -1,0 +1,85 @@
+"""Loads the tasks of an experiment, from whatever source it names.
+
+How to add a source `words`, with `raymeta.tasks.table` as the model:
+
+1. `raymeta/tasks/settings.py`: a subclass `WordTasks` of `TaskSettings`: `source:
+   Literal["words"]`, `problem`, its keys with ranges and defaults, `FIXED` (the keys that cannot be
+   searched) and `data_files()` (exactly the files that are read).  The class registers itself.
+2. `raymeta/data/readers/words.py`, if the format is new: a function of one file that returns
+   `Sequences` or raises a `DataError` that names file, place, rule and remedy.
+3. `raymeta/tasks/words.py`: `load_words(settings, *, seed, sealed)` returns a `TaskDistribution`.
+   It reads (`read_each`), refuses copies (`refuse_copies`), deals units into splits (`deal_units`,
+   and `deal_sealed` of that deal if `sealed`),
+   keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
+   `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
+   `warnings` tell the user what was dropped and why.
+4. Here: one line in `SOURCES`.
+5. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from raymeta.data.encoder import encoder_files
+from raymeta.data.files import Stamp, stamps
+from raymeta.episodes import TaskDistribution
+from raymeta.errors import DataWarning
+from raymeta.experiment.schema import Experiment
+from raymeta.tasks.pen import load_pen
+from raymeta.tasks.sentiment import load_sentiment
+from raymeta.tasks.settings import SETTINGS
+from raymeta.tasks.sinusoid import load_sinusoid
+from raymeta.tasks.table import load_table
+
+# The `source` of the settings -> the function that loads them.
+SOURCES: dict[str, Callable[..., TaskDistribution]] = {
+    "pen": load_pen,
+    "sentiment": load_sentiment,
+    "sinusoid": load_sinusoid,
+    "table": load_table,
+}
+
+
+def load_tasks(experiment: Experiment) -> TaskDistribution:
+    """The task distribution that an experiment asks for.
+
+    Within a process, the same settings are loaded once while their files stay as they are.
+
+    Args:
+        experiment: whose `tasks`, `seed`, `training.seed` and `evaluation.sealed` count.
+
+    Raises:
+        DataError: the data are broken, or cannot serve such episodes.
+
+    Warns:
+        DataWarning: data were accepted but not used as they are.
+    """
+    tasks = experiment.tasks
+    files = tasks.data_files()
+    if (encoder := tasks.pretrained()) is not None:
+        files += encoder_files(encoder)
+    loaded = _load(
+        tasks.source,
+        tasks.model_dump_json(),
+        experiment.seed,
+        experiment.evaluation.sealed,
+        stamps(files),
+    )
+    seed = experiment.training.seed
+    return replace(loaded, training_seed=seed) if seed else loaded
+
+
+@lru_cache(maxsize=8)
+def _load(
+    source: str, settings_json: str, seed: int, sealed: bool, _: tuple[Stamp, ...]
+) -> TaskDistribution:
+    settings = SETTINGS[source].model_validate_json(settings_json)
+    tasks = SOURCES[source](settings, seed=seed, sealed=sealed)
+    if settings.data_dir is not None:  # nobody can mend the shipped data
+        for text in tasks.warnings:
+            warnings.warn(text, DataWarning, stacklevel=3)
+    return tasks

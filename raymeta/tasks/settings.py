@@ -1,0 +1,241 @@
+"""The settings of every source of tasks: the `tasks` section of an experiment.
+
+Defining a subclass of `TaskSettings` registers it under the value of its `source` key.
+`raymeta.tasks.load` says how to add a source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticKnownError
+
+from raymeta.data.files import files_in
+from raymeta.sections import Probability, Section, Seed
+from raymeta.storage.paths import AnyPath, path_at
+
+_SHIPPED = Path(__file__).parents[1] / "data" / "shipped"
+PEN_DIR, SENTENCES_DIR = _SHIPPED / "uji_pen", _SHIPPED / "uci_sentences"
+
+# `source` -> the class of its settings.
+SETTINGS: dict[str, type[TaskSettings]] = {}
+
+
+class TaskSettings(Section):
+    """What every source has in common.  A subclass sets `problem` and narrows `source`."""
+
+    # A name in `raymeta.problem.PROBLEMS`.
+    problem: ClassVar[str]
+    # Keys that cannot be searched: trials that differ in them solve different problems.
+    FIXED: ClassVar[frozenset[str]] = frozenset(
+        {"source", "num_ways", "num_shots", "num_queries", "data_dir"}
+    )
+
+    source: str
+    num_ways: int = Field(ge=1, description="classes of an episode; 1 for regression")
+    num_shots: int = Field(ge=1, description="support examples a class")
+    num_queries: int = Field(ge=1, description="query examples a class")
+    data_dir: str | None = Field(None, description="a folder or URI; null for the shipped data")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name in get_args(cls.model_fields["source"].annotation):
+            assert name not in SETTINGS, f"two settings classes have the source {name!r}"
+            SETTINGS[name] = cls
+
+    def data_files(self) -> list[AnyPath]:
+        """Exactly the files that the loader reads, shipped ones included.
+
+        Raises:
+            DataError: a name fits, but is a folder or a link to nothing.
+        """
+        return []
+
+    def pretrained(self) -> str | None:
+        """The pretrained encoder that examples pass through; a folder or a hub name."""
+        return None
+
+
+class Augmentation(Section):
+    """How meta-training episodes of pen strokes are varied.
+
+    All examples of a class share one affine map: a rotation (uniform in ±degrees), a mirror image
+    (with a probability), a log-normal stretch of each axis and a normal shear.  A class may also be
+    written backwards, or blended point by point with another one (each with a probability).  So few
+    characters become many classes: Rajendran et al. 2020, "Meta-learning requires
+    meta-augmentation".  Each example adds a smaller affine map and a smooth random bending.
+    """
+
+    class_rotation_deg: float = Field(30.0, ge=0, le=180)
+    class_mirror: float = Field(0.5, ge=0, le=1)
+    class_reverse: float = Field(0.0, ge=0, le=1)
+    class_blend: float = Field(0.0, ge=0, le=1)
+    class_scale: float = Field(0.2, ge=0, le=2)
+    class_shear: float = Field(0.2, ge=0, le=2)
+    example_rotation_deg: float = Field(10.0, ge=0, le=180)
+    example_scale: float = Field(0.1, ge=0, le=2)
+    example_shear: float = Field(0.1, ge=0, le=2)
+    example_bend: float = Field(0.1, ge=0, le=2)
+
+
+class PenTasks(TaskSettings):
+    """Characters written with a pen, UCI "UJI Pen Characters"."""
+
+    problem: ClassVar[str] = "classification"
+    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed"}
+
+    source: Literal["pen"]
+    num_ways: int = Field(5, ge=2)
+    num_shots: int = Field(1, ge=1)
+    num_queries: int = Field(3, ge=1, description="query examples a class")
+    num_points: int = Field(24, ge=4, le=512, description="time steps a character is resampled to")
+    split_seed: Seed = Field(0, description="deals characters and writers into the splits")
+    data_dir: str | None = Field(
+        None, description="a folder of UNIPEN files UJIpenchars-w*; null for the shipped ones"
+    )
+    augmentation: Augmentation = Augmentation()
+
+    def data_files(self) -> list[AnyPath]:
+        """One file a writer."""
+        folder = path_at(self.data_dir) if self.data_dir else PEN_DIR
+        return files_in(folder, "UJIpenchars-w*")
+
+
+class SentimentTasks(TaskSettings):
+    """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
+
+    problem: ClassVar[str] = "classification"
+    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "test_domain", "encoder"}
+
+    source: Literal["sentiment"]
+    num_ways: Literal[2] = Field(2, description="praise and blame")
+    num_shots: int = Field(5, ge=1)
+    num_queries: int = Field(10, ge=1, description="query examples a class")
+    test_domain: str = Field("yelp", description="held out whole: amazon, imdb or yelp")
+    split_seed: Seed = Field(0, description="keeps back sentences for meta-validation")
+    encoder: str | None = Field(
+        None,
+        min_length=1,
+        description="a frozen pretrained Transformer whose token vectors the network reads: a "
+        "folder of safetensors, or a name of the Hugging Face hub; needs raymeta[text]",
+    )
+    max_tokens: int = Field(32, ge=4, le=512, description="longer sentences are cut here")
+    min_count: int = Field(
+        2, ge=1, description="rarer training tokens become <unk>; unused with an encoder"
+    )
+    token_dropout: Probability = Field(
+        0.1, description="chance of a training token to be <unk>, or zeros with an encoder"
+    )
+    data_dir: str | None = Field(
+        None, description="a folder of JSON files, one a domain; null for the shipped ones"
+    )
+
+    def data_files(self) -> list[AnyPath]:
+        """One file a domain."""
+        folder = path_at(self.data_dir) if self.data_dir else SENTENCES_DIR
+        return files_in(folder, "*.json")
+
+    def pretrained(self) -> str | None:
+        """The encoder."""
+        return self.encoder
+
+
+class SinusoidTasks(TaskSettings):
+    """Regression of sine waves of random amplitude and phase (Finn et al. 2017, section 5.1)."""
+
+    problem: ClassVar[str] = "regression"
+
+    source: Literal["sinusoid"]
+    num_ways: Literal[1] = Field(1, description="one output")
+    num_shots: int = Field(10, ge=1)
+    num_queries: int = Field(10, ge=1)
+    data_dir: None = Field(None, description="sine waves are drawn, not read")
+
+
+class TableTasks(TaskSettings):
+    """Classes of sequences in a long table: one row a time step."""
+
+    problem: ClassVar[str] = "classification"
+    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {
+        "files",
+        "sequence",
+        "target",
+        "time",
+        "groups",
+        "val_classes",
+        "test_classes",
+        "val_groups",
+        "test_groups",
+        "split_seed",
+    }
+
+    source: Literal["table"]
+    num_ways: int = Field(5, ge=2)
+    num_shots: int = Field(1, ge=1)
+    num_queries: int = Field(3, ge=1, description="query examples a class")
+    data_dir: str = Field(description="the folder or URI of the table's files")
+    files: str = Field(
+        "*.csv",
+        pattern=r"^[^/]+\.(csv|parquet)$",
+        description="a file in data_dir, or a pattern: *.csv or *.parquet",
+    )
+    sequence: str = Field(description="column of the sequence that a row belongs to")
+    target: str = Field(description="column of the class")
+    features: list[str] = Field(min_length=1, description="columns of numbers")
+    time: str | None = Field(
+        None, description="column that orders a sequence's rows; null for the order of the file"
+    )
+    groups: list[str] = Field(
+        [], description="columns such as the person: each group's sequences stay in one split"
+    )
+    val_classes: int = Field(5, ge=1, description="classes held out for meta-validation")
+    test_classes: int = Field(5, ge=1, description="classes held out for meta-test")
+    val_groups: int = Field(1, ge=1, description="of each group column, for meta-validation")
+    test_groups: int = Field(1, ge=1, description="of each group column, for meta-test")
+    max_steps: int = Field(512, ge=1, description="rows of a sequence; longer ones are refused")
+    split_seed: Seed = Field(0, description="deals classes and groups into the splits")
+
+    @model_validator(mode="after")
+    def _checks_columns_and_classes(self) -> Self:
+        columns = [self.sequence, self.target, *self.groups, *self.features]
+        columns += [] if self.time is None else [self.time]
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(f"a column has one role, but {twice[0]!r} is named twice")
+        fewest = min(self.val_classes, self.test_classes)
+        if fewest < self.num_ways:
+            raise ValueError(
+                f"val_classes and test_classes must be at least num_ways, but got "
+                f"(val_classes={self.val_classes}, test_classes={self.test_classes}, "
+                f"num_ways={self.num_ways})"
+            )
+        return self
+
+    def data_files(self) -> list[AnyPath]:
+        """The files that fit `files`."""
+        return files_in(path_at(self.data_dir), self.files)
+
+
+def _settings_of_source(value: object) -> object:
+    """Validates a mapping by the class that its `source` names."""
+    if not isinstance(value, dict):
+        return value
+    source = value.get("source")
+    if source is None:
+        raise PydanticKnownError("union_tag_not_found", {"discriminator": "'source'"})
+    if not isinstance(source, str) or source not in SETTINGS:
+        raise PydanticKnownError(
+            "union_tag_invalid",
+            {
+                "discriminator": "'source'",
+                "tag": str(source),
+                "expected_tags": ", ".join(SETTINGS),
+            },
+        )
+    return SETTINGS[source].model_validate(value)
+
+
+# The type of an experiment's `tasks`: the settings class of any registered source.
+Tasks = Annotated[SerializeAsAny[TaskSettings], BeforeValidator(_settings_of_source)]

@@ -1,0 +1,1 @@
+"""The Ray actor that runs a trial, and its data-parallel workers."""

@@ -1,0 +1,68 @@
+"""SIGTERM and SIGHUP outside a search: no stack, the command that goes on, a code of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TIMEOUT_S = 240
+
+
+def wait_for(folder: Path, pattern: str, command: subprocess.Popen[str]) -> Path:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (found := list(folder.glob(pattern))):
+        assert command.poll() is None, command.communicate()
+        assert time.monotonic() < deadline, pattern
+        time.sleep(0.05)
+    return found[0].parent
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training of moments with a meta-test of minutes."""
+    sets = [*TINY, "evaluation.num_episodes=100000", "training.eval_every=4"]
+    options = [part for value in sets for part in ("--set", value)]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "raymeta", "train", "sinusoid", "--runs-dir", ".", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield command
+    if command.poll() is None:
+        command.kill()
+    command.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, "*/trials.jsonl"),  # Ray has just started
+        (signal.SIGTERM, "*/best.yaml"),  # the meta-test begins
+        (signal.SIGHUP, "*/best.yaml"),
+    ],
+)
+def test_a_signal_ends_a_run_with_the_command_that_goes_on(
+    training: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    run = wait_for(tmp_path, moment, training)
+    training.send_signal(number)
+    output, error = training.communicate(timeout=TIMEOUT_S)
+    assert training.returncode == 128 + number
+    assert f"ended by {number.name}; go on with `raymeta train --resume" in error
+    assert run.name in error
+    for stack in ("Traceback", "***", "@ "):
+        assert stack not in output + error

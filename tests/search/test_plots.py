@@ -1,0 +1,89 @@
+"""Every registered plot runs on a fitted search, whatever metrics and parameters are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from ax.core.analysis_card import AnalysisCardBase
+
+from raymeta.experiment.parameter import Parameter
+from raymeta.search.ax_model import AxModel
+from raymeta.search.plots import PLOTS
+from raymeta.search.plots.fitted import FittedSearch, plotted
+from raymeta.search.records import TrialRecord
+from raymeta.search.settings import Mode, SearchSettings
+from raymeta.search.space import Space
+
+pytestmark = pytest.mark.slow  # it fits models
+
+NUM_TRIALS = 10
+NAMES = [  # two metrics, two ranges and a choice
+    ("accuracy", "seconds", "rate", "width", "cell"),
+    ("metrics/mAP50-95(B)", "f-score", "beta", "lr-1", "kind of cell"),
+    ("test", "acc%", "model.lambda", "S", "Ω"),
+]
+
+
+def fitted_search(names: Sequence[str], num_objectives: int) -> FittedSearch:
+    """A search whose first metric is best at a middling rate, and whose second grows with width."""
+    first, second, rate, width, cell = names
+    space = Space(
+        (
+            Parameter(name=rate, low=1e-3, high=1, log=True),
+            Parameter(name=width, low=1, high=20, integer=True),
+            Parameter(name=cell, choices=("rnn", "gru", "lstm")),
+        )
+    )
+    objectives: tuple[tuple[str, Mode], ...] = ((first, "max"), (second, "min"))
+    settings = SearchSettings(objectives=objectives[:num_objectives])
+    rng = np.random.default_rng(0)
+    records = {}
+    for number in range(NUM_TRIALS):
+        decade = float(rng.uniform(-3, 0))
+        point: dict[str, Any] = {
+            rate: 10**decade,
+            width: int(rng.integers(1, 21)),
+            cell: ("rnn", "gru", "lstm")[number % 3],
+        }
+        value = -((decade + 1.5) ** 2) + 0.1 * (point[cell] == "gru")
+        records[str(number)] = TrialRecord(
+            point,
+            "sobol",
+            "completed",
+            [(1, value, 0.05)],
+            {second: [(1, float(point[width]), None)]},
+        )
+    model = AxModel(space, settings)
+    model.learn(records)
+    return FittedSearch(space, settings, model.ax_space, *model.fitted())
+
+
+@pytest.fixture(scope="module", params=[(n, k) for n in NAMES for k in (1, 2)], ids=str)
+def search(request: pytest.FixtureRequest) -> FittedSearch:
+    return fitted_search(*request.param)
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
+def test_a_plot_yields_figures_and_tables_under_distinct_names(
+    plot: Callable[[FittedSearch], Iterator[tuple[str, AnalysisCardBase]]], search: FittedSearch
+) -> None:
+    found = list(plot(search))
+    names = [name for name, _ in found]
+    assert len(set(names)) == len(names)
+    assert found or plot.__name__ == "front"  # of a single objective there is none
+    for name, result in found:
+        cards = list(plotted(result))
+        assert cards, f"{name}: {[getattr(card, 'blob', '') for card in result.flatten()]}"
+        for card in cards:
+            assert len(card.df)
+            assert card.get_figure().data
+
+
+def test_the_most_important_parameter_is_known_by_its_own_name(search: FittedSearch) -> None:
+    first = search.settings.metrics[0]
+    shares = search.shares(first)
+    assert set(shares) == {parameter.name for parameter in search.space.parameters}
+    assert next(iter(shares)) == search.space.parameters[0].name

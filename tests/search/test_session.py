@@ -1,0 +1,89 @@
+"""Connecting to Ray, and the number of trials at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from raymeta.errors import ResourceError
+from raymeta.experiment.schema import Resources
+from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, to_json
+from raymeta.search import session
+from raymeta.search.session import start_ray
+from tests.search.helpers import local_ray
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_four_cpus() -> Iterator[None]:
+    with local_ray(num_cpus=4):
+        yield
+
+
+def test_a_trial_larger_than_the_cluster_is_refused_by_its_keys() -> None:
+    with pytest.raises(ResourceError, match=r"needs 5 CPUs \(resources.num_workers = 5"):
+        start_ray(Resources(num_workers=5), verbose=False)
+
+
+def test_a_trial_fits_a_cluster_that_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = [Nodes("gpu", {"CPU": 4, "GPU": 1}, 5)]
+    monkeypatch.setenv(NODES_VARIABLE, to_json(growth))
+    start_ray(Resources(num_workers=5, gpus_per_worker=1), verbose=False)
+    with pytest.raises(ResourceError, match="hold 5"):
+        start_ray(Resources(num_workers=6, gpus_per_worker=1), verbose=False)
+
+
+def test_nodes_that_are_to_join_are_waited_for_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    start_ray(Resources(), verbose=False, say=said.append)
+    assert said == []
+    monkeypatch.setattr(session, "JOIN_S", 2)
+    monkeypatch.setenv(WORKERS_VARIABLE, "2")
+    began = time.monotonic()
+    start_ray(Resources(), verbose=False, say=said.append)
+    (once,) = said
+    assert once.startswith("1 of 2 nodes have joined; waiting 2 s at most")
+    assert time.monotonic() - began >= 2
+
+
+@pytest.mark.parametrize(("asked", "trials"), [(3, 3), (None, 4)])
+def test_as_many_trials_run_at_once_as_are_asked_for_or_fit(
+    asked: int | None, trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NODES_VARIABLE, to_json([Nodes("box", {"CPU": 8})]))
+    resources = Resources(num_workers=2, max_concurrent_trials=asked)
+    assert start_ray(resources, verbose=False) == trials
+
+
+ENDING_RAY = """
+import os, signal, threading, time
+from raymeta.experiment.schema import Resources
+from raymeta.search.session import start_ray, stop_ray
+
+received = []
+signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+start_ray(Resources(), verbose=False)
+
+def end():
+    time.sleep(0.3)  # Ray's shutdown lasts a second, and takes the handler away within 0.1 s
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end).start()
+stop_ray()
+os.kill(os.getpid(), signal.SIGTERM)
+print(len(received))
+"""
+
+
+def test_a_signal_is_received_while_ray_ends_and_after_it() -> None:
+    # A process of its own: a signal that is not received ends it.
+    command = [sys.executable, "-c", ENDING_RAY]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr

@@ -1,0 +1,149 @@
+"""Lines that are appended with a checksum each."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymeta.errors import RunError
+from raymeta.storage.journal import Journal, read_journal
+from raymeta.storage.paths import AnyPath, path_at
+
+ENTRIES: list[dict[str, Any]] = [{"trial": "a", "curve": [1, 0.1, None]}, {"trial": "ä"}, {}]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
+    place = tmp_path if request.param == "folder" else path_at(request.getfixturevalue("bucket"))
+    return place / "journal.jsonl"
+
+
+def write(file: AnyPath) -> bytes:
+    journal = Journal(file, "one")
+    for entry in ENTRIES:
+        journal.append(entry)
+    return file.read_bytes()
+
+
+def test_entries_are_read_back_in_order(file: AnyPath) -> None:
+    assert read_journal(file, "one").entries == []
+    write(file)
+    Journal(file, "one").append({"more": 1})  # of another process
+    found = read_journal(file, "one")
+    assert found.entries == [*ENTRIES, {"more": 1}]
+    assert (found.damaged, found.cut) == ([], None)
+
+
+def test_every_flipped_bit_loses_one_line_or_two_and_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    content = write(file)
+    for number in range(len(content)):
+        for bit in (0x01, 0x10, 0x80):
+            flipped = bytearray(content)
+            flipped[number] ^= bit
+            file.write_bytes(flipped)
+            found = read_journal(file, "one")
+            assert found.damaged or found.cut
+            whole = [entry for entry in ENTRIES if entry in found.entries]
+            assert found.entries == whole
+            assert len(whole) >= len(ENTRIES) - 2
+
+
+def test_every_cut_loses_what_is_behind_it_and_an_unfinished_line_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    content = write(file)
+    for size in range(len(content)):
+        file.write_bytes(content[:size])
+        found = read_journal(file, "one")
+        assert found.entries == ENTRIES[: len(found.entries)]
+        assert found.damaged == []
+        is_whole = size == 0 or content[size - 1 : size] == b"\n" or content[size:][:1] == b"\n"
+        assert (found.cut is None) == is_whole
+
+
+def test_an_unfinished_line_stays_and_the_next_one_is_whole(file: AnyPath) -> None:
+    content = write(file)
+    file.write_bytes(content[:-10])
+    Journal(file, "one").append({"next": 1})
+    found = read_journal(file, "one")
+    assert found.entries == [*ENTRIES[:-1], {"next": 1}]
+    assert len(found.damaged) == 1
+    assert file.read_bytes().startswith(content[:-10])
+
+
+def missing(numbers: str) -> str:
+    return f"lines are missing or out of place before line {numbers} of "
+
+
+def test_lines_that_are_missing_repeated_or_moved_are_told(file: AnyPath) -> None:
+    one, two, three = write(file).splitlines(keepends=True)
+    for lines, complaints in [
+        ([two, three], [missing("1")]),
+        ([one, three], [missing("2")]),
+        ([one, two, three, one], ["line 4 of", "repeats an earlier one"]),
+        ([one, three, two], [missing("2"), missing("3")]),
+    ]:
+        file.write_bytes(b"".join(lines))
+        found = read_journal(file, "one")
+        assert all(complaint in "".join(found.damaged) for complaint in complaints)
+        assert len(found.entries) == len({*lines})
+        Journal(file, "one").append({"more": 1})  # what is told stays the same
+        assert read_journal(file, "one").damaged == found.damaged
+
+
+def test_a_line_that_is_written_again_at_once_counts_once(file: AnyPath) -> None:
+    one, two, three = write(file).splitlines(keepends=True)
+    file.write_bytes(one + two + two + three + three)
+    found = read_journal(file, "one")
+    assert (found.entries, found.damaged) == (ENTRIES, [])
+
+
+def test_a_journal_of_another_owner_has_no_whole_line(file: AnyPath) -> None:
+    write(file)
+    found = read_journal(file, "two")
+    assert found.entries == []
+    assert len(found.damaged) == len(ENTRIES)
+
+
+def test_a_pipe_in_its_place_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(RunError, match="it is no regular file"):
+        read_journal(tmp_path / "journal.jsonl", "one")
+
+
+def test_a_link_in_its_place_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "journal.jsonl").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic links"):
+        Journal(tmp_path / "journal.jsonl", "one").append({})
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_is_an_error_and_harms_no_other_line(tmp_path: Path) -> None:
+    """A limit on file size takes a part of a line, as a full disk does."""
+    file = tmp_path / "journal.jsonl"
+    size = len(write(file))
+    script = """
+import resource, sys
+from pathlib import Path
+from raymeta.errors import RunError
+from raymeta.storage.journal import Journal
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    Journal(Path(sys.argv[1]), "one").append({"long": "x" * 1000})
+except OSError as error:
+    print("told")
+"""
+    assert resource.RLIMIT_FSIZE is not None
+    command = [sys.executable, "-c", script, str(file), str(size + 100)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"told\n"
+    assert read_journal(file, "one").entries == ENTRIES
+    Journal(file, "one").append({"next": 1})
+    assert read_journal(file, "one").entries == [*ENTRIES, {"next": 1}]
