@@ -10,6 +10,8 @@ from raymeta.evaluation.controls.contract import Control
 from raymeta.evaluation.controls.encoder_regression import EncoderRegression
 from raymeta.evaluation.controls.file_configuration import FileConfiguration
 from raymeta.evaluation.controls.joint import JointTraining
+from raymeta.evaluation.controls.kernel_ridge import KernelRidge
+from raymeta.evaluation.controls.minirocket import MiniRocketRidge
 from raymeta.evaluation.controls.random_start import RandomStart
 from raymeta.evaluation.controls.support_mean import SupportMean
 from raymeta.evaluation.controls.time_warping import TimeWarping
@@ -24,7 +26,9 @@ CONTROLS: tuple[Control, ...] = (
     JointTraining(),
     ClassMeans(),
     TimeWarping(),
+    MiniRocketRidge(),
     WordRegression(),
     EncoderRegression(),
     SupportMean(),
+    KernelRidge(),
 )

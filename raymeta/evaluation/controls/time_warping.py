@@ -74,8 +74,8 @@ def dtw_scores(
 
 def _distances(episodes: Episodes, band: float, block: int) -> Tensor:
     """DTW distances between query and support examples, `[E, M, N]`."""
-    support_x, support_lengths = _block_means(episodes.support, block)
-    query_x, query_lengths = _block_means(episodes.query, block)
+    support_x, support_lengths = block_means(episodes.support, block)
+    query_x, query_lengths = block_means(episodes.query, block)
     num_episodes, num_support, support_steps, _ = support_x.shape
     num_query, query_steps = query_x.shape[1:3]
     costs = torch.cdist(query_x.flatten(1, 2), support_x.flatten(1, 2)).square()
@@ -90,7 +90,7 @@ def _distances(episodes: Episodes, band: float, block: int) -> Tensor:
     ).view(pairs)
 
 
-def _block_means(examples: Examples, block: int) -> tuple[Tensor, Tensor]:
+def block_means(examples: Examples, block: int) -> tuple[Tensor, Tensor]:
     """Means over blocks of `block` valid time steps, `[E, N, T / block, D]`, and their number."""
     x, lengths = examples.x.float(), examples.lengths
     num_steps = x.shape[2]

@@ -25,9 +25,9 @@ from raymeta.training.recipe import Recipe
 CPU = torch.device("cpu")
 ALWAYS = {"unadapted", "default", "random", "joint"}
 SERVING = {
-    "pen-maml": ALWAYS | {"class_mean", "dtw"},
+    "pen-maml": ALWAYS | {"class_mean", "dtw", "minirocket"},
     "sentiment": ALWAYS | {"class_mean", "words"},
-    "sinusoid": ALWAYS | {"support_mean"},
+    "sinusoid": ALWAYS | {"support_mean", "kernel_ridge"},
 }
 PAIRS = [
     (name, control)
