@@ -54,7 +54,7 @@ import time
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,17 @@ class TorchNetwork(nn.Module):
         self.head = nn.Linear(spec.output_size, spec.num_outputs)
         self._hidden = spec.hidden_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits `[N, ways]`."""
+    def features(self, x: Tensor) -> Tensor:
+        """The last state of each direction, `[N, F]`."""
         states, _ = self.rnn(x)
         ends = [states[:, -1, : self._hidden]]
         if self.rnn.bidirectional:
             ends.append(states[:, 0, self._hidden :])
-        logits: Tensor = self.head(torch.cat(ends, dim=-1))
+        return torch.cat(ends, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[N, ways]`."""
+        logits: Tensor = self.head(self.features(x))
         return logits
 
 
@@ -558,10 +562,17 @@ def measure(cell: Cell, row: Row, rounds: int) -> Cellwise:
         except Exception as error:  # noqa: BLE001  (whatever a peer fails with is told)
             not_run[name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             continue
-        if name != FLOOR and (apart := _distance(grads, reference)) > TOLERANCE:
+        if name != FLOOR and (apart := distance(grads, reference)) > TOLERANCE:
             not_run[name] = f"refused: its meta-gradient is {apart:.1e} apart"
             continue
         steps[name] = step
+    return Cellwise(cell, row, seconds_a_step(steps, rounds), not_run)
+
+
+def seconds_a_step(
+    steps: Mapping[str, Callable[[], Params]], rounds: int
+) -> dict[str, list[float]]:
+    """The times of contestants that take turns, one a round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -572,10 +583,10 @@ def measure(cell: Cell, row: Row, rounds: int) -> Cellwise:
             for _ in range(repeats):
                 step()
             seconds[name].append((time.perf_counter() - start) / (repeats + 1))
-    return Cellwise(cell, row, seconds, not_run)
+    return seconds
 
 
-def _distance(grads: Params, reference: Params) -> float:
+def distance(grads: Params, reference: Params) -> float:
     """The largest difference, relative to the largest entry of its tensor."""
     if grads.keys() != reference.keys():
         return math.inf
@@ -688,7 +699,8 @@ class Claim:
         return "not run" if self.holds is None else "holds" if self.holds else "falls short"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """The median of ratios, with their range."""
     return f"{statistics.median(values):.2f} × ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -705,7 +717,7 @@ def against(name: str, cells: Sequence[Cellwise], least: float) -> Claim:
     ]
     worst = min(statistics.median(cell.ratios(name)) for cell in ran)
     mean = statistics.median(by_round)
-    seen = f"{_spread(by_round)}, least {worst:.2f} ×, {len(ran)} of {len(cells)} cells"
+    seen = f"{spread(by_round)}, least {worst:.2f} ×, {len(ran)} of {len(cells)} cells"
     return Claim(f"against {name}", must, seen, mean >= least and worst >= 1)
 
 
@@ -715,7 +727,7 @@ def floor_claim(cells: Sequence[Cellwise]) -> Claim:
     worst = max(statistics.median(ratios) for ratios in ours)
     by_round = [statistics.geometric_mean(ratios) for ratios in zip(*ours, strict=True)]
     return Claim(
-        "against the floor", "≤ 3 ×", f"{_spread(by_round)}, most {worst:.2f} ×", worst <= 3
+        "against the floor", "≤ 3 ×", f"{spread(by_round)}, most {worst:.2f} ×", worst <= 3
     )
 
 
@@ -737,14 +749,14 @@ def memory_claims(rounds: int) -> list[Claim]:
         Claim(
             "memory-flat, 20 adaptation steps against 5: peak of the memory in use",
             "≤ 1.2 ×",
-            f"{_spread(memory)}: {few:.0f}, {many:.0f} MiB; with freed blocks that the C library "
-            f"keeps {_spread(kept)}; full graph {statistics.median(x[0] for x in full):.0f} MiB",
+            f"{spread(memory)}: {few:.0f}, {many:.0f} MiB; with freed blocks that the C library "
+            f"keeps {spread(kept)}; full graph {statistics.median(x[0] for x in full):.0f} MiB",
             statistics.median(memory) <= 1.2,
         ),
         Claim(
             "memory-flat against the full graph, 20 steps: time",
             "≤ 1.3 ×",
-            _spread(seconds),
+            spread(seconds),
             statistics.median(seconds) <= 1.3,
         ),
     ]
@@ -792,7 +804,7 @@ def workers_claim(rounds: int) -> Claim:
     return Claim(
         "2 workers × 1 thread against 1 × 1, 32 episodes of pen",
         "≥ 1.7 ×",
-        _spread(ratios),
+        spread(ratios),
         statistics.median(ratios) >= 1.7,
     )
 
