@@ -51,6 +51,7 @@ def _section_of(settings: type[LearnerSettings]) -> type[Section]:
 if TYPE_CHECKING:  # a section has the attributes of the settings that it is made of
     from raymeta.meta.settings import AlpacaSettings as AlpacaSection
     from raymeta.meta.settings import CaviaSettings as CaviaSection
+    from raymeta.meta.settings import ImamlSettings as ImamlSection
     from raymeta.meta.settings import MamlPlusPlusSettings as MamlPlusPlusSection
     from raymeta.meta.settings import MamlSettings as MamlSection
     from raymeta.meta.settings import MatchingSettings as MatchingSection
@@ -68,6 +69,7 @@ else:
     MamlPlusPlusSection = _section_of(SETTINGS["maml_plus_plus"])
     ProtoMamlSection = _section_of(SETTINGS["proto_maml"])
     CaviaSection = _section_of(SETTINGS["cavia"])
+    ImamlSection = _section_of(SETTINGS["imaml"])
     PrototypesSection = _section_of(SETTINGS["prototypes"])
     MatchingSection = _section_of(SETTINGS["matching"])
     RidgeSection = _section_of(SETTINGS["ridge"])
@@ -317,6 +319,7 @@ class Experiment(Section):
         "maml_plus_plus",
         "proto_maml",
         "cavia",
+        "imaml",
         "prototypes",
         "matching",
         "ridge",
@@ -328,6 +331,7 @@ class Experiment(Section):
     maml_plus_plus: MamlPlusPlusSection = MamlPlusPlusSection()
     proto_maml: ProtoMamlSection = ProtoMamlSection()
     cavia: CaviaSection = CaviaSection()
+    imaml: ImamlSection = ImamlSection()
     prototypes: PrototypesSection = PrototypesSection()
     matching: MatchingSection = MatchingSection()
     ridge: RidgeSection = RidgeSection()

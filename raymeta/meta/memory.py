@@ -90,8 +90,9 @@ def _episode_bytes(
         num_examples = episodes.support.y.shape[1] + episodes.query.y.shape[1]
         heads = num_examples * (4 * spec.output_size + 4 * num_examples)
         return passing * layer_dtype.itemsize + heads * reference.dtype.itemsize
-    if not learner.keeps_graphs:  # one step on all examples, and its parameters after every step
-        passing = (support + query) * (graph + gates)
+    if not learner.keeps_graphs:  # parameters after every step, and the graph of one step: on all
+        # examples, or on the support in second order
+        passing = max((support + query) * (graph + gates), support * (graph + 3 * gates + 4))
         params = sizes * (learner.adaptation_steps + 8)
         return passing * layer_dtype.itemsize + params * reference.dtype.itemsize
     # The query's loss after every step keeps a graph of its own.

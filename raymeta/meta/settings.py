@@ -147,6 +147,21 @@ class ProtoMamlSettings(StepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImamlSettings(GradientSettings):
+    """Implicit MAML: the meta-gradient at the end of adaptation, whatever the path to it.
+
+    `proximity` (λ) pulls adapted parameters to their start; the end is the better approached the
+    more adaptation steps there are.  `solver_steps` are iterations of conjugate gradients.
+    """
+
+    adaptation_steps: int = _setting(16, ge=1, le=1000)
+    proximity: float = _setting(
+        2.0, gt=0, description="weight of half the squared distance from the start"
+    )
+    solver_steps: int = _setting(5, ge=1, le=1000, description="of conjugate gradients")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrototypesSettings(LearnerSettings):
     """Prototypical networks: a query gets the class whose mean of features is the nearest.
 
@@ -203,6 +218,7 @@ SETTINGS: dict[str, type[LearnerSettings]] = {
     "maml_plus_plus": MamlPlusPlusSettings,
     "proto_maml": ProtoMamlSettings,
     "cavia": CaviaSettings,
+    "imaml": ImamlSettings,
     "prototypes": PrototypesSettings,
     "matching": MatchingSettings,
     "ridge": RidgeSettings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from raymeta.meta.learner import Learner
 from raymeta.meta.learners.alpaca import Alpaca
 from raymeta.meta.learners.cavia import Cavia
+from raymeta.meta.learners.imaml import Imaml
 from raymeta.meta.learners.maml import Maml
 from raymeta.meta.learners.maml_plus_plus import MamlPlusPlus
 from raymeta.meta.learners.matching import Matching
@@ -21,6 +22,7 @@ LEARNERS: dict[str, type[Learner]] = {
     MamlPlusPlus.name: MamlPlusPlus,
     ProtoMaml.name: ProtoMaml,
     Cavia.name: Cavia,
+    Imaml.name: Imaml,
     Prototypes.name: Prototypes,
     Matching.name: Matching,
     Ridge.name: Ridge,
