@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,19 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             callbacks=(Stop(after=2),),
             max_concurrent_trials=1,
         )
+    (file,) = (tmp_path / "tune").glob("searcher-state-*")
+    deadline = time.monotonic() + 60
+    while not is_whole(file):  # Tune copies it in a thread of its own
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     return tmp_path / "tune"
+
+
+def is_whole(state: Path) -> bool:
+    try:
+        return len(json.loads(state.read_text())["records"]) > 0
+    except json.JSONDecodeError:
+        return False
 
 
 def test_restore_needs_the_trainable_alone(interrupted: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -33,8 +34,11 @@ def take_away(share: Path, seconds: float) -> threading.Thread:
 
     def bring_back() -> None:
         time.sleep(seconds)
-        share.rmdir()
-        share.with_name("away").rename(share)
+        # A mount hides what was written in its place meanwhile, at any moment.
+        while share.with_name("away").exists():
+            shutil.rmtree(share, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                share.with_name("away").rename(share)
 
     thread = threading.Thread(target=bring_back)
     thread.start()
