@@ -23,6 +23,9 @@ from raymeta.meta.learner import Learner
 from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
 from raymeta.problem import Problem
 
+# Beside the meta-parameters, of an adapted network.
+_FEATURES, _TARGETS = "support.features", "support.targets"
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -108,10 +111,41 @@ class EmbeddingLearner(Learner, ABC):
         num_steps: int,
     ) -> Iterator[Tensor]:
         """The only outputs there are, those after the support sets were seen."""
-        if num_steps:
-            raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+        self._check_steps(num_steps)
         with torch.no_grad():
             yield self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+
+    def adapted_params(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,  # noqa: ARG002
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        num_steps: int,
+    ) -> Params:
+        """The meta-parameters, and the support's features `[E, N, F]` and targets."""
+        self._check_steps(num_steps)
+        with torch.no_grad():
+            features = shared_features(spec, meta_params, support.x, support.lengths)
+        return {**meta_params, _FEATURES: features, _TARGETS: support.y}
+
+    def adapted_outputs(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor:
+        """As for every learner."""
+        meta_params = {k: v for k, v in adapted.items() if k not in {_FEATURES, _TARGETS}}
+        with torch.no_grad():
+            embedded = Embedded(
+                support=adapted[_FEATURES],
+                targets=adapted[_TARGETS],
+                query=shared_features(spec, meta_params, query.x, query.lengths),
+                num_outputs=spec.num_outputs,
+            )
+            return self.answers(meta_params, embedded)
+
+    def _check_steps(self, num_steps: int) -> None:
+        if num_steps:
+            raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
 
 
 def _embedded(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raymeta.episodes import Episodes
+from raymeta.episodes import Episodes, Examples
 from raymeta.meta import cuda_graph
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.learner import Learner
@@ -182,6 +182,27 @@ def test_scores_begin_before_adaptation_and_go_beyond_the_steps_of_meta_training
     assert long.isfinite().all()
     assert not long.requires_grad
     assert_same(long[..., : fewer + 1], scores(fewer))
+
+
+@every_served_problem
+@pytest.mark.parametrize("more_steps", [0, 2])
+def test_an_adapted_network_kept_in_a_file_answers_as_at_the_end_of_adaptation(
+    name: str, problem: str, more_steps: int
+) -> None:
+    case = Case(name, problem)
+    learner, support, query = case.learner, case.episodes.support, case.episodes.query
+    num_steps = learner.adaptation_steps and learner.adaptation_steps + more_steps
+    arguments = (SPEC, case.problem, case.meta_params, support)
+    adapted = learner.adapted_params(*arguments, num_steps)
+    again = load(save({k: v.contiguous() for k, v in adapted.items()}))
+    *_, wanted = learner.query_outputs(*arguments, query, num_steps)
+    assert_same(learner.adapted_outputs(SPEC, again, query), wanted, 1e-12)
+    # One query after another, whatever their number.
+    for number in range(2):
+        lengths = None if query.lengths is None else query.lengths[:, number : number + 1]
+        one = Examples(query.x[:, number : number + 1], query.y[:, number : number + 1], lengths)
+        found = learner.adapted_outputs(SPEC, again, one)
+        assert_same(found, wanted[:, number : number + 1], 1e-12)
 
 
 @every_served_problem
