@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymeta.api import evaluate, explain, train, tune
+    from raymeta.inference.files import load, load_adapted
     from raymeta.run_folder import runs
 
-__all__ = ["evaluate", "explain", "runs", "train", "tune"]
+__all__ = ["evaluate", "explain", "load", "load_adapted", "runs", "train", "tune"]
 
 _HOMES = {
     "evaluate": "raymeta.api",
     "explain": "raymeta.api",
+    "load": "raymeta.inference.files",
+    "load_adapted": "raymeta.inference.files",
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",

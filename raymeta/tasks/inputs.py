@@ -25,8 +25,9 @@ class Inputs:
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
-    `text`), every row is an example.  `target` is the column of what is to be predicted.  `classes`
-    are what the ways stand for where all tasks share their classes.
+    `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
+    or a number if it is `numeric_target`.  `classes` are what the ways stand for where all tasks
+    share their classes.
     """
 
     channels: tuple[str, ...]
@@ -34,6 +35,7 @@ class Inputs:
     sequence: str | None = "sequence"
     time: str | None = None
     target: str = "class"
+    numeric_target: bool = False
     text: str | None = None
     classes: tuple[str, ...] = ()
 

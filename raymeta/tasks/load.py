@@ -15,7 +15,7 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    `warnings` tell the user what was dropped and why.
 4. Here: one line in `SOURCES`.
 5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
-   somebody who uses a trained network, and how it is prepared, by the same functions as in training.
+   whoever uses a trained network, and how it is prepared, by the same functions as in training.
 6. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
 """
 

@@ -39,7 +39,9 @@ def load_sinusoid(settings: SinusoidTasks, *, seed: int, sealed: bool = False) -
 def sinusoid_inputs(settings: SinusoidTasks, facts: Mapping[str, Any]) -> Inputs:
     """An example is a point on a wave: one time step of one channel."""
     del settings, facts
-    return Inputs(channels=("x",), prepare=_prepared, sequence=None, target="y")
+    return Inputs(
+        channels=("x",), prepare=_prepared, sequence=None, target="y", numeric_target=True
+    )
 
 
 def _prepared(examples: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:

@@ -63,9 +63,12 @@ class TableReader:
         self.check_columns(table.schema.names, path)
         if table.num_rows == 0:
             raise DataError(f"{path}: has no rows")
-        x = np.stack([_numbers(path, table, name) for name in self.features], axis=1)
+        columns = [_numbers(path, table, name) for name in self.features]
+        x = np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0))
         target = () if self.target is None else (self.target,)
-        labels = {name: _labels(path, table, name) for name in (self.sequence, *target, *self.groups)}
+        labels = {
+            name: _labels(path, table, name) for name in (self.sequence, *target, *self.groups)
+        }
         names = labels[self.sequence]
         first: dict[str, int] = {}
         rows: dict[str, list[int]] = {}

@@ -1,0 +1,133 @@
+"""Every learner and every source: a network that is used answers as it does in the meta-test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import raymeta
+from raymeta.data.files import read_each
+from raymeta.data.readers.sentences import read_sentences
+from raymeta.data.readers.table import TableReader
+from raymeta.data.readers.unipen import read_unipen
+from raymeta.experiment.schema import Experiment
+from raymeta.inference.model import Adapted, Model
+from raymeta.meta.learners import LEARNERS
+from raymeta.run_folder import Run
+from raymeta.tasks.load import INPUTS, SOURCES, load_tasks
+from raymeta.training.checkpoint import read_state
+from raymeta.training.recipe import build_recipe
+from tests.inference.conftest import RunOf, raw_of
+
+CPU = torch.device("cpu")
+
+
+def recordings(experiment: Experiment) -> list[Any]:
+    return [
+        x for found, _ in read_each(read_unipen, experiment.tasks.data_files()) for x in found.x
+    ]
+
+
+def sentences(experiment: Experiment) -> list[Any]:
+    files = experiment.tasks.data_files()
+    return [text for found in read_each(read_sentences, files) for text in found.texts]
+
+
+def signals(experiment: Experiment) -> list[Any]:
+    (file,) = experiment.tasks.data_files()
+    reader = TableReader("recording", "kind", ("volt", "ampere"), "second")
+    return list(reader(file).x)
+
+
+# Source -> all its raw examples; those of `sinusoid` are drawn.
+RAW: dict[str, Callable[[Experiment], list[Any]]] = {
+    "pen": recordings,
+    "sentiment": sentences,
+    "table": signals,
+}
+SERVED = [
+    (source, learner)
+    for source in SOURCES
+    for learner, kind in LEARNERS.items()
+    if ("regression" if source == "sinusoid" else "classification") not in kind.refuses
+]
+
+
+def test_every_source_says_what_its_inputs_are() -> None:
+    assert set(INPUTS) == set(SOURCES) == {*RAW, "sinusoid"}
+
+
+class Episode:
+    """A meta-test episode as raw examples, and what the meta-test's networks answer to it."""
+
+    def __init__(self, run: Run, model: Model, number: int) -> None:
+        tasks = load_tasks(run.best_experiment())
+        recipe = build_recipe(run.best_experiment(), tasks)
+        episode = tasks.episode("test", number)
+        source = tasks.name
+        if source == "sinusoid":
+            self.support_x: Any = episode.support_x.astype(np.float64)
+            self.query_x: Any = episode.query_x.astype(np.float64)
+        else:
+            raw = RAW[source](run.experiment())
+            names = [str(n) for n in range(len(raw))]
+            prepared = {
+                x.tobytes(): one
+                for x, one in zip(model.trained.inputs.prepare(raw, names), raw, strict=True)
+            }
+            self.support_x = raw_of(prepared, episode.support_x, episode.support_lengths)
+            self.query_x = raw_of(prepared, episode.query_x, episode.query_lengths)
+        self.support_y, self.query_y = episode.support_y, episode.query_y
+        self.problem = recipe.problem
+        answers = []
+        episodes = tasks.episodes("test", [number]).to(CPU, recipe.dtype)
+        for file in sorted(Path(str(run.path)).glob("models/tuned*.safetensors")):
+            *_, last = recipe.learner.query_outputs(
+                recipe.spec,
+                recipe.problem,
+                read_state(file).meta_params,
+                episodes.support,
+                episodes.query,
+                recipe.num_steps,
+            )
+            answers.append(last)
+        self.answers = self.problem.mean_outputs(torch.stack(answers))[0].numpy()
+        self.score = self.problem.score(
+            torch.from_numpy(self.answers)[None], episodes.query.y
+        ).item()
+
+
+def assert_answers(adapted: Adapted, episode: Episode) -> None:
+    if adapted.labels is None:
+        found = adapted.predict(episode.query_x)
+        np.testing.assert_allclose(found, episode.answers[:, 0], rtol=1e-9, atol=1e-9)
+    else:
+        found = adapted.predict_proba(episode.query_x)
+        np.testing.assert_allclose(found, episode.answers, rtol=1e-9, atol=1e-9)
+        wanted = episode.answers.argmax(axis=1)
+        np.testing.assert_array_equal(adapted.predict(episode.query_x), wanted)
+    score = adapted.score(episode.query_x, episode.query_y)
+    assert score == pytest.approx(episode.score, abs=1e-9)
+
+
+@pytest.mark.parametrize(("source", "learner"), SERVED)
+def test_a_used_network_answers_as_in_the_meta_test(
+    run_of: RunOf, tmp_path: Path, source: str, learner: str
+) -> None:
+    run = run_of(source, f"learner={learner}")
+    model = raymeta.load(str(run.path))
+    episode = Episode(run, model, 1)
+    adapted = model.adapt(episode.support_x, episode.support_y)
+    assert_answers(adapted, episode)
+    # In any order of the support, and from a file.
+    order = np.random.default_rng(0).permutation(len(episode.support_y))
+    if source != "sinusoid" and learner != "matching":
+        shuffled = [episode.support_x[row] for row in order]
+        assert_answers(model.adapt(shuffled, episode.support_y[order]), episode)
+    adapted.save(tmp_path / "mine.raymeta")
+    assert_answers(raymeta.load_adapted(tmp_path / "mine.raymeta"), episode)
