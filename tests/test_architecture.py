@@ -103,6 +103,7 @@ KNOWN_TO = {
     "typer": {
         "raymeta.cli",
         "raymeta.cli.cluster",
+        "raymeta.cli.inference",
         "raymeta.cli.local",
         "raymeta.cli.options",
     },

@@ -185,6 +185,8 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
     for number, one in enumerate(x, start=1):
         try:
             array = np.asarray(one)
+            if array.dtype == "O" and any(isinstance(v, str | bytes) for v in array.flat):
+                raise DataError(f"example {number}: must be numbers [T, C], but holds text")
             # Numbers in texts and dates would be converted without a word.
             array = array.astype(
                 np.float64, casting="unsafe" if array.dtype == "O" else "same_kind"

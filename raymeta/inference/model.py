@@ -286,8 +286,9 @@ class Adapted:
             "labels": None if labels is None else labels.tolist(),
             "num_outputs": self.trained.recipe.spec.num_outputs,
         }
+        # Copies: networks may have a tensor in common, which safetensors refuses.
         tensors = {
-            f"{PREFIX}{number}.{name}": value
+            f"{PREFIX}{number}.{name}": value.clone()
             for number, params in enumerate(self.params)
             for name, value in params.items()
         }

@@ -83,7 +83,7 @@ def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
         checkpoint.write_bytes(trainer.serialize())
         keep_network(run, role, checkpoint)
     if seeds > 1:
-        Refitted(tuple(range(seeds)), None).keep(run)
+        Refitted(tuple(range(seeds)), 2).keep(run)
     run.keep_best({})
     return run
 
@@ -106,7 +106,9 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> RunOf:
     return make
 
 
-def raw_of(prepared: Mapping[bytes, object], x: np.ndarray, lengths: np.ndarray | None) -> list[object]:
+def raw_of(
+    prepared: Mapping[bytes, object], x: np.ndarray, lengths: np.ndarray | None
+) -> list[object]:
     """The raw examples that an episode's examples `[N, T, D]` were made of."""
     sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
     return [prepared[one[:size].tobytes()] for one, size in zip(x, sizes, strict=True)]
