@@ -82,26 +82,24 @@ def table_examples(
     Raises:
         DataError: naming place, row, column, rule and remedy.
     """
-    numeric_target = (inputs.target,) if with_targets and inputs.numeric_target else ()
-    class_target = inputs.target if with_targets and not inputs.numeric_target else None
+    check_columns(table.schema.names, inputs, place, with_targets=with_targets)
+    if inputs.text is not None:
+        return _of_text_table(table, inputs, place, with_targets)
     sequence = inputs.sequence
     if sequence is None:
         sequence = _ROW
         table = table.append_column(_ROW, pa.array(np.arange(1, table.num_rows + 1)))
+    has_numbers = with_targets and inputs.numeric_target
     reader = TableReader(
         sequence=sequence,
-        target=class_target,
-        features=(*inputs.channels, *numeric_target),
+        target=inputs.target if with_targets and not has_numbers else None,
+        features=(*inputs.channels, *[inputs.target] * has_numbers),
         time=inputs.time,
     )
-    text = () if inputs.text is None else (inputs.text,)
-    reader.check_columns([*table.schema.names], place)
-    if inputs.text is not None:
-        return _of_text_table(table, reader, inputs.text, place)
-    table = table.select([*reader.columns, *text])
+    table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
     x, y = list(found.x), np.array(found.classes) if with_targets else None
-    if numeric_target:
+    if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
             if (steps[:, -1] != steps[0, -1]).any():
                 raise DataError(
@@ -113,24 +111,43 @@ def table_examples(
     return RawExamples(x, list(found.ids), ids, y)
 
 
-def _of_text_table(table: pa.Table, reader: TableReader, text: str, place: AnyPath) -> RawExamples:
-    if text not in table.schema.names:
-        raise DataError(f"{place}: has no column {text!r}; it has {table.schema.names[:10]}")
-    labelled = (
-        reader.sequences(table.select(list(reader.columns)), place) if reader.target else None
-    )
-    found = _of_texts(table[text].to_pylist(), f"{place}, row {{}}")
-    y = None if labelled is None else np.array(labelled.classes)
-    return RawExamples(found.x, found.names, (), y)
+def needed_columns(inputs: Inputs, *, with_targets: bool) -> list[str]:
+    """The columns that a table of examples must have."""
+    named = [inputs.sequence, *([inputs.target] * with_targets), inputs.time, inputs.text]
+    return [name for name in (*named, *inputs.channels) if name is not None]
+
+
+def check_columns(
+    names: Sequence[str], inputs: Inputs, place: AnyPath, *, with_targets: bool
+) -> None:
+    """Refuses a table without one of the columns, or with two of a name.
+
+    Raises:
+        DataError: naming the column, and the nearest that there is.
+    """
+    first, *rest = needed_columns(inputs, with_targets=with_targets)
+    TableReader(sequence=first, target=None, features=tuple(rest)).check_columns(names, place)
+
+
+def _of_text_table(
+    table: pa.Table, inputs: Inputs, place: AnyPath, with_targets: bool
+) -> RawExamples:
+    assert inputs.text is not None, "its examples are texts"
+    found = _of_texts(table[inputs.text].to_pylist(), f"{place}, row {{}}")
+    if not with_targets:
+        return found
+    rows = pa.array(np.arange(table.num_rows))
+    reader = TableReader(sequence=_ROW, target=inputs.target, features=())
+    labelled = table.select([inputs.target]).append_column(_ROW, rows)
+    return replace(found, y=np.array(reader.sequences(labelled, place).classes))
 
 
 def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExamples:
-    wanted = [*inputs.channels, inputs.sequence, inputs.time, inputs.text]
-    wanted += [inputs.target] * with_targets
-    names = [name for name in wanted if name is not None]
-    present = [column for column in frame.columns if column in names]
+    names = [str(name) for name in frame.columns]
+    check_columns(names, inputs, _DATAFRAME, with_targets=with_targets)
+    columns = needed_columns(inputs, with_targets=with_targets)
     try:
-        table = pa.Table.from_pandas(frame[list(dict.fromkeys(present))], preserve_index=False)
+        table = pa.Table.from_pandas(frame[columns], preserve_index=False)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataError(f"{_DATAFRAME}: cannot be read: {' '.join(map(str, error.args))}") from None
     found = table_examples(table, inputs, _DATAFRAME, with_targets=with_targets)

@@ -168,6 +168,9 @@ def _check_answers(adapted: Adapted) -> None:
     _ = adapted.trained.inputs  # refuses facts that do not fit
     if not adapted.params:
         raise ValueError("it holds no network")
+    numbers = [v for p in adapted.params for v in p.values() if v.is_floating_point()]
+    if any(value.dtype != recipe.dtype for value in numbers):
+        raise ValueError(f"its numbers are not {recipe.dtype}")
     shape = (1, 1, 1) if recipe.spec.num_features is None else (1, 1, 1, recipe.spec.num_features)
     dtype = torch.int64 if recipe.spec.num_features is None else recipe.dtype
     query = Examples(torch.zeros(shape, dtype=dtype), torch.zeros(1, 1, dtype=torch.int64))

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from raymeta.errors import DataError, shown
-from raymeta.inference.examples import RawExamples, table_examples
+from raymeta.inference.examples import RawExamples, needed_columns, table_examples
 from raymeta.inference.model import Adapted
 from raymeta.storage.paths import AnyPath, read_regular
 from raymeta.tasks.inputs import Inputs
@@ -63,9 +63,7 @@ def parse_examples(
     Raises:
         DataError: naming place, row, column, rule and remedy.
     """
-    wanted = [*inputs.channels, inputs.sequence, inputs.time, inputs.text]
-    wanted += [inputs.target] * with_targets
-    columns = [name for name in wanted if name is not None]
+    columns = needed_columns(inputs, with_targets=with_targets)
     try:
         match kind:
             case "csv":
@@ -90,7 +88,7 @@ def parse_examples(
 
 
 def _json_lines(content: bytes, columns: list[str], place: AnyPath) -> pa.Table:
-    """The columns that are in the first line; every line must have them."""
+    """The lines as a table; what a line does not have is missing."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(content.decode("utf-8-sig").splitlines(), start=1):
         if not line.strip():
@@ -102,8 +100,11 @@ def _json_lines(content: bytes, columns: list[str], place: AnyPath) -> pa.Table:
         if not isinstance(row, dict):
             raise DataError(f"{place}, line {number}: must be an object, but is {shown(row)}")
         rows.append(row)
-    present = [name for name in columns if rows and name in rows[0]]
-    return pa.table({name: [row.get(name) for row in rows] for name in present})
+    present = dict.fromkeys(name for row in rows for name in row)
+    # All other columns are there by name alone: what they hold is nobody's business here.
+    return pa.table(
+        {name: [row.get(name) if name in columns else None for row in rows] for name in present}
+    )
 
 
 def predictions(adapted: Adapted, raw: RawExamples) -> pa.Table:

@@ -15,6 +15,7 @@ from raymeta.data.files import read_each
 from raymeta.data.readers.sentences import read_sentences
 from raymeta.data.readers.table import TableReader
 from raymeta.data.readers.unipen import read_unipen
+from raymeta.errors import RunError
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.model import Adapted, Model
 from raymeta.meta.learners import LEARNERS
@@ -131,3 +132,31 @@ def test_a_used_network_answers_as_in_the_meta_test(
         assert_answers(model.adapt(shuffled, episode.support_y[order]), episode)
     adapted.save(tmp_path / "mine.raymeta")
     assert_answers(raymeta.load_adapted(tmp_path / "mine.raymeta"), episode)
+
+
+@pytest.mark.parametrize(
+    ("source", "learner"), [("table", "prototypes"), ("sinusoid", "cavia"), ("table", "maml")]
+)
+def test_the_networks_of_a_refit_answer_as_the_ensemble_of_the_meta_test(
+    run_of: RunOf, tmp_path: Path, source: str, learner: str
+) -> None:
+    run = run_of(source, f"learner={learner}", seeds=2)
+    model = raymeta.load(str(run.path))
+    episode = Episode(run, model, 0)
+    adapted = model.adapt(episode.support_x, episode.support_y)
+    assert len(adapted.params) == 2
+    assert_answers(adapted, episode)
+    adapted.save(tmp_path / "both.raymeta")
+    assert_answers(raymeta.load_adapted(tmp_path / "both.raymeta"), episode)
+    first = raymeta.load(str(run.path), ensemble=False)
+    alone = first.adapt(episode.support_x, episode.support_y)
+    assert len(alone.params) == 1
+    file = Path(str(run.model_file("tuned-1")))
+    second = file.read_bytes()
+    try:
+        file.unlink()
+        assert raymeta.load(str(run.path), ensemble=False).networks[0].keys()
+        with pytest.raises(RunError, match="tuned-1"):
+            raymeta.load(str(run.path))
+    finally:
+        file.write_bytes(second)
