@@ -97,6 +97,7 @@ KNOWN_TO = {
         "raymeta.sections",
         "raymeta.tasks.settings",
     },
+    "sklearn": {"raymeta.inference.estimators"},
     "huggingface_hub": {"raymeta.data.encoder"},
     "tokenizers": {"raymeta.data.encoder"},
     "transformers": {"raymeta.data.encoder"},

@@ -9,6 +9,7 @@ Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,27 +122,37 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     if mean.shape != expected or deviation.shape != expected or not (deviation > 0).all():
         raise ValueError("mean and deviation do not fit the features")
 
-    def prepare(examples: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        found = []
-        for name, x in zip(names, examples, strict=True):
-            if len(x) > settings.max_steps:
-                raise DataError(
-                    f"{name}: has {len(x)} time steps, but the network was trained on "
-                    f"{settings.max_steps} at most (tasks.max_steps); cut the sequence up"
-                )
-            with np.errstate(over="ignore"):
-                found.append(((x - mean) / deviation).astype(np.float32))
-            if not np.isfinite(found[-1]).all():
-                raise DataError(f"{name}: holds numbers too large to be standardised")
-        return found
-
     return Inputs(
         channels=tuple(settings.features),
-        prepare=prepare,
+        prepare=partial(_prepared, settings.max_steps, mean, deviation),
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target,
     )
+
+
+def _prepared(
+    max_steps: int,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    examples: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> list[np.ndarray]:
+    found = []
+    for name, x in zip(names, examples, strict=True):
+        if len(x) > max_steps:
+            raise DataError(
+                f"{name}: has {len(x)} time steps, but the network was trained on {max_steps} at "
+                "most (tasks.max_steps); cut the sequence up"
+            )
+        with np.errstate(over="ignore"):
+            found.append(((x - mean) / deviation).astype(np.float32))
+        if not np.isfinite(found[-1]).all():
+            raise DataError(
+                f"{name}: holds numbers too large to be standardised; mend them, or see that they "
+                "are in the units of the training data"
+            )
+    return found
 
 
 def _read(settings: TableTasks) -> Sequences:

@@ -48,7 +48,9 @@ def support(signals: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture
-def run_cli(tmp_path, monkeypatch, capsysbinary) -> Cli:
+def run_cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Cli:
     """Runs a command in this process, in an empty folder: exit code, output, error output."""
     monkeypatch.chdir(tmp_path)
 
