@@ -28,7 +28,7 @@ from raymeta.training.recipe import Recipe, initial_meta_params, recipe_for_inpu
 
 
 def load(
-    run: str | Path, *, ensemble: bool = True, runs_dir: str | AnyPath = DEFAULT_ROOT
+    run: str | AnyPath, *, ensemble: bool = True, runs_dir: str | AnyPath = DEFAULT_ROOT
 ) -> Model:
     """Opens the network of a finished search, to adapt it to new tasks.
 
