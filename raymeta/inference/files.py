@@ -7,7 +7,6 @@ by a SHA-256.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
