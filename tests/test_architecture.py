@@ -58,6 +58,7 @@ NUMERICS = (
     "raymeta.nn.recurrence",
     "raymeta.nn.torch_scans",
     "raymeta.nn.networks",
+    "raymeta.nn.stepwise",
     "raymeta.meta",
     "raymeta.training.outer",
     "raymeta.training.joint",

@@ -179,6 +179,13 @@ def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
     if not arrays:
         raise DataError("x must hold one example at least, but is empty (0 sample(s))")
     names = [f"example {number}" for number in range(1, len(arrays) + 1)]
+    size = len(inputs.channels)
+    # A list has [T, C] by definition: whether it is taken must not depend on its lengths.
+    if axes is None and size > 1 and tuple(getattr(x, "shape", ()))[1:] == (size, size):
+        raise DataError(
+            f"x has as many time steps as channels ({size}), so that its shape does not tell them "
+            "apart; say axes='NTC' for time steps before channels, or axes='NCT'"
+        )
     order = axes or _order_of(arrays, inputs)
     found = [array.T if order == "NCT" else array for array in arrays]
     for name, array in zip(names, found, strict=True):
@@ -222,13 +229,8 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
 
 
 def _order_of(arrays: Sequence[np.ndarray], inputs: Inputs) -> Axes:
-    """The order of axes that the shapes allow; there must be no doubt about it."""
+    """`NTC`, unless the shapes allow `NCT` alone, which is refused: it must be said."""
     size = len(inputs.channels)
-    if size > 1 and all(array.shape == (size, size) for array in arrays):
-        raise DataError(
-            f"x has as many time steps as channels ({size}), so that its shape does not tell them "
-            "apart; say axes='NTC' for time steps before channels, or axes='NCT'"
-        )
     fits = {
         "NTC": all(array.shape[1] == size for array in arrays),
         "NCT": all(array.shape[0] == size for array in arrays),

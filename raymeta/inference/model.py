@@ -22,6 +22,7 @@ from raymeta.experiment.data_files import DATA
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.examples import Axes, RawExamples, read_examples
+from raymeta.inference.stream import Stream
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
@@ -258,6 +259,16 @@ class Adapted:
             targets = torch.from_numpy(_known(self.labels, label_array(raw.y, len(raw))))
         scores = problem.query_scores(self._outputs(raw)[None], targets[None])
         return scores.double().mean().item()
+
+    def stream(self, num_streams: int = 1) -> Stream:
+        """Begins sequences of which one time step after another comes in; see `Stream.step`.
+
+        Raises:
+            DataError: the network is bidirectional, or its source prepares examples as a whole.
+        """
+        num_classes = None if self.labels is None else len(self.labels)
+        trained = self.trained
+        return Stream(trained.recipe, trained.inputs, self.params, num_classes, num_streams)
 
     def save(self, path: str | AnyPath) -> None:
         """Writes it to a file of its own, whole or not at all, for `raymeta.load_adapted`.

@@ -20,7 +20,7 @@ from raymeta.episodes import Examples, joined
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import as_leaves
 from raymeta.meta.learner import Learner
-from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
+from raymeta.nn.networks import NetworkSpec, Params, expand_params, is_head, shared_features
 from raymeta.problem import Problem
 
 # Beside the meta-parameters, of an adapted network.
@@ -133,19 +133,34 @@ class EmbeddingLearner(Learner, ABC):
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:
         """As for every learner."""
-        meta_params = {k: v for k, v in adapted.items() if k not in {_FEATURES, _TARGETS}}
+        own = _meta_params(adapted)
         with torch.no_grad():
-            embedded = Embedded(
-                support=adapted[_FEATURES],
-                targets=adapted[_TARGETS],
-                query=shared_features(spec, meta_params, query.x, query.lengths),
-                num_outputs=spec.num_outputs,
-            )
-            return self.answers(meta_params, embedded)
+            features = shared_features(spec, own, query.x, query.lengths)
+        return self.adapted_answers(spec, adapted, features)
+
+    def adapted_network(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+    ) -> Params:
+        """The meta-parameters, the same for all episodes."""
+        return expand_params(_meta_params(adapted), len(adapted[_FEATURES]))
+
+    def adapted_answers(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
+    ) -> Tensor:
+        """As for every learner."""
+        embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
+        with torch.no_grad():
+            return self.answers(_meta_params(adapted), embedded)
 
     def _check_steps(self, num_steps: int) -> None:
         if num_steps:
             raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+
+
+def _meta_params(adapted: Mapping[str, Tensor]) -> Params:
+    return {name: v for name, v in adapted.items() if name not in {_FEATURES, _TARGETS}}
 
 
 def _embedded(

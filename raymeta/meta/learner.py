@@ -128,6 +128,16 @@ class Learner(LearnerSettings, ABC):
     ) -> Tensor:
         """The last outputs `[E, N, O]` of `query_outputs`, from `adapted_params`."""
 
+    @abstractmethod
+    def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
+        """The parameters, with an episode axis, by which the features of queries are made."""
+
+    @abstractmethod
+    def adapted_answers(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
+    ) -> Tensor:
+        """`adapted_outputs` from the queries' features `[E, N, F]` of `adapted_network`."""
+
     def meta_gradient(
         self,
         spec: NetworkSpec,
@@ -324,6 +334,24 @@ class GradientLearner(StepSettings, Learner, ABC):
         """As for every learner."""
         with torch.no_grad():
             return self.bind(spec, None)(adapted, query)
+
+    def adapted_network(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+    ) -> Params:
+        """The adapted parameters."""
+        return dict(adapted)
+
+    def adapted_answers(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+        features: Tensor,
+    ) -> Tensor:
+        """Those of the head."""
+        weight = adapted["head.weight"].transpose(1, 2)
+        return torch.baddbmm(adapted["head.bias"].unsqueeze(1), features, weight)
 
     def _path(
         self,

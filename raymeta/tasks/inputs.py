@@ -27,7 +27,8 @@ class Inputs:
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
     `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
     or a number if it is `numeric_target`.  `classes` are what the ways stand for where all tasks
-    share their classes.
+    share their classes.  `stream_steps` is the longest sequence that can be read step by step; None
+    where an example is prepared as a whole.
     """
 
     channels: tuple[str, ...]
@@ -38,6 +39,7 @@ class Inputs:
     numeric_target: bool = False
     text: str | None = None
     classes: tuple[str, ...] = ()
+    stream_steps: int | None = None
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:

@@ -40,7 +40,12 @@ def sinusoid_inputs(settings: SinusoidTasks, facts: Mapping[str, Any]) -> Inputs
     """An example is a point on a wave: one time step of one channel."""
     del settings, facts
     return Inputs(
-        channels=("x",), prepare=_prepared, sequence=None, target="y", numeric_target=True
+        channels=("x",),
+        prepare=_prepared,
+        sequence=None,
+        target="y",
+        numeric_target=True,
+        stream_steps=1,
     )
 
 

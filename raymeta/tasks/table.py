@@ -128,6 +128,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target,
+        stream_steps=settings.max_steps,
     )
 
 

@@ -61,6 +61,10 @@ def test_arrays_lists_tensors_and_both_orders_of_axes_say_the_same(adapted: Adap
         adapted.predict_proba([one.T for one in ragged(5)], axes="NCT"),
         adapted.predict_proba(ragged(5)),
     )
+    np.testing.assert_array_equal(
+        adapted.predict_proba([one[:2] for one in ragged(5)]),
+        adapted.predict_proba(x[:, :2], axes="NTC"),
+    )
     # An example's answer depends on no other, however long and however many they are.
     alone = np.concatenate([adapted.predict_proba([one]) for one in ragged(300)[-5:]])
     np.testing.assert_allclose(adapted.predict_proba(ragged(300))[-5:], alone, atol=1e-12)

@@ -46,6 +46,12 @@ class Frozen(Learner):
     def adapted_outputs(self, spec, adapted, query):
         return bind_network(spec, None)(adapted, query).detach()
 
+    def adapted_network(self, spec, adapted):
+        return adapted
+
+    def adapted_answers(self, spec, adapted, features):
+        return features @ adapted["head.weight"].mT + adapted["head.bias"].unsqueeze(1)
+
     def masked_meta_gradient(self, spec, problem, meta_params, support, query, masks, *,
                              graph_steps=None):
         leaves = as_leaves(expand_meta_params(spec, meta_params, len(query.y)))
