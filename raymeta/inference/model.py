@@ -101,7 +101,7 @@ class Model:
             DataError: saying which example or label breaks which rule.
 
         Warns:
-            DataWarning: a class has fewer examples than the network was trained for.
+            DataWarning: there are fewer examples (of a class) than the network was trained with.
         """
         raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
         return self.adapt_to(raw if y is None else replace(raw, y=y))
@@ -122,6 +122,7 @@ class Model:
                 recipe = replace(recipe, spec=spec)
         else:
             labels, targets = None, _values(raw.y, len(raw), recipe.spec.num_outputs)
+            self._warn_of_few(len(raw), "there are")
         support = trained.examples(raw, targets)
         adapted = tuple(
             recipe.learner.adapted_params(
@@ -175,18 +176,18 @@ class Model:
                 f"(tasks.num_ways), but has {len(classes)}; learners such as prototypes take any "
                 "number"
             )
-        self._warn_of_few(classes, ways)
-        return classes, ways.astype(np.int64)
-
-    def _warn_of_few(self, classes: np.ndarray, ways: np.ndarray) -> None:
-        num_shots = self.trained.experiment.tasks.num_shots
         counts = Counter(ways.tolist())
         fewest = min(counts, key=lambda way: (counts[way], way))
-        if counts[fewest] < num_shots:
+        self._warn_of_few(counts[fewest], f"class {shown(classes[fewest].item())} has")
+        return classes, ways.astype(np.int64)
+
+    def _warn_of_few(self, count: int, what: str) -> None:
+        """Warns of fewer support examples than the network was trained with."""
+        num_shots = self.trained.experiment.tasks.num_shots
+        if count < num_shots:
             warnings.warn(
-                f"class {shown(classes[fewest].item())} has {counts[fewest]} support examples, but "
-                f"the network was trained and meta-tested with {num_shots} of each class: expect "
-                "less than the meta-test says",
+                f"{what} {count} support examples, but the network was trained and meta-tested "
+                f"with {num_shots}: expect less than the meta-test says",
                 DataWarning,
                 stacklevel=4,
             )

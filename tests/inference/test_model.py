@@ -135,7 +135,7 @@ def test_a_class_that_the_network_is_not_adapted_to_is_refused_at_the_score(
 
 
 def test_fewer_examples_of_a_class_than_in_training_are_warned_of(model: Model) -> None:
-    with pytest.warns(DataWarning, match=r"class 'b' has 1 support examples.*with 2 of each"):
+    with pytest.warns(DataWarning, match=r"class 'b' has 1 support examples.*with 2: "):
         model.adapt(ragged(3), ["a", "a", "b"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -245,6 +245,8 @@ def test_points_of_a_wave_are_regressed(run_of: RunOf) -> None:
     np.testing.assert_array_equal(model.adapt(frame).predict(frame), found)
     error = np.square(found - np.sin(x)).mean()
     assert adapted.score(frame) == pytest.approx(error, abs=1e-9)
+    with pytest.warns(DataWarning, match=r"there are 9 support examples.*with 10"):
+        model.adapt(x[:9, None], np.sin(x[:9]))
     with pytest.raises(DataError, match="no class probabilities"):
         adapted.predict_proba(frame)
     with pytest.raises(DataError, match="must be one point"):
