@@ -64,7 +64,7 @@ def read_examples(
     if with_targets:
         raise DataError("y is missing; only a DataFrame has the targets with the examples")
     if inputs.text is not None:
-        return _of_texts(x, "example {}")
+        return _of_texts(x, "example")
     return _of_arrays(x, inputs, axes)
 
 
@@ -133,7 +133,7 @@ def _of_text_table(
     table: pa.Table, inputs: Inputs, place: AnyPath, with_targets: bool
 ) -> RawExamples:
     assert inputs.text is not None, "its examples are texts"
-    found = _of_texts(table[inputs.text].to_pylist(), f"{place}, row {{}}")
+    found = _of_texts(table[inputs.text].to_pylist(), f"{place}, row")
     if not with_targets:
         return found
     rows = pa.array(np.arange(table.num_rows))
@@ -159,11 +159,11 @@ def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExa
 
 
 def _of_texts(x: Any, name: str) -> RawExamples:
-    """Texts, numbered from 1 in `name`."""
+    """Texts, numbered from 1 behind `name`."""
     if isinstance(x, str) or not hasattr(x, "__len__") or not hasattr(x, "__iter__"):
         raise DataError(f"x must be a list of texts, but got {shown(x)}")
     texts = list(x)
-    names = [name.format(number) for number in range(1, len(texts) + 1)]
+    names = [f"{name} {number}" for number in range(1, len(texts) + 1)]
     if not texts:
         raise DataError("x must hold one example at least, but is empty")
     for place, text in zip(names, texts, strict=True):

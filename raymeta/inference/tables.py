@@ -114,10 +114,7 @@ def predictions(adapted: Adapted, raw: RawExamples) -> pa.Table:
     class or the value (`prediction_1` … of several outputs), `probability_CLASS` the probability of
     each class.
     """
-    inputs = adapted.trained.inputs
     columns: dict[str, Any] = {}
-    if raw.ids:
-        columns[inputs.sequence or ""] = list(raw.ids)
     if adapted.labels is None:
         values = np.atleast_2d(adapted.predict_raw(raw).T)
         names = [f"prediction_{n}" for n in range(1, len(values) + 1)]
@@ -127,6 +124,13 @@ def predictions(adapted: Adapted, raw: RawExamples) -> pa.Table:
         columns["prediction"] = adapted.labels[found.argmax(axis=1)]
         for label, column in zip(adapted.labels.tolist(), found.T, strict=True):
             columns[f"probability_{label}"] = column
+    sequence = adapted.trained.inputs.sequence
+    if raw.ids and sequence is not None:
+        if sequence in columns:
+            raise DataError(
+                f"the column {sequence!r} of sequences has the name of one of predictions"
+            )
+        columns = {sequence: list(raw.ids), **columns}
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from raymeta.inference.tables import Format, parse_examples, predictions, table_
 from tests.inference.conftest import RunOf
 
 PLACE = Path("five")
+BRACES = Path("{five}")  # which a format string would read
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -106,6 +108,11 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
         model = raymeta.load(str(run.path))
         content = content_of(frame, kind)
         raw = parse_examples(content, kind, model.trained.inputs, PLACE, with_targets=True)
+        assert (
+            parse_examples(content, kind, model.trained.inputs, BRACES, with_targets=False)
+            .names[0]
+            .startswith("{five}")
+        )
         adapted, wanted = model.adapt_to(raw), model.adapt(frame)
         found = predictions(adapted, raw)["prediction"].to_pylist()
         assert list(map(float, found)) == list(map(float, wanted.predict(frame)))
@@ -243,3 +250,16 @@ def test_a_pipe_of_real_processes(run_of: RunOf, support: pd.DataFrame, tmp_path
     )
     assert ended.stderr == b""
     assert ended.stdout.startswith(b'"recording","prediction","probability_kind 1"')
+
+
+def test_a_column_of_sequences_is_never_lost(run_of: RunOf, support: pd.DataFrame) -> None:
+    model = raymeta.load(str(run_of("table", "learner=prototypes").path))
+    adapted = model.adapt(support)
+    raw = parse_examples(
+        content_of(support, "csv"), "csv", model.trained.inputs, PLACE, with_targets=False
+    )
+    tasks = adapted.trained.experiment.tasks.model_copy(update={"sequence": "prediction"})
+    experiment = adapted.trained.experiment.model_copy(update={"tasks": tasks})
+    other = replace(adapted, trained=replace(adapted.trained, experiment=experiment))
+    with pytest.raises(DataError, match="'prediction' of sequences has the name of one of"):
+        predictions(other, raw)
