@@ -1,7 +1,9 @@
 """raymeta: meta-trained recurrent networks, tuned by Bayesian optimisation on Ray.
 
 The functions are those of the command line: `tune`, `train`, `evaluate` and `explain`; `runs` lists
-the runs.  They are imported on first use, since torch and Ray take seconds to import.
+the runs.  `load` opens a run's network, which adapts to new tasks; `load_adapted` reads what was
+adapted; `FewShotClassifier` and `FewShotRegressor` do the same as scikit-learn has it.  All are
+imported on first use, since torch and Ray take seconds to import.
 """
 
 from __future__ import annotations
@@ -11,13 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymeta.api import evaluate, explain, train, tune
+    from raymeta.inference.estimators import FewShotClassifier, FewShotRegressor
+    from raymeta.inference.files import load, load_adapted
     from raymeta.run_folder import runs
 
-__all__ = ["evaluate", "explain", "runs", "train", "tune"]
+__all__ = [
+    "FewShotClassifier",
+    "FewShotRegressor",
+    "evaluate",
+    "explain",
+    "load",
+    "load_adapted",
+    "runs",
+    "train",
+    "tune",
+]
 
 _HOMES = {
+    "FewShotClassifier": "raymeta.inference.estimators",
+    "FewShotRegressor": "raymeta.inference.estimators",
     "evaluate": "raymeta.api",
     "explain": "raymeta.api",
+    "load": "raymeta.inference.files",
+    "load_adapted": "raymeta.inference.files",
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",

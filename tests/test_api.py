@@ -64,6 +64,9 @@ def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:
     run = Run.create(tmp_path, load_experiment("sinusoid"))
     assert raymeta.runs(tmp_path) == raymeta.runs(str(tmp_path)) == [run]
     assert not hasattr(raymeta, "list")
-    assert set(raymeta.__all__) == {"evaluate", "explain", "runs", "train", "tune"}
+    assert set(raymeta.__all__) == {
+        *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted"),
+        *("evaluate", "explain", "runs", "train", "tune"),
+    }
     for name in raymeta.__all__:
         assert callable(getattr(raymeta, name))

@@ -287,6 +287,13 @@ class Encoder:
         return DataError(f"tasks.encoder {self._folder}: {text}")
 
 
+@lru_cache(maxsize=1)
+def open_encoder(encoder: str, max_tokens: int, digest: str) -> Encoder:
+    """An `Encoder`, kept for the next texts as long as its files are those of `digest`."""
+    del digest
+    return Encoder(encoder, max_tokens)
+
+
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Rows in batches of similar lengths, of `_BATCH_TOKENS` padded tokens or one text each."""
     batch: list[int] = []

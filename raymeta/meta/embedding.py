@@ -20,8 +20,11 @@ from raymeta.episodes import Examples, joined
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import as_leaves
 from raymeta.meta.learner import Learner
-from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
+from raymeta.nn.networks import NetworkSpec, Params, expand_params, is_head, shared_features
 from raymeta.problem import Problem
+
+# Beside the meta-parameters, of an adapted network.
+_FEATURES, _TARGETS = "support.features", "support.targets"
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,56 @@ class EmbeddingLearner(Learner, ABC):
         num_steps: int,
     ) -> Iterator[Tensor]:
         """The only outputs there are, those after the support sets were seen."""
-        if num_steps:
-            raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+        self._check_steps(num_steps)
         with torch.no_grad():
             yield self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+
+    def adapted_params(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,  # noqa: ARG002
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        num_steps: int,
+    ) -> Params:
+        """The meta-parameters, and the support's features `[E, N, F]` and targets."""
+        self._check_steps(num_steps)
+        with torch.no_grad():
+            features = shared_features(spec, meta_params, support.x, support.lengths)
+        return {**meta_params, _FEATURES: features, _TARGETS: support.y}
+
+    def adapted_outputs(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor:
+        """As for every learner."""
+        own = _meta_params(adapted)
+        with torch.no_grad():
+            features = shared_features(spec, own, query.x, query.lengths)
+        return self.adapted_answers(spec, adapted, features)
+
+    def adapted_network(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+    ) -> Params:
+        """The meta-parameters, the same for all episodes."""
+        return expand_params(_meta_params(adapted), len(adapted[_FEATURES]))
+
+    def adapted_answers(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
+    ) -> Tensor:
+        """As for every learner."""
+        embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
+        with torch.no_grad():
+            return self.answers(_meta_params(adapted), embedded)
+
+    def _check_steps(self, num_steps: int) -> None:
+        if num_steps:
+            raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+
+
+def _meta_params(adapted: Mapping[str, Tensor]) -> Params:
+    return {name: v for name, v in adapted.items() if name not in {_FEATURES, _TARGETS}}
 
 
 def _embedded(

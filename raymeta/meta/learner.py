@@ -107,6 +107,37 @@ class Learner(LearnerSettings, ABC):
                 none, whose only outputs are those after it has seen the support sets.
         """
 
+    @abstractmethod
+    def adapted_params(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        num_steps: int,
+    ) -> Params:
+        """All that answers need of a support set once it has been seen, for `adapted_outputs`.
+
+        The arguments are those of `query_outputs`.  What depends on the support set has an episode
+        axis.
+        """
+
+    @abstractmethod
+    def adapted_outputs(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor:
+        """The last outputs `[E, N, O]` of `query_outputs`, from `adapted_params`."""
+
+    @abstractmethod
+    def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
+        """The parameters, with an episode axis, by which the features of queries are made."""
+
+    @abstractmethod
+    def adapted_answers(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
+    ) -> Tensor:
+        """`adapted_outputs` from the queries' features `[E, N, F]` of `adapted_network`."""
+
     def meta_gradient(
         self,
         spec: NetworkSpec,
@@ -283,15 +314,59 @@ class GradientLearner(StepSettings, Learner, ABC):
         num_steps: int,
     ) -> Iterator[Tensor]:
         """As for every learner."""
+        for params in self._path(spec, problem, meta_params, support, num_steps):
+            yield self.adapted_outputs(spec, params, query)
+
+    def adapted_params(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        num_steps: int,
+    ) -> Params:
+        """The parameters φ_S of every episode."""
+        return self._path(spec, problem, meta_params, support, num_steps)[-1]
+
+    def adapted_outputs(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor:
+        """As for every learner."""
+        with torch.no_grad():
+            return self.bind(spec, None)(adapted, query)
+
+    def adapted_network(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+    ) -> Params:
+        """The adapted parameters."""
+        return dict(adapted)
+
+    def adapted_answers(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],
+        features: Tensor,
+    ) -> Tensor:
+        """Those of the head."""
+        weight = adapted["head.weight"].transpose(1, 2)
+        return torch.baddbmm(adapted["head.bias"].unsqueeze(1), features, weight)
+
+    def _path(
+        self,
+        spec: NetworkSpec,
+        problem: Problem,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        num_steps: int,
+    ) -> list[Params]:
+        """φ_0 … φ_S, dropout off."""
         expanded = expand_meta_params(spec, meta_params, len(support.y))
         with torch.no_grad():
             expanded |= self.episode_params(spec, expanded, support, None)
         network = self.bind(spec, None)
-        path = self.adaptation_path(network, problem, expanded, support, num_steps=num_steps)
-        for params in path:
-            with torch.no_grad():
-                outputs = network(params, query)
-            yield outputs
+        return self.adaptation_path(network, problem, expanded, support, num_steps=num_steps)
 
     def starts_from(self, meta_params: Params, pretrained: Params) -> None:
         """As for every learner; a shared head starts from zero."""

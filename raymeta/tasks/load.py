@@ -14,26 +14,30 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
    `warnings` tell the user what was dropped and why.
 4. Here: one line in `SOURCES`.
-5. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
+5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
+   whoever uses a trained network, and how it is prepared, by the same functions as in training.
+6. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from raymeta.data.encoder import encoder_files
 from raymeta.data.files import Stamp, stamps
 from raymeta.episodes import TaskDistribution
-from raymeta.errors import DataWarning
+from raymeta.errors import DataWarning, RunError
 from raymeta.experiment.schema import Experiment
-from raymeta.tasks.pen import load_pen
-from raymeta.tasks.sentiment import load_sentiment
-from raymeta.tasks.settings import SETTINGS
-from raymeta.tasks.sinusoid import load_sinusoid
-from raymeta.tasks.table import load_table
+from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.pen import load_pen, pen_inputs
+from raymeta.tasks.sentiment import load_sentiment, sentiment_inputs
+from raymeta.tasks.settings import SETTINGS, TaskSettings
+from raymeta.tasks.sinusoid import load_sinusoid, sinusoid_inputs
+from raymeta.tasks.table import load_table, table_inputs
 
 # The `source` of the settings -> the function that loads them.
 SOURCES: dict[str, Callable[..., TaskDistribution]] = {
@@ -42,6 +46,38 @@ SOURCES: dict[str, Callable[..., TaskDistribution]] = {
     "sinusoid": load_sinusoid,
     "table": load_table,
 }
+
+# The `source` -> what its examples are, as their user has them, and how networks read them.
+INPUTS: dict[str, Callable[..., Inputs]] = {
+    "pen": pen_inputs,
+    "sentiment": sentiment_inputs,
+    "sinusoid": sinusoid_inputs,
+    "table": table_inputs,
+}
+
+
+def load_inputs(settings: TaskSettings, facts: Mapping[str, Any]) -> Inputs:
+    """The inputs of networks that were trained on a source.
+
+    Args:
+        settings: the `tasks` of their experiment; no data are read.
+        facts: `TaskDistribution.facts` of their training, which their files keep.
+
+    Raises:
+        RunError: settings and facts do not belong together, or the source has no `INPUTS`.
+    """
+    if settings.source not in INPUTS:
+        raise RunError(
+            f"networks of the source {settings.source!r} cannot be used on other data: it has no "
+            "line in raymeta.tasks.load.INPUTS"
+        )
+    try:
+        return INPUTS[settings.source](settings, facts)
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the facts of the data do not fit the `tasks` settings ({str(error)[:200]}); put back "
+            "the files of the run"
+        ) from error
 
 
 def load_tasks(experiment: Experiment) -> TaskDistribution:

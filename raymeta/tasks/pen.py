@@ -7,9 +7,10 @@ Shape legend: P points, S recordings, W ways, M examples of a class, T time step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +24,7 @@ from raymeta.episodes import NO_CLASS, SPLITS, Episode, Examples, InputSpec, Spl
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
 from raymeta.tasks.augmentation import augment, blend, reverse
+from raymeta.tasks.inputs import Inputs, check_facts
 from raymeta.tasks.sampling import ClassPool, episode_of, fingerprint, unit_ids
 from raymeta.tasks.settings import Augmentation, PenTasks
 
@@ -31,6 +33,7 @@ from raymeta.tasks.settings import Augmentation, PenTasks
 NUM_VAL_SHAPES, NUM_TEST_SHAPES = 8, 10
 NUM_VAL_WRITERS, NUM_TEST_WRITERS = 2, 2
 FEATURES = ("x", "y", "pen", "dx", "dy")
+STROKE_CHANNELS = ("x", "y", "stroke")  # of a recording, which `FEATURES` are made of
 
 # For each small split_seed, the salt's number with which the shipped data's deal is the one of
 # version 0.1, which permuted a list.  Found by trying one number after the other, so that numbers
@@ -121,6 +124,29 @@ def load_pen(settings: PenTasks, *, seed: int, sealed: bool = False) -> TaskDist
         facts=facts,
         warnings=(*unread, *recordings.warnings, *dropped),
     )
+
+
+def pen_inputs(settings: PenTasks, facts: Mapping[str, Any]) -> Inputs:
+    """An example is a character's points: x, y, and the number of the stroke, counted up.
+
+    The scale, the place on the tablet and the pace of the pen do not matter.
+    """
+    check_facts(settings, facts, "num_points")
+    return Inputs(channels=STROKE_CHANNELS, prepare=partial(_prepared, settings.num_points))
+
+
+def _prepared(
+    num_points: int, examples: Sequence[np.ndarray], names: Sequence[str]
+) -> list[np.ndarray]:
+    for name, points in zip(names, examples, strict=True):
+        if len(points) < 2:
+            raise DataError(f"{name}: a character needs two points at least, but has one")
+        if (np.diff(points[:, 2]) < 0).any():
+            raise DataError(
+                f"{name}: the column of strokes must number them in the order of their writing, "
+                "but a number is smaller than the one before it"
+            )
+    return [strokes_to_features(*resample(strokes_of(points), num_points)) for points in examples]
 
 
 @dataclass(frozen=True)

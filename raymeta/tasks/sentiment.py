@@ -24,14 +24,16 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
+from raymeta.data.encoder import encoder_digest, open_encoder
 from raymeta.data.files import read_each, unread_files
-from raymeta.data.readers.sentences import read_sentences
+from raymeta.data.readers.sentences import read_sentences, tokenize
 from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import Deal, deal_sealed, is_held_back
 from raymeta.data.token_vectors import TokenVectors, token_vectors
 from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
+from raymeta.tasks.inputs import Inputs, Prepare, check_facts
 from raymeta.tasks.sampling import check_examples, episode_of, fingerprint, unit_ids
 from raymeta.tasks.settings import SentimentTasks
 
@@ -159,6 +161,47 @@ def load_sentiment(
     )
 
 
+def sentiment_inputs(settings: SentimentTasks, facts: Mapping[str, Any]) -> Inputs:
+    """An example is a text; its class is 0 (blame) or 1 (praise), as in meta-training."""
+    check_facts(settings, facts, "max_tokens")
+    if settings.encoder is None:
+        prepare: Prepare = partial(_prepared, _number_of(facts["vocabulary"]), settings.max_tokens)
+    else:
+        prepare = partial(_prepared_by_encoder, settings, str(facts["encoder"]))
+    return Inputs(
+        channels=(), prepare=prepare, sequence=None, target="class", text="text", classes=CLASSES
+    )
+
+
+def _prepared(
+    number_of: Mapping[str, int], max_tokens: int, texts: Sequence[str], names: Sequence[str]
+) -> list[np.ndarray]:
+    found = []
+    for name, text in zip(names, texts, strict=True):
+        tokens = tokenize(text)[:max_tokens]
+        if not tokens:
+            raise DataError(f"{name}: has no word, number, `!` or `?`; remove it")
+        found.append(np.array([number_of.get(token, UNKNOWN) for token in tokens], dtype=np.int64))
+    return found
+
+
+def _prepared_by_encoder(
+    settings: SentimentTasks, digest: str, texts: Sequence[str], names: Sequence[str]
+) -> list[np.ndarray]:
+    del names
+    assert settings.encoder is not None, "there is an encoder"
+    now = encoder_digest(settings.encoder)
+    if now != digest:
+        raise DataError(
+            f"tasks.encoder {settings.encoder}: its files are not those that the network was "
+            f"trained with (digest {now[:12]}, in training {digest[:12]}); put those back"
+        )
+    encoder = open_encoder(settings.encoder, settings.max_tokens, digest)
+    tokens = encoder.tokenize(texts)
+    vectors = encoder.vectors(tokens).astype(np.float32)
+    return np.split(vectors, np.cumsum([len(ids) for ids in tokens])[:-1])
+
+
 def _split(of_domain: Split, text: str, split_seed: int) -> Split:
     """The split of a sentence of a domain that is dealt to `of_domain`."""
     is_val = of_domain == "train" and _is_for_validation(text, split_seed)
@@ -175,9 +218,14 @@ def _vocabulary(sentences: Sequences, min_count: int) -> list[str]:
     return sorted(token for token, count in counts.items() if count >= min_count)
 
 
+def _number_of(vocabulary: Sequence[str]) -> dict[str, int]:
+    """The token ids of the words that are known."""
+    return {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
+
+
 def _encode(sentences: Sequences, vocabulary: Sequence[str], max_tokens: int) -> np.ndarray:
     """Token ids int64 `[S, max_tokens]`, padded."""
-    number_of = {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
+    number_of = _number_of(vocabulary)
     ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
     for row, tokens in enumerate(sentences.x):
         ids[row, : len(tokens)] = [number_of.get(token, UNKNOWN) for token in tokens]

@@ -8,11 +8,15 @@ paper's network with tanh in place of ReLU.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from raymeta.episodes import Episode, InputSpec, Split, TaskDistribution
+from raymeta.errors import DataError
+from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.settings import SinusoidTasks
 
 
@@ -30,6 +34,26 @@ def load_sinusoid(settings: SinusoidTasks, *, seed: int, sealed: bool = False) -
         note="meta-test: waves drawn from the paper's ranges; scores are mean squared errors",
         fingerprint="sinusoid: amplitude 0.1-5, phase 0-pi, input -5-5" + ", sealed" * sealed,
     )
+
+
+def sinusoid_inputs(settings: SinusoidTasks, facts: Mapping[str, Any]) -> Inputs:
+    """An example is a point on a wave: one time step of one channel."""
+    del settings, facts
+    return Inputs(
+        channels=("x",),
+        prepare=_prepared,
+        sequence=None,
+        target="y",
+        numeric_target=True,
+        stream_steps=1,
+    )
+
+
+def _prepared(examples: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    for name, x in zip(names, examples, strict=True):
+        if len(x) != 1:
+            raise DataError(f"{name}: must be one point, [1, 1], but has {len(x)} time steps")
+    return [x.astype(np.float32) for x in examples]
 
 
 def _sealed_seed(seed: int) -> int:

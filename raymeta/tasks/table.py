@@ -8,7 +8,9 @@ Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError
+from raymeta.tasks.inputs import Inputs, check_facts
 from raymeta.tasks.sampling import ClassPool, ClassSampler, fingerprint, unit_ids
 from raymeta.tasks.settings import TableTasks
 
@@ -109,6 +112,48 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
         facts=facts,
         warnings=tuple(dropped),
     )
+
+
+def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
+    """An example is the rows of a sequence: `tasks.features`, in the units of the training data."""
+    check_facts(settings, facts, "features")
+    mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
+    expected = (len(settings.features),)
+    if mean.shape != expected or deviation.shape != expected or not (deviation > 0).all():
+        raise ValueError("mean and deviation do not fit the features")
+
+    return Inputs(
+        channels=tuple(settings.features),
+        prepare=partial(_prepared, settings.max_steps, mean, deviation),
+        sequence=settings.sequence,
+        time=settings.time,
+        target=settings.target,
+        stream_steps=settings.max_steps,
+    )
+
+
+def _prepared(
+    max_steps: int,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    examples: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> list[np.ndarray]:
+    found = []
+    for name, x in zip(names, examples, strict=True):
+        if len(x) > max_steps:
+            raise DataError(
+                f"{name}: has {len(x)} time steps, but the network was trained on {max_steps} at "
+                "most (tasks.max_steps); cut the sequence up"
+            )
+        with np.errstate(over="ignore"):
+            found.append(((x - mean) / deviation).astype(np.float32))
+        if not np.isfinite(found[-1]).all():
+            raise DataError(
+                f"{name}: holds numbers too large to be standardised; mend them, or see that they "
+                "are in the units of the training data"
+            )
+    return found
 
 
 def _read(settings: TableTasks) -> Sequences:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ _MOST_SHOWN = 5  # differences in a message
 _LONGEST_VALUE = 60
 # Settings that decide how a network is trained or judged, but not which one it becomes.
 _UNBOUND = {"val_episodes", "max_skipped"}
-_DATA = "data."
+_DATA, _EPISODE = "data.", "episode."
 # Settings that follow from the data.
 _OF_DATA = {"network.num_features", "network.vocabulary_size", "network.num_outputs"}
 
@@ -49,7 +49,6 @@ class Identity:
             network: the architecture, if it is not the recipe's own.
         """
         first = tasks.episode("test", 0)
-        outer = {key: v for key, v in asdict(recipe.outer).items() if key not in _UNBOUND}
         settings = {
             "data": {
                 "name": tasks.name,
@@ -60,13 +59,16 @@ class Identity:
                 "support_examples": len(first.support_y),
                 "query_examples": len(first.query_y),
             },
-            "network": asdict(network or recipe.spec),
-            "learner": {"name": recipe.learner.name, **asdict(recipe.learner)},
-            "training": outer | {"pretrain_lr": recipe.pretrain_lr, "dtype": recipe.dtype},
-            "seed": recipe.seed,
+            **_trained_as(recipe, network or recipe.spec),
         }
         facts: dict[str, Any] = json.loads(json.dumps(dict(tasks.facts)))
         return cls(dict(_flat(settings)), facts)
+
+    def of_recipe(self, recipe: Recipe) -> Identity:
+        """The identity of a network that `recipe` trains on the same data, which need not exist."""
+        data = {k: v for k, v in self.settings.items() if k.startswith((_DATA, _EPISODE))}
+        trained = dict(_flat(_trained_as(recipe, recipe.spec)))
+        return replace(self, settings={**data, **trained})
 
     def check(self, expected: Identity, place: str) -> None:
         """Refuses a network that was trained as something else.
@@ -99,6 +101,16 @@ class Identity:
             f"{place}: is not the network that this run asks for ({shown}{more}); put back the "
             "run's own best.yaml, experiment.yaml and model files, or start a new run"
         )
+
+
+def _trained_as(recipe: Recipe, network: NetworkSpec) -> dict[str, Any]:
+    outer = {key: v for key, v in asdict(recipe.outer).items() if key not in _UNBOUND}
+    return {
+        "network": asdict(network),
+        "learner": {"name": recipe.learner.name, **asdict(recipe.learner)},
+        "training": outer | {"pretrain_lr": recipe.pretrain_lr, "dtype": recipe.dtype},
+        "seed": recipe.seed,
+    }
 
 
 def _same(found: Any, expected: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raymeta.episodes import TaskDistribution
+from raymeta.episodes import InputSpec, TaskDistribution
 from raymeta.experiment.schema import Experiment
 from raymeta.meta.learner import Learner
 from raymeta.meta.learners import LEARNERS
@@ -45,9 +45,14 @@ class Recipe:
 
 def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
     """The recipe of an experiment on its tasks."""
+    return recipe_for_inputs(experiment, tasks.input_spec)
+
+
+def recipe_for_inputs(experiment: Experiment, spec: InputSpec) -> Recipe:
+    """The recipe of an experiment whose tasks have such inputs, without the tasks themselves."""
     problem = experiment.problem
-    assert tasks.input_spec.problem == problem.name, "settings and loader name one problem"
-    training, model, spec = experiment.training, experiment.model.model_dump(), tasks.input_spec
+    assert spec.problem == problem.name, "settings and loader name one problem"
+    training, model = experiment.training, experiment.model.model_dump()
     if spec.vocabulary_size is None:
         model["embedding_size"] = 0
     return Recipe(

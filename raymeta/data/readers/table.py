@@ -6,6 +6,7 @@ Shape legend: R rows, T time steps, D features.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -29,7 +30,7 @@ class TableReader:
     """Reads the columns that it names; see `raymeta.tasks.settings.TableTasks`."""
 
     sequence: str
-    target: str
+    target: str | None  # None: the sequences have no class
     features: tuple[str, ...]
     time: str | None = None
     groups: tuple[str, ...] = ()
@@ -37,8 +38,8 @@ class TableReader:
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read."""
-        time = () if self.time is None else (self.time,)
-        return (self.sequence, self.target, *time, *self.groups, *self.features)
+        named = [self.sequence, self.target, self.time, *self.groups, *self.features]
+        return tuple(name for name in named if name is not None)
 
     def __call__(self, path: AnyPath) -> Sequences:
         """Reads one file.
@@ -51,12 +52,22 @@ class TableReader:
             DataError: naming the file, and column and row where there is one; rows count from 1,
                 without the header.
         """
-        table = self._table(path)
+        return self.sequences(self._table(path), path)
+
+    def sequences(self, table: pa.Table, path: AnyPath) -> Sequences:
+        """The sequences of a table that was read before; `path` is what messages call it.
+
+        Raises:
+            DataError: as for a file.
+        """
+        self.check_columns(table.schema.names, path)
         if table.num_rows == 0:
             raise DataError(f"{path}: has no rows")
-        x = np.stack([_numbers(path, table, name) for name in self.features], axis=1)
+        columns = [_numbers(path, table, name) for name in self.features]
+        x = np.stack(columns, axis=1) if columns else np.empty((table.num_rows, 0))
+        target = () if self.target is None else (self.target,)
         labels = {
-            name: _labels(path, table, name) for name in (self.sequence, self.target, *self.groups)
+            name: _labels(path, table, name) for name in (self.sequence, *target, *self.groups)
         }
         names = labels[self.sequence]
         first: dict[str, int] = {}
@@ -64,7 +75,7 @@ class TableReader:
         for row, name in enumerate(names):
             first.setdefault(name, row)
             rows.setdefault(name, []).append(row)
-        for name in (self.target, *self.groups):
+        for name in (*target, *self.groups):
             for row, value in enumerate(labels[name]):
                 expected = labels[name][first[names[row]]]
                 if value != expected:
@@ -76,7 +87,7 @@ class TableReader:
         order = self._order(path, table, rows)
         return Sequences(
             x=tuple(x[order[name]] for name in first),
-            classes=tuple(labels[self.target][row] for row in first.values()),
+            classes=tuple(labels[name][row] for name in target for row in first.values()),
             groups={
                 axis: tuple(labels[axis][row] for row in first.values())
                 for axis in (self.sequence, *self.groups)
@@ -94,15 +105,23 @@ class TableReader:
                 format=_csv(dict.fromkeys(self.columns, pa.string())) if is_text else "parquet",
                 filesystem=path.filesystem if isinstance(path, RemotePath) else None,
             )
-            known = Counter(dataset.schema.names)
-            for name in self.columns:
-                if known[name] != 1:
-                    raise _no_column(path, name, known)
+            self.check_columns(dataset.schema.names, path)
             return dataset.to_table(columns=list(self.columns))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             kind = "CSV" if is_text else "Parquet"
             where = " (from the storage)" if remote else ""
             raise DataError(f"{path}: cannot be read as {kind}{where}: {error!s:.400}") from error
+
+    def check_columns(self, names: Sequence[str], path: AnyPath) -> None:
+        """Refuses a table that has not each of the columns once.
+
+        Raises:
+            DataError: naming the first one.
+        """
+        known = Counter(names)
+        for name in self.columns:
+            if known[name] != 1:
+                raise _no_column(path, name, known)
 
     def _order(
         self, path: AnyPath, table: pa.Table, rows: dict[str, list[int]]

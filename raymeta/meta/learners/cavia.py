@@ -71,11 +71,15 @@ class Cavia(CaviaSettings, DescentLearner):
         network = bind_network(spec, masks)
 
         def in_context(params: Mapping[str, Tensor], examples: Examples) -> Tensor:
-            own = dict(params)
-            for suffix in spec.suffixes:
-                weights = params[CONTEXT_WEIGHT + suffix]
-                more = torch.einsum("egc,ec->eg", weights, params[CONTEXT])
-                own[BIAS + suffix] = params[BIAS + suffix] + more
-            return network(own, examples)
+            return network(self.adapted_network(spec, params), examples)
 
         return in_context
+
+    def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
+        """The adapted parameters with the context in the first layer's bias."""
+        own = dict(adapted)
+        for suffix in spec.suffixes:
+            weights = adapted[CONTEXT_WEIGHT + suffix]
+            more = torch.einsum("egc,ec->eg", weights, adapted[CONTEXT])
+            own[BIAS + suffix] = adapted[BIAS + suffix] + more
+        return own

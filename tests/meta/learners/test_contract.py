@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raymeta.episodes import Episodes
+from raymeta.episodes import Episodes, Examples
 from raymeta.meta import cuda_graph
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.learner import Learner
 from raymeta.meta.learners import LEARNERS
 from raymeta.meta.memory import plan_memory
 from raymeta.nn.networks import NetworkSpec, Params, init_params, is_head
+from raymeta.nn.stepwise import first_state, next_features
 from raymeta.problem import PROBLEMS, Problem
 from tests.reference import ReferenceNetwork, random_episodes
 
@@ -182,6 +183,36 @@ def test_scores_begin_before_adaptation_and_go_beyond_the_steps_of_meta_training
     assert long.isfinite().all()
     assert not long.requires_grad
     assert_same(long[..., : fewer + 1], scores(fewer))
+
+
+@every_served_problem
+@pytest.mark.parametrize("more_steps", [0, 2])
+def test_an_adapted_network_kept_in_a_file_answers_as_at_the_end_of_adaptation(
+    name: str, problem: str, more_steps: int
+) -> None:
+    case = Case(name, problem)
+    learner, support, query = case.learner, case.episodes.support, case.episodes.query
+    num_steps = learner.adaptation_steps and learner.adaptation_steps + more_steps
+    arguments = (SPEC, case.problem, case.meta_params, support)
+    adapted = learner.adapted_params(*arguments, num_steps)
+    again = load(save({k: v.contiguous() for k, v in adapted.items()}))
+    *_, wanted = learner.query_outputs(*arguments, query, num_steps)
+    assert_same(learner.adapted_outputs(SPEC, again, query), wanted, 1e-12)
+    # Step by step: of the examples that go on, those that have ended stay as they were.
+    network = learner.adapted_network(SPEC, again)
+    state, ended = first_state(SPEC, network, query.y.shape[1]), torch.zeros_like(wanted)
+    for step in range(query.x.shape[2]):
+        features, state = next_features(SPEC, network, query.x[:, :, step], state)
+        found = learner.adapted_answers(SPEC, again, features)
+        assert query.lengths is not None
+        ended = torch.where((query.lengths == step + 1).unsqueeze(-1), found, ended)
+    assert_same(ended, wanted, 1e-10)
+    # One query after another, whatever their number.
+    for number in range(2):
+        lengths = None if query.lengths is None else query.lengths[:, number : number + 1]
+        one = Examples(query.x[:, number : number + 1], query.y[:, number : number + 1], lengths)
+        found = learner.adapted_outputs(SPEC, again, one)
+        assert_same(found, wanted[:, number : number + 1], 1e-12)
 
 
 @every_served_problem

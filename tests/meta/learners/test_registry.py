@@ -40,6 +40,18 @@ class Frozen(Learner):
         for _ in range(num_steps + 1):
             yield bind_network(spec, None)(expanded, query).detach()
 
+    def adapted_params(self, spec, problem, meta_params, support, num_steps):
+        return expand_meta_params(spec, meta_params, len(support.y))
+
+    def adapted_outputs(self, spec, adapted, query):
+        return bind_network(spec, None)(adapted, query).detach()
+
+    def adapted_network(self, spec, adapted):
+        return adapted
+
+    def adapted_answers(self, spec, adapted, features):
+        return features @ adapted["head.weight"].mT + adapted["head.bias"].unsqueeze(1)
+
     def masked_meta_gradient(self, spec, problem, meta_params, support, query, masks, *,
                              graph_steps=None):
         leaves = as_leaves(expand_meta_params(spec, meta_params, len(query.y)))

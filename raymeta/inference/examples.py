@@ -1,0 +1,263 @@
+"""Examples as their user has them: arrays, texts or tables, checked and named for messages.
+
+Shape legend: N examples, T time steps, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from raymeta.data.readers.table import TableReader
+from raymeta.errors import DataError, shown
+from raymeta.storage.paths import AnyPath
+from raymeta.tasks.inputs import Inputs
+
+Axes = Literal["NTC", "NCT"]
+_DATAFRAME = Path("the DataFrame")  # what messages call it
+_ROW = "row number"  # the column of a table whose rows are examples
+
+
+@dataclass(frozen=True)
+class RawExamples:
+    """N examples as they are before preparation.
+
+    `x` has numbers `[T, C]` of each, float64 and finite, or its text.  `names` are what messages
+    call them, `ids` what a table calls them (empty without a column that does).  `y` has the
+    targets of a table that was asked for them.
+    """
+
+    x: list[Any]
+    names: list[str]
+    ids: tuple[str, ...] = ()
+    y: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def read_examples(
+    x: Any, inputs: Inputs, *, axes: Axes | None = None, with_targets: bool = False
+) -> RawExamples:
+    """Reads what a user calls examples.
+
+    Args:
+        x: numbers as a list of arrays `[T, C]` of different lengths or as an array `[N, T, C]`; an
+            array `[N, T]` if there is one channel; texts as a list; or a DataFrame.
+        inputs: of the networks that will read them.
+        axes: the order of the axes; None for `NTC`, where the shape leaves no doubt.
+        with_targets: also reads the column of targets, which only a DataFrame has.
+
+    Raises:
+        DataError: naming the example, the rule, what was found and the remedy.
+    """
+    if isinstance(x, pd.DataFrame):
+        if axes is not None:
+            raise DataError(f"axes are for arrays, but got a DataFrame and axes={axes!r}")
+        return _of_frame(x, inputs, with_targets)
+    if with_targets:
+        raise DataError("y is missing; only a DataFrame has the targets with the examples")
+    if inputs.text is not None:
+        return _of_texts(x, "example")
+    return _of_arrays(x, inputs, axes)
+
+
+def table_examples(
+    table: pa.Table, inputs: Inputs, place: AnyPath, *, with_targets: bool
+) -> RawExamples:
+    """Reads a table that has the columns of `inputs`; others are left alone.
+
+    Args:
+        table: of texts or of numbers, which may stand as text.
+        inputs: of the networks that will read them.
+        place: what messages call the table.
+        with_targets: also reads the column of targets: classes as text, or numbers.
+
+    Raises:
+        DataError: naming place, row, column, rule and remedy.
+    """
+    check_columns(table.schema.names, inputs, place, with_targets=with_targets)
+    if inputs.text is not None:
+        return _of_text_table(table, inputs, place, with_targets)
+    sequence = inputs.sequence
+    if sequence is None:
+        sequence = _ROW
+        table = table.append_column(_ROW, pa.array(np.arange(1, table.num_rows + 1)))
+    has_numbers = with_targets and inputs.numeric_target
+    reader = TableReader(
+        sequence=sequence,
+        target=inputs.target if with_targets and not has_numbers else None,
+        features=(*inputs.channels, *[inputs.target] * has_numbers),
+        time=inputs.time,
+    )
+    table = table.select(list(reader.columns))
+    found = reader.sequences(table, place)
+    x, y = list(found.x), np.array(found.classes) if with_targets else None
+    if has_numbers:
+        for name, steps in zip(found.ids, x, strict=True):
+            if (steps[:, -1] != steps[0, -1]).any():
+                raise DataError(
+                    f"{name}: column {inputs.target} must be the same in all rows of a sequence"
+                )
+        y = np.array([steps[:1, -1] for steps in x])
+        x = [steps[:, :-1] for steps in x]
+    ids = found.groups[sequence] if inputs.sequence is not None else ()
+    return RawExamples(x, list(found.ids), ids, y)
+
+
+def needed_columns(inputs: Inputs, *, with_targets: bool) -> list[str]:
+    """The columns that a table of examples must have."""
+    named = [inputs.sequence, *([inputs.target] * with_targets), inputs.time, inputs.text]
+    return [name for name in (*named, *inputs.channels) if name is not None]
+
+
+def check_columns(
+    names: Sequence[str], inputs: Inputs, place: AnyPath, *, with_targets: bool
+) -> None:
+    """Refuses a table without one of the columns, or with two of a name.
+
+    Raises:
+        DataError: naming the column, and the nearest that there is.
+    """
+    first, *rest = needed_columns(inputs, with_targets=with_targets)
+    TableReader(sequence=first, target=None, features=tuple(rest)).check_columns(names, place)
+
+
+def _of_text_table(
+    table: pa.Table, inputs: Inputs, place: AnyPath, with_targets: bool
+) -> RawExamples:
+    assert inputs.text is not None, "its examples are texts"
+    found = _of_texts(table[inputs.text].to_pylist(), f"{place}, row")
+    if not with_targets:
+        return found
+    rows = pa.array(np.arange(table.num_rows))
+    reader = TableReader(sequence=_ROW, target=inputs.target, features=())
+    labelled = table.select([inputs.target]).append_column(_ROW, rows)
+    return replace(found, y=np.array(reader.sequences(labelled, place).classes))
+
+
+def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExamples:
+    names = [str(name) for name in frame.columns]
+    check_columns(names, inputs, _DATAFRAME, with_targets=with_targets)
+    columns = needed_columns(inputs, with_targets=with_targets)
+    try:
+        table = pa.Table.from_pandas(frame[columns], preserve_index=False)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(f"{_DATAFRAME}: cannot be read: {' '.join(map(str, error.args))}") from None
+    found = table_examples(table, inputs, _DATAFRAME, with_targets=with_targets)
+    if not with_targets or inputs.numeric_target:
+        return found
+    # The classes as the DataFrame has them, which may be numbers, in place of their text.
+    first = frame if inputs.sequence is None else frame.drop_duplicates(inputs.sequence)
+    return replace(found, y=first[inputs.target].to_numpy())
+
+
+def _of_texts(x: Any, name: str) -> RawExamples:
+    """Texts, numbered from 1 behind `name`."""
+    if isinstance(x, str) or not hasattr(x, "__len__") or not hasattr(x, "__iter__"):
+        raise DataError(f"x must be a list of texts, but got {shown(x)}")
+    texts = list(x)
+    names = [f"{name} {number}" for number in range(1, len(texts) + 1)]
+    if not texts:
+        raise DataError("x must hold one example at least, but is empty")
+    for place, text in zip(names, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{place}: must be a text, but got {shown(text)}")
+    return RawExamples([str(text) for text in texts], names)
+
+
+def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
+    if axes not in (None, "NTC", "NCT"):
+        raise DataError(f"axes must be 'NTC' or 'NCT', but got {shown(axes)}")
+    arrays = _numbers(x, len(inputs.channels), axes)
+    if not arrays:
+        raise DataError("x must hold one example at least, but is empty (0 sample(s))")
+    names = [f"example {number}" for number in range(1, len(arrays) + 1)]
+    size = len(inputs.channels)
+    # A list has [T, C] by definition: whether it is taken must not depend on its lengths.
+    if axes is None and size > 1 and tuple(getattr(x, "shape", ()))[1:] == (size, size):
+        raise DataError(
+            f"x has as many time steps as channels ({size}), so that its shape does not tell them "
+            "apart; say axes='NTC' for time steps before channels, or axes='NCT'"
+        )
+    order = axes or _order_of(arrays, inputs)
+    found = [array.T if order == "NCT" else array for array in arrays]
+    for name, array in zip(names, found, strict=True):
+        _check_one(name, array, inputs, order)
+    return RawExamples(found, names)
+
+
+def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
+    """The arrays of all examples as float64, two axes each, in the order that they have."""
+    if hasattr(x, "detach"):  # a tensor
+        x = x.detach().cpu().numpy()
+    is_array = isinstance(x, np.ndarray) and x.dtype != object
+    if not is_array and not isinstance(x, list | tuple | np.ndarray):
+        raise DataError(
+            f"x must be a list of arrays [T, C], an array [N, T, C] or a DataFrame, but got "
+            f"{type(x).__name__}"
+        )
+    if is_array and x.ndim not in (2, 3):
+        raise DataError(f"x must be an array [N, T, C], but has the shape {list(x.shape)}")
+    arrays = []
+    for number, one in enumerate(x, start=1):
+        try:
+            array = np.asarray(one)
+            if array.dtype == "O" and any(isinstance(v, str | bytes) for v in array.flat):
+                raise DataError(f"example {number}: must be numbers [T, C], but holds text")
+            # Numbers in texts and dates would be converted without a word.
+            array = array.astype(
+                np.float64, casting="unsafe" if array.dtype == "O" else "same_kind"
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"example {number}: must be numbers [T, C]: {error!s:.200}") from None
+        if array.ndim == 1 and num_channels == 1:
+            array = array[None] if axes == "NCT" else array[:, None]
+        if array.ndim != 2:
+            raise DataError(
+                f"example {number}: must be numbers [T, C] with C = {num_channels}, but has the "
+                f"shape {list(array.shape)}"
+            )
+        arrays.append(array)
+    return arrays
+
+
+def _order_of(arrays: Sequence[np.ndarray], inputs: Inputs) -> Axes:
+    """`NTC`, unless the shapes allow `NCT` alone, which is refused: it must be said."""
+    size = len(inputs.channels)
+    fits = {
+        "NTC": all(array.shape[1] == size for array in arrays),
+        "NCT": all(array.shape[0] == size for array in arrays),
+    }
+    if fits["NCT"] and not fits["NTC"]:
+        raise DataError(
+            f"x must have {size} channels ({', '.join(inputs.channels)}) as its last axis, but has "
+            f"them before the time steps (example 1: {list(arrays[0].shape)}); if so, say "
+            "axes='NCT'"
+        )
+    return "NTC"
+
+
+def _check_one(name: str, array: np.ndarray, inputs: Inputs, order: Axes) -> None:
+    size = len(inputs.channels)
+    if array.shape[1] != size or not len(array):
+        wanted = "[T, C]" if order == "NTC" else "[C, T]"
+        shape = array.shape if order == "NTC" else array.shape[::-1]
+        raise DataError(
+            f"{name}: must be numbers {wanted} with T ≥ 1 and C = {size} channels "
+            f"({', '.join(inputs.channels)}), but has the shape {list(shape)}"
+        )
+    is_finite = np.isfinite(array)
+    if not is_finite.all():
+        step, channel = (int(place) for place in np.argwhere(~is_finite)[0])
+        raise DataError(
+            f"{name}, time step {step + 1}, channel {inputs.channels[channel]}: "
+            f"{array[step, channel]} is no finite number (NaN or inf); mend it, or leave the step "
+            "out (a list of arrays may have different lengths)"
+        )

@@ -1,0 +1,182 @@
+"""Models from run folders, and adapted networks from and to files of their own.
+
+Reading them needs no data of the training and runs no code: they are safetensors and JSON, checked
+by a SHA-256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from raymeta.episodes import Examples, InputSpec
+from raymeta.errors import ExperimentError, RaymetaError, RunError
+from raymeta.evaluation.networks import Refitted
+from raymeta.experiment.file import with_values
+from raymeta.experiment.schema import Experiment
+from raymeta.inference.model import PREFIX, ROLE, Adapted, Model, Trained
+from raymeta.nn.networks import Params, is_head, param_shapes
+from raymeta.run_folder import DEFAULT_ROOT, Run
+from raymeta.storage.paths import AnyPath, path_at
+from raymeta.training.checkpoint import State, check_tensors, read_state
+from raymeta.training.identity import Identity
+from raymeta.training.recipe import Recipe, initial_meta_params, recipe_for_inputs
+
+
+def load(
+    run: str | AnyPath, *, ensemble: bool = True, runs_dir: str | AnyPath = DEFAULT_ROOT
+) -> Model:
+    """Opens the network of a finished search, to adapt it to new tasks.
+
+    Neither the training's data nor Ray are needed, and no code in the folder is run.
+
+    Args:
+        run: name or path of a run folder, or its URI.
+        ensemble: after a refit from several seeds, all of its networks answer together, as in the
+            meta-test's row of the ensemble; False for the first alone, which takes less time.
+        runs_dir: where runs are looked for by name.
+
+    Raises:
+        RunError: there is no such run, it has no network yet, or its files are damaged or do not
+            belong together.
+    """
+    found = Run.open(str(run), path_at(runs_dir))
+    found.experiment()  # refuses folders of a later format
+    best = found.best_experiment()
+    seeds = Refitted.of(found).seeds if ensemble else ()
+    experiments = [best, *(with_values(best, {"training.seed": seed}) for seed in seeds[1:])]
+    opened = [
+        _opened(found, f"tuned-{number}" if number else "tuned", experiment)
+        for number, experiment in enumerate(experiments)
+    ]
+    trained, _ = opened[0]
+    model = Model(trained, tuple(network for _, network in opened))
+    _ = trained.inputs  # refuses facts that do not fit
+    return model
+
+
+def _opened(run: Run, role: str, experiment: Experiment) -> tuple[Trained, Params]:
+    file = run.model_file(role)
+    remedy = "put back a copy of the file, or start a new run"
+    try:
+        state = read_state(file)
+    except RunError as error:
+        raise RunError(f"{error}; {remedy}") from error
+    found, origin = state.identity, run.origin
+    if (found.role, found.run) != (role, "" if origin is None else origin.id):
+        raise RunError(f"{file}: is not the network {role!r} of this run; {remedy}")
+    recipe = _recipe(experiment, found, file)
+    found.check(found.of_recipe(recipe), str(file))
+    network = state.meta_params
+    _check_network(network, recipe, file)
+    return Trained(experiment, found, recipe), network
+
+
+def _recipe(experiment: Experiment, identity: Identity, file: AnyPath) -> Recipe:
+    """The recipe of the experiment with inputs as they were in training."""
+    settings = identity.settings
+    try:
+        spec = InputSpec(
+            settings["data.problem"],
+            settings["network.num_outputs"],
+            settings["network.num_features"],
+            settings["network.vocabulary_size"],
+        )
+    except (LookupError, ValueError) as error:
+        raise RunError(f"{file}: its metadata cannot be read") from error
+    source = settings.get("data.name")
+    if (spec.problem, source) != (experiment.problem.name, experiment.tasks.source):
+        raise RunError(
+            f"{file}: its network was trained on the source {source!r}, not on "
+            f"{experiment.tasks.source!r} (tasks.source)"
+        )
+    return recipe_for_inputs(experiment, spec)
+
+
+def _check_network(network: Params, recipe: Recipe, file: AnyPath) -> None:
+    """Refuses tensors that do not fit, before any of the sizes that a file names is allocated."""
+    for name, shape in param_shapes(recipe.spec).items():
+        found = tuple(network[name].shape) if name in network else None
+        if not is_head(name) and found != shape:
+            raise RunError(
+                f"{file}: does not fit this experiment's network: {name} is {found}, not {shape}"
+            )
+    try:
+        like = initial_meta_params(recipe, torch.device("cpu"))
+    except (RuntimeError, MemoryError, TypeError) as error:
+        raise RunError(f"{file}: is damaged: {error!s:.200}") from error
+    check_tensors(network, like, str(file))
+
+
+def load_adapted(path: str | AnyPath) -> Adapted:
+    """Reads what `Adapted.save` wrote; no code in the file is run.
+
+    Raises:
+        RunError: the file cannot be read, is damaged, or holds something else.
+    """
+    file = path_at(path)
+    if file.is_dir():
+        raise RunError(
+            f"{file}: is a folder; raymeta.load opens runs, this opens what `raymeta adapt` wrote"
+        )
+    state = read_state(file)
+    if state.identity.role != ROLE:
+        raise RunError(
+            f"{file}: holds no adapted network, but one to be adapted; open its run folder"
+        )
+    try:
+        adapted = _adapted(state, file)
+        _check_answers(adapted)
+    except RaymetaError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{file}: is damaged, or of another version of raymeta ({str(error)[:200]}); adapt "
+            "again"
+        ) from error
+    return adapted
+
+
+def _adapted(state: State, file: AnyPath) -> Adapted:
+    facts = state.identity.facts
+    try:
+        experiment = Experiment.model_validate(facts["experiment"])
+    except (ValidationError, ExperimentError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    identity = replace(state.identity, facts=facts["data"])
+    recipe = _recipe(experiment, identity, file)
+    identity.check(identity.of_recipe(recipe), str(file))
+    recipe = replace(recipe, spec=replace(recipe.spec, num_outputs=facts["num_outputs"]))
+    labels = None if facts["labels"] is None else np.array(facts["labels"])
+    if (labels is not None) != (recipe.problem.name == "classification"):
+        raise ValueError("its labels do not fit its problem")
+    networks: dict[int, Params] = {}
+    for name, value in state.tensors.items():
+        number, _, own = name.removeprefix(PREFIX).partition(".")
+        networks.setdefault(int(number), {})[own] = value
+    params = tuple(networks[number] for number in range(len(networks)))
+    return Adapted(Trained(experiment, identity, recipe), params, labels)
+
+
+def _check_answers(adapted: Adapted) -> None:
+    """Refuses tensors that do not fit each other: they must answer to an example of zeros."""
+    recipe = adapted.trained.recipe
+    _ = adapted.trained.inputs  # refuses facts that do not fit
+    if not adapted.params:
+        raise ValueError("it holds no network")
+    numbers = [v for p in adapted.params for v in p.values() if v.is_floating_point()]
+    if any(value.dtype != recipe.dtype for value in numbers):
+        raise ValueError(f"its numbers are not {recipe.dtype}")
+    shape = (1, 1, 1) if recipe.spec.num_features is None else (1, 1, 1, recipe.spec.num_features)
+    dtype = torch.int64 if recipe.spec.num_features is None else recipe.dtype
+    query = Examples(torch.zeros(shape, dtype=dtype), torch.zeros(1, 1, dtype=torch.int64))
+    wanted = (1, 1, recipe.spec.num_outputs)
+    for params in adapted.params:
+        found = recipe.learner.adapted_outputs(recipe.spec, params, query)
+        if tuple(found.shape) != wanted or found.dtype != recipe.dtype:
+            raise ValueError(f"its outputs are {list(found.shape)}, not {list(wanted)}")
+    if adapted.labels is not None and len(adapted.labels) > recipe.spec.num_outputs:
+        raise ValueError("it has more labels than outputs")

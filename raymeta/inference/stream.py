@@ -1,0 +1,118 @@
+"""Predictions while sequences are under way: one time step at a time, the state kept.
+
+Shape legend: N streams, C channels, K classes, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raymeta.errors import DataError
+from raymeta.inference.examples import read_examples
+from raymeta.nn.networks import Params
+from raymeta.nn.stepwise import State, first_state, next_features
+from raymeta.tasks.inputs import Inputs
+from raymeta.training.recipe import Recipe
+
+
+class Stream:
+    """N sequences that grow by a step at a time; `Adapted.stream` begins it.
+
+    Args:
+        recipe: of the networks.
+        inputs: what their examples are.
+        params: of each adapted network.
+        num_classes: of the task; None for regression.
+        num_streams: N.
+
+    Raises:
+        DataError: the networks or their inputs need whole sequences.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: Inputs,
+        params: Sequence[Params],
+        num_classes: int | None,
+        num_streams: int,
+    ) -> None:
+        if inputs.stream_steps is None:
+            raise DataError(
+                "examples of this source are prepared as a whole, so that they cannot be streamed; "
+                "use predict"
+            )
+        if num_streams < 1:
+            raise DataError(f"num_streams must be at least 1, but got {num_streams}")
+        self._recipe, self._inputs, self._most = recipe, inputs, inputs.stream_steps
+        self._params, self._num_classes = list(params), num_classes
+        learner, spec = recipe.learner, recipe.spec
+        self._networks = [learner.adapted_network(spec, own) for own in self._params]
+        try:
+            self._states: list[State] = [
+                first_state(spec, network, num_streams) for network in self._networks
+            ]
+        except ValueError as error:
+            raise DataError(f"this network cannot be streamed: {error}; use predict") from error
+        self._num_streams = num_streams
+
+    @property
+    def num_steps(self) -> int:
+        """The time steps so far."""
+        return self._states[0].num_steps
+
+    @torch.no_grad()
+    def step(self, x: Any) -> np.ndarray:
+        """The answers to the sequences up to this step, as of `predict_proba` for all of it.
+
+        A step that is refused changes nothing.
+
+        Args:
+            x: the next time step of each stream, `[N, C]` (`[C]` for one stream), before any
+                preparation.
+
+        Returns:
+            Probabilities `[N, K]`, or for regression values `[N, O]`; float64.
+
+        Raises:
+            DataError: the step breaks a rule, or the streams are as long as any in training.
+        """
+        if self.num_steps >= self._most:
+            raise DataError(
+                f"the streams have {self._most} time steps, the most that the network was trained "
+                "on; begin a new stream"
+            )
+        values = np.asarray(x)
+        wanted = (self._num_streams, len(self._inputs.channels))
+        if values.shape == wanted[1:] and self._num_streams == 1:
+            values = values[None]
+        if values.shape != wanted:
+            raise DataError(
+                f"a step must be [N, C] = {list(wanted)}, N streams of the channels "
+                f"{', '.join(self._inputs.channels)}, but has the shape {list(values.shape)}"
+            )
+        raw = read_examples(values[:, None, :], self._inputs, axes="NTC")
+        names = [f"stream {number}" for number in range(1, self._num_streams + 1)]
+        prepared = torch.from_numpy(np.stack(self._inputs.prepare(raw.x, names))[:, 0])
+        now = prepared[None].to(self._recipe.dtype)
+        learner, spec = self._recipe.learner, self._recipe.spec
+        answers, states = [], []
+        for own, network, state in zip(self._params, self._networks, self._states, strict=True):
+            features, after = next_features(spec, network, now, state)
+            answers.append(learner.adapted_answers(spec, own, features))
+            states.append(after)
+        outputs = torch.stack(answers)
+        if self._num_classes is not None:
+            outputs = outputs[..., : self._num_classes]
+        found: np.ndarray = self._recipe.problem.mean_outputs(outputs)[0].numpy()
+        if not np.isfinite(found).all():
+            raise DataError(
+                "the network's answer is not finite; see that the step is in the units of the "
+                "training data"
+            )
+        self._states = states
+        return found

@@ -1,0 +1,53 @@
+"""What an example of a source is to whoever uses a trained network, and how the network reads it.
+
+Shape legend: T time steps, C channels, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raymeta.tasks.settings import TaskSettings
+
+# Examples, and what messages call each of them -> what the network reads of each: float32 `[T, D]`,
+# or int64 token ids `[T]`.  It raises a DataError for an example that training would refuse.
+Prepare = Callable[[Sequence[Any], Sequence[str]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of the networks of a source.
+
+    An example is numbers `[T, C]` with the `channels` in this order, or a text where there are
+    none.  `prepare` makes of it what the network reads, by the same functions as in training.
+
+    In a table every row is a time step, in the order of the column `time` if there is one.
+    `sequence` is the column that tells the examples apart; without it, and for texts (the column
+    `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
+    or a number if it is `numeric_target`.  `classes` are what the ways stand for where all tasks
+    share their classes.  `stream_steps` is the longest sequence that can be read step by step; None
+    where an example is prepared as a whole.
+    """
+
+    channels: tuple[str, ...]
+    prepare: Prepare
+    sequence: str | None = "sequence"
+    time: str | None = None
+    target: str = "class"
+    numeric_target: bool = False
+    text: str | None = None
+    classes: tuple[str, ...] = ()
+    stream_steps: int | None = None
+
+
+def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:
+    """Refuses settings that are not those of the training.
+
+    Raises:
+        ValueError: naming both values.
+    """
+    found, trained = getattr(settings, key), facts[key]
+    if found != trained:
+        raise ValueError(f"tasks.{key} is {found!r:.80}, but was {trained!r:.80} in training")

@@ -1,0 +1,114 @@
+"""Runs of every learner and source, as the command line leaves them before the meta-test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raymeta.evaluation.networks import Refitted, keep_network
+from raymeta.experiment.file import load_experiment, with_values
+from raymeta.run_folder import Run
+from raymeta.training.trainer import build_trainer
+
+TINY = (
+    "model.hidden_size=6",
+    "training.pretrain_steps=0",
+    "training.meta_steps=2",
+    "training.meta_batch_size=2",
+    "training.val_episodes=2",
+    "training.precision=float64",
+    "evaluation.adaptation_steps=3",
+    "resources.num_workers=1",
+    "search.space={}",
+)
+TABLE = """name: signals
+tasks:
+  source: table
+  data_dir: {folder}
+  sequence: recording
+  target: kind
+  features: [{features}]
+  time: second
+  num_ways: 3
+  num_shots: 2
+  num_queries: 2
+  val_classes: 3
+  test_classes: 3
+"""
+
+
+def write_signals(folder: Path, channels: tuple[str, ...]) -> None:
+    """Twelve kinds of noisy waves, six recordings of each, of 4 to 9 steps; rows are shuffled."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for kind in range(12):
+        for copy in range(6):
+            steps = np.arange(rng.integers(4, 10))
+            values = [
+                100 * (kind + 1) * np.sin(steps * (kind + 1) / 4 + number)
+                + rng.normal(size=len(steps))
+                for number, _ in enumerate(channels)
+            ]
+            rows += [
+                f"r{kind}-{copy},kind {kind},{second},"
+                + ",".join(repr(float(value[second])) for value in values)
+                for second in steps
+            ]
+    rng.shuffle(rows)
+    folder.mkdir()
+    header = ",".join(["recording", "kind", "second", *channels])
+    (folder / "signals.csv").write_text("\n".join([header, *rows]))
+
+
+def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
+    """A run whose search has ended; with `seeds`, that of a refit."""
+    folder.mkdir(exist_ok=True)
+    if source.startswith("table"):
+        channels = ("height",) if source == "table-1" else ("volt", "ampere")
+        if not (folder / "data").exists():
+            write_signals(folder / "data", channels)
+        text = TABLE.format(folder=folder / "data", features=", ".join(channels))
+        (folder / "signals.yaml").write_text(text)
+        source = str(folder / "signals.yaml")
+    experiment = load_experiment(source, [*TINY, *overrides])
+    run = Run.create(folder / "runs", experiment)
+    for seed in range(seeds):
+        role = f"tuned-{seed}" if seed else "tuned"
+        trainer = build_trainer(with_values(experiment, {"training.seed": seed}))
+        trainer.train(2)
+        checkpoint = folder / f"{role}.safetensors"
+        checkpoint.write_bytes(trainer.serialize())
+        keep_network(run, role, checkpoint)
+    if seeds > 1:
+        Refitted(tuple(range(seeds)), 2).keep(run)
+    run.keep_best({})
+    return run
+
+
+RunOf = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> RunOf:
+    """A run of a source with overrides, made once."""
+    made: dict[tuple[str, ...], Run] = {}
+
+    def make(source: str, *overrides: str, **options: int) -> Run:
+        key = (source, *overrides, str(options))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run") / "run"
+            made[key] = make_run(folder, source, *overrides, **options)
+        return made[key]
+
+    return make
+
+
+def raw_of(
+    prepared: Mapping[bytes, object], x: np.ndarray, lengths: np.ndarray | None
+) -> list[object]:
+    """The raw examples that an episode's examples `[N, T, D]` were made of."""
+    sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
+    return [prepared[one[:size].tobytes()] for one, size in zip(x, sizes, strict=True)]

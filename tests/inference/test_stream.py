@@ -1,0 +1,68 @@
+"""Streams answer after every step as the whole sequence so far would be answered."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import raymeta
+from raymeta.errors import DataError
+from tests.inference.conftest import RunOf
+
+X = [50 * np.random.default_rng(n).normal(size=(6, 2)) for n in range(6)]
+Y = ["a", "a", "b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("learner", ["prototypes", "maml", "cavia", "matching"])
+def test_every_step_is_answered_as_the_sequence_so_far(run_of: RunOf, learner: str) -> None:
+    seeds = 2 if learner == "prototypes" else 1
+    adapted = raymeta.load(str(run_of("table", f"learner={learner}", seeds=seeds).path)).adapt(X, Y)
+    stream = adapted.stream(6)
+    for step in range(6):
+        found = stream.step(np.stack([x[step] for x in X]))
+        wanted = adapted.predict_proba([x[: step + 1] for x in X])
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+        assert stream.num_steps == step + 1
+    alone = adapted.stream()
+    np.testing.assert_allclose(alone.step(X[0][0]), adapted.predict_proba([X[0][:1]]), atol=1e-9)
+
+
+def test_a_step_that_is_refused_changes_nothing(run_of: RunOf) -> None:
+    adapted = raymeta.load(str(run_of("table", "learner=prototypes").path)).adapt(X, Y)
+    stream = adapted.stream(2)
+    first = stream.step([[1, 2], [3, 4]])
+    for step, said in [
+        ([1, 2], r"must be \[N, C\] = \[2, 2\]"),
+        ([[1, 2]], "volt, ampere"),
+        ([[1, np.nan], [3, 4]], "NaN"),
+        ([[1, "x"], [3, 4]], "numbers"),
+        ([[1, 1e300], [3, 4]], "stream 1: holds numbers too large"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            stream.step(step)
+    assert stream.num_steps == 1
+    again = adapted.stream(2)
+    np.testing.assert_array_equal(again.step([[1, 2], [3, 4]]), first)
+    np.testing.assert_array_equal(stream.step([[5, 6], [7, 8]]), again.step([[5, 6], [7, 8]]))
+
+
+def test_streams_end_where_training_ended(run_of: RunOf) -> None:
+    stream = (
+        raymeta.load(str(run_of("sinusoid", "learner=ridge").path))
+        .adapt([[[1.0]], [[2.0]]], [3.0, 4.0])
+        .stream()
+    )
+    assert stream.step([1.5]).shape == (1, 1)
+    with pytest.raises(DataError, match="1 time steps, the most"):
+        stream.step([1.5])
+
+
+def test_what_needs_whole_sequences_is_refused(run_of: RunOf) -> None:
+    both = run_of("table", "learner=prototypes", "model.bidirectional=true")
+    with pytest.raises(DataError, match=r"a bidirectional network reads .* from its end too; use"):
+        raymeta.load(str(both.path)).adapt(X, Y).stream()
+    texts = raymeta.load(str(run_of("sentiment", "learner=maml", "tasks.num_shots=1").path))
+    with pytest.raises(DataError, match="prepared as a whole"):
+        texts.adapt(["good", "bad"], [1, 0]).stream()
+    with pytest.raises(DataError, match="num_streams must be at least 1"):
+        raymeta.load(str(run_of("table", "learner=prototypes").path)).adapt(X, Y).stream(0)

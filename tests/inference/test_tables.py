@@ -1,0 +1,265 @@
+"""Tables of examples and predictions in every format, in files, streams and by commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import raymeta
+from raymeta import cli
+from raymeta.errors import DataError
+from raymeta.inference.tables import Format, parse_examples, predictions, table_bytes
+from tests.inference.conftest import RunOf
+
+PLACE = Path("five")
+BRACES = Path("{five}")  # which a format string would read
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def content_of(frame: pd.DataFrame, kind: Format) -> bytes:
+    match kind:
+        case "csv":
+            return frame.to_csv(index=False).encode()
+        case "parquet":
+            return frame.to_parquet(index=False)
+        case "jsonl":
+            return frame.to_json(orient="records", lines=True).encode()
+
+
+@pytest.fixture
+def signals(run_of: RunOf) -> pd.DataFrame:
+    run = run_of("table", "learner=prototypes")
+    return pd.read_csv(f"{run.experiment().tasks.data_dir}/signals.csv")
+
+
+@pytest.fixture
+def support(signals: pd.DataFrame) -> pd.DataFrame:
+    """Two recordings of three kinds, and a column of no use."""
+    chosen = signals["kind"].isin(["kind 1", "kind 2", "kind 7"])
+    chosen &= signals["recording"].str.endswith(("-0", "-1"))
+    return signals[chosen].assign(comment="ümläut, quoted")
+
+
+@pytest.fixture
+def run_cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Cli:
+    """Runs a command in this process, in an empty folder: exit code, output, error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["raymeta", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = exit_.code
+        else:
+            code = 0
+        captured = capsysbinary.readouterr()
+        return int(code or 0), captured.out.decode(), captured.err.decode()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_every_format_says_what_a_frame_says(
+    run_of: RunOf, support: pd.DataFrame, kind: Format
+) -> None:
+    model = raymeta.load(str(run_of("table", "learner=prototypes").path))
+    wanted = model.adapt(support)
+    raw = parse_examples(
+        content_of(support, kind), kind, model.trained.inputs, PLACE, with_targets=True
+    )
+    found = model.adapt_to(raw)
+    proba = wanted.predict_proba(support)
+    np.testing.assert_allclose(found.predict_proba(support), proba, rtol=1e-12)
+    table = predictions(found, raw)
+    assert table["recording"].to_pylist() == list(dict.fromkeys(support["recording"]))
+    assert table["prediction"].to_pylist() == wanted.predict(support).tolist()
+    written = table_bytes(table, kind)
+    match kind:
+        case "csv":
+            again = pd.read_csv(io.BytesIO(written))
+        case "parquet":
+            again = pd.read_parquet(io.BytesIO(written))
+        case "jsonl":
+            again = pd.DataFrame(map(json.loads, written.splitlines()))
+    np.testing.assert_array_equal(again["probability_kind 7"], found.probabilities(raw)[:, 2])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> None:
+    points = pd.DataFrame({"x": [0.5, -1.25], "y": [1.5, 2.5]})
+    texts = pd.DataFrame({"text": ["great, truly", 'the "worst"\nof all'], "class": [1, 0]})
+    for run, frame in [
+        (run_of("sinusoid", "learner=ridge"), points),
+        (run_of("sentiment", "learner=maml", "tasks.num_shots=1"), texts),
+    ]:
+        model = raymeta.load(str(run.path))
+        content = content_of(frame, kind)
+        raw = parse_examples(content, kind, model.trained.inputs, PLACE, with_targets=True)
+        assert (
+            parse_examples(content, kind, model.trained.inputs, BRACES, with_targets=False)
+            .names[0]
+            .startswith("{five}")
+        )
+        adapted, wanted = model.adapt_to(raw), model.adapt(frame)
+        found = predictions(adapted, raw)["prediction"].to_pylist()
+        assert list(map(float, found)) == list(map(float, wanted.predict(frame)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("csv", b"", "five: cannot be read as csv"),
+        ("csv", b"\x00\xff", "five"),
+        ("csv", b"recording,second,volt,ampere\n", "five: has no rows"),
+        (
+            "csv",
+            b"recording,second,volt,amper\n1,1,1,1",
+            "five: has no column 'ampere'; did you me",
+        ),
+        ("csv", b"recording,second,volt,volt,ampere\n1,1,1,1,1", "2 columns called 'volt'"),
+        (
+            "csv",
+            b"recording,second,volt,ampere\n1,1,nan,1",
+            "five, row 1, column volt: 'nan' is no",
+        ),
+        (
+            "csv",
+            b"recording,second,volt,ampere\n1,1,,1",
+            "five, row 1, column volt: the value is m",
+        ),
+        ("csv", b"recording,second,volt,ampere\n1,1,1", "five: cannot be read as csv"),
+        ("parquet", b"PAR1", "five: cannot be read as parquet"),
+        ("jsonl", b"", "five: has no column"),
+        ("jsonl", b"[1]", r"five, line 1: must be an object, but is \[1\]"),
+        ("jsonl", b'{"a": 1}\n{', "five, line 2: is no JSON"),
+        ("jsonl", b"[" * 100_000, "five, line 1: is no JSON"),
+        ("jsonl", b"\xff", "five: cannot be read as jsonl"),
+        (
+            "jsonl",
+            b'{"recording": 1, "second": 1, "volt": NaN, "ampere": 1}',
+            "row 1, column volt: nan is no finite number",
+        ),
+        (
+            "jsonl",
+            b'{"recording": 1, "second": 1, "volt": 1, "ampere": 1}\n{"recording": 2}',
+            "row 2, column volt: the value is missing",
+        ),
+        (
+            "jsonl",
+            b'{"recording": 1, "second": 1, "volt": [1], "ampere": 1}',
+            "column volt: must hold numbers",
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_gets_one_message(
+    run_of: RunOf, kind: Format, content: bytes, said: str
+) -> None:
+    inputs = raymeta.load(str(run_of("table", "learner=prototypes").path)).trained.inputs
+    with pytest.raises(DataError, match=said):
+        parse_examples(content, kind, inputs, PLACE, with_targets=False)
+
+
+def test_the_command_line_adapts_and_predicts_in_files_and_streams(
+    run_cli: Cli, run_of: RunOf, support: pd.DataFrame, tmp_path: Path
+) -> None:
+    run = str(run_of("table", "learner=prototypes").path)
+    (tmp_path / "five.csv").write_bytes(content_of(support, "csv"))
+    new = content_of(support.drop(columns="kind"), "jsonl")
+    (tmp_path / "new.jsonl").write_bytes(new)
+    code, out, _ = run_cli("adapt", run, "--support", "five.csv", "-o", "mine.raymeta")
+    assert code == 0
+    assert out.startswith("mine.raymeta: adapted to 6 examples of 3 classes (kind 1, kind 2, kind")
+    code, shown, _ = run_cli("predict", "mine.raymeta", "new.jsonl")
+    assert code == 0
+    wanted = raymeta.load(run).adapt(support).predict(support)
+    found = pd.read_csv(io.StringIO(shown))
+    assert found["prediction"].tolist() == wanted.tolist()
+    assert run_cli("predict", "mine.raymeta", "new.jsonl", "-o", "out.csv")[0] == 0
+    assert (tmp_path / "out.csv").read_text() == shown
+    assert run_cli("predict", "mine.raymeta", "new.jsonl", "-o", "out.parquet")[0] == 0
+    assert pd.read_parquet(tmp_path / "out.parquet")["prediction"].tolist() == wanted.tolist()
+    code, lines, _ = run_cli("predict", "mine.raymeta", "--format", "jsonl", stdin=new)
+    assert code == 0
+    assert [json.loads(line)["prediction"] for line in lines.splitlines()] == wanted.tolist()
+    stream = content_of(support, "csv")
+    assert run_cli("adapt", run, "--support", "-", "-o", "second", stdin=stream)[0] == 0
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "mine.raymeta").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["adapt", "gone", "--support", "five.csv", "-o", "x"], "gone: no run folder"),
+        (["adapt", "RUN", "--support", "gone.csv", "-o", "x"], "gone.csv: cannot be read: No such"),
+        (["adapt", "RUN", "--support", "five.txt", "-o", "x"], "five.txt: must end in .csv, .parq"),
+        (["adapt", "RUN", "--support", "new.csv", "-o", "x"], "new.csv: has no column 'kind'"),
+        (["adapt", "RUN", "--support", "one.csv", "-o", "x"], "2 classes at least, but has one"),
+        (["adapt", "RUN", "--support", "five.csv", "-o", "no/x\0"], "NUL"),
+        (["adapt", "RUN", "--support", "five.csv", "-o", "five.csv/x"], "cannot be written"),
+        (["predict", "gone", "new.csv"], "gone: cannot be read: No such file"),
+        (["predict", "five.csv", "new.csv"], "five.csv: not a checkpoint of raymeta"),
+        (["predict", "mine.raymeta", "new.csv", "-o", "out.txt"], "out.txt: must end in .csv"),
+        (["predict", "mine.raymeta"], "standard input: cannot be read as csv"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_leaves_nothing(
+    run_cli: Cli,
+    run_of: RunOf,
+    support: pd.DataFrame,
+    tmp_path: Path,
+    arguments: list[str],
+    said: str,
+) -> None:
+    run = run_of("table", "learner=prototypes")
+    raymeta.load(str(run.path)).adapt(support).save(tmp_path / "mine.raymeta")
+    (tmp_path / "five.csv").write_bytes(content_of(support, "csv"))
+    (tmp_path / "five.txt").write_text("")
+    (tmp_path / "new.csv").write_bytes(content_of(support.drop(columns="kind"), "csv"))
+    one = support[support["kind"] == "kind 1"]
+    (tmp_path / "one.csv").write_bytes(content_of(one, "csv"))
+    before = sorted(tmp_path.rglob("*"))
+    code, out, error = run_cli(*[str(run.path) if a == "RUN" else a for a in arguments])
+    assert code == 1
+    assert out == ""
+    assert error.startswith("error: ")
+    assert said in error.replace("\n", " ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_pipe_of_real_processes(run_of: RunOf, support: pd.DataFrame, tmp_path: Path) -> None:
+    run = run_of("table", "learner=prototypes")
+    raymeta.load(str(run.path)).adapt(support).save(tmp_path / "mine.raymeta")
+    ended = subprocess.run(
+        [sys.executable, "-m", "raymeta", "predict", str(tmp_path / "mine.raymeta")],
+        input=content_of(support, "csv"),
+        capture_output=True,
+        check=True,
+    )
+    assert ended.stderr == b""
+    assert ended.stdout.startswith(b'"recording","prediction","probability_kind 1"')
+
+
+def test_a_column_of_sequences_is_never_lost(run_of: RunOf, support: pd.DataFrame) -> None:
+    model = raymeta.load(str(run_of("table", "learner=prototypes").path))
+    adapted = model.adapt(support)
+    raw = parse_examples(
+        content_of(support, "csv"), "csv", model.trained.inputs, PLACE, with_targets=False
+    )
+    tasks = adapted.trained.experiment.tasks.model_copy(update={"sequence": "prediction"})
+    experiment = adapted.trained.experiment.model_copy(update={"tasks": tasks})
+    other = replace(adapted, trained=replace(adapted.trained, experiment=experiment))
+    with pytest.raises(DataError, match="'prediction' of sequences has the name of one of"):
+        predictions(other, raw)
