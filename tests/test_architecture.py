@@ -51,6 +51,7 @@ LAYERS = (
     "raymeta.acquisitions",
     "raymeta.problem",
     "raymeta.uncertainty",
+    "raymeta.finding",
     "raymeta.errors",
 )
 NUMERICS = (
@@ -101,17 +102,19 @@ KNOWN_TO = {
     "typer": {
         "raymeta.cli",
         "raymeta.cli.cluster",
+        "raymeta.cli.data",
         "raymeta.cli.local",
         "raymeta.cli.options",
     },
     "rich": {
         "raymeta.cli.cluster",
+        "raymeta.console.inspection",
         "raymeta.console.progress",
         "raymeta.console.tables",
         "raymeta.console.terminal",
     },
     "fsspec": {"raymeta.storage.tune"},
-    "pyarrow": {"raymeta.data.readers.table", "raymeta.storage.paths", "raymeta.storage.tune"},
+    "pyarrow": {"raymeta.data.readers.arrow", "raymeta.storage.paths", "raymeta.storage.tune"},
     "ray": {
         "raymeta.api",
         "raymeta.deploy.files.kuberay",

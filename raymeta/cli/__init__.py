@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from raymeta.cli import cluster, local
+from raymeta.cli import cluster, data, local
 from raymeta.console.terminal import Terminal, prepare_streams, show_data_warnings
 from raymeta.errors import RaymetaError
 
@@ -21,6 +21,8 @@ app.command()(local.train)
 app.command()(local.evaluate)
 app.command()(local.explain)
 app.command("list")(local.list_runs)
+app.command()(data.new)
+app.command()(data.inspect)
 app.command()(cluster.check)
 app.command()(cluster.submit)
 app.command()(cluster.status)

@@ -32,7 +32,7 @@ from raymeta.data.token_vectors import TokenVectors, token_vectors
 from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
-from raymeta.tasks.sampling import check_examples, episode_of, fingerprint, unit_ids
+from raymeta.tasks.sampling import GroupPool, episode_of, fingerprint, unit_ids
 from raymeta.tasks.settings import SentimentTasks
 
 PADDING, UNKNOWN = 0, 1
@@ -110,7 +110,10 @@ def load_sentiment(
     chosen = {
         split: sentences.select(row for row in rows if splits[row] == split) for split in SPLITS
     }
-    pools = {split: _DomainPool.build(chosen[split]) for split in SPLITS}
+    pools = {
+        split: GroupPool.build(chosen[split].groups["domain"], chosen[split].classes, CLASSES)
+        for split in SPLITS
+    }
     for split, pool in reversed(pools.items()):
         pool.check(split, settings.num_shots + settings.num_queries)
     facts: dict[str, Any]
@@ -194,42 +197,6 @@ def _places(sentences: Sequences, encoded: TokenVectors, max_tokens: int) -> np.
 
 
 @dataclass(frozen=True)
-class _DomainPool:
-    """The domains of one split: of each, the rows of its blame and of its praise."""
-
-    domains: tuple[tuple[np.ndarray, np.ndarray], ...]
-
-    @classmethod
-    def build(cls, sentences: Sequences) -> _DomainPool:
-        """The pool of the sentences of one split."""
-        of_domain = np.array(sentences.groups["domain"])
-        labels = np.array(sentences.classes)
-        return cls(
-            tuple(
-                (
-                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[0])),
-                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[1])),
-                )
-                for domain in dict.fromkeys(sentences.groups["domain"])
-            )
-        )
-
-    def check(self, split: Split, num_examples: int) -> None:
-        """Refuses more examples of a class than a domain has.
-
-        Raises:
-            DataError: with the largest number.
-        """
-        counts = [len(rows) for domain in self.domains for rows in domain]
-        check_examples(min(counts, default=0), num_examples, split, "class")
-
-    def draw(self, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows `[W, M]` of one episode."""
-        domain = self.domains[int(rng.integers(len(self.domains)))]
-        return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in domain])
-
-
-@dataclass(frozen=True)
 class _Sampler:
     """Draws episodes; `tokens` `[S, T]`, `lengths` and `units` `[S]` of each split.
 
@@ -237,7 +204,7 @@ class _Sampler:
     """
 
     settings: SentimentTasks
-    pools: Mapping[Split, _DomainPool]
+    pools: Mapping[Split, GroupPool]
     tokens: Mapping[Split, np.ndarray]
     lengths: Mapping[Split, np.ndarray]
     units: Mapping[Split, Mapping[str, np.ndarray]]

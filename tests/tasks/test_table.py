@@ -356,7 +356,7 @@ def test_one_sequence_of_two_classes_is_dropped_and_counted(load: Load) -> None:
         ("tasks.features=[x, x]", "a column has one role, but 'x' is named twice"),
         ("tasks.target=person", "a column has one role, but 'person' is named twice"),
         ("tasks.num_ways=3", "val_classes and test_classes must be at least num_ways"),
-        ("tasks.files=../*.csv", "tasks.files must"),
+        ("tasks.files=../*.csv", "tasks.files: must name files within data_dir"),
         ("tasks.features=[]", "tasks.features must have at least 1 items"),
         ("tasks.split_seed=18446744073709551616", "tasks.split_seed"),
     ],
