@@ -64,7 +64,8 @@ class ClassPool:
         if num_ways > len(self.families):
             raise DataError(
                 f"tasks.num_ways must be at most {len(self.families)}, the number of different "
-                f"{class_name}s in the meta-{split} split, but got {num_ways}"
+                f"{class_name}{'e' * class_name.endswith('s')}s in the meta-{split} split, but got "
+                f"{num_ways}"
             )
         smallest = min(len(rows) for family in self.families for _, rows in family)
         check_examples(smallest, num_examples, split, class_name)

@@ -8,6 +8,7 @@ Shape legend: R rows, U distinct values.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -38,7 +39,10 @@ FORMATS = {
 # What the libraries that write tables put in place of a missing number.
 MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None")
 
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# How Arrow begins each message about a file, which it names twice.
+_ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invalid: )?", re.DOTALL)
+_BEGINNING = 4096  # bytes that are looked at first
+_MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXACT = 2**53  # float64 holds every whole number up to this one
 
@@ -54,8 +58,13 @@ def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
     if not form:
         raise DataError(f"{path}: must end in one of .{', .'.join(FORMATS)}, by its format")
     try:
-        if form == "csv" and read_regular(path, 2) in _UTF_16:
-            raise DataError(f"{path}: cannot be read as {kind}: it is UTF-16; save it as UTF-8")
+        if form in ("csv", "json") and b"\0" in read_regular(path, _BEGINNING):
+            raise DataError(
+                f"{path}: cannot be read as {kind}: it holds NUL characters, as UTF-16 text and "
+                "binary files do; save it as UTF-8"
+            )
+        if form == "json":
+            _refuse_nested(path)
         dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
         known = Counter(dataset.schema.names)
         for name in known if columns is None else columns:
@@ -65,11 +74,14 @@ def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
         if form == "csv":
             dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
         table = dataset.to_table(columns=wanted)
+        table.validate(full=True)  # text that is no UTF-8, and damage that Arrow would run into
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = " (from the storage)" if isinstance(path, RemotePath) else ""
-        utf8 = "utf" in str(error).lower()
-        hint = "; save it as UTF-8" if utf8 else ""
-        raise DataError(f"{path}: cannot be read as {kind}{where}: {error!s:.400}{hint}") from error
+        reason = _ARROWS_OWN.sub("", str(error))
+        # Arrow counts the header.
+        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", reason)
+        hint = "; save it as UTF-8" if "utf" in reason.lower() else ""
+        raise DataError(f"{path}: cannot be read as {kind}{where}: {reason:.400}{hint}") from error
     if table.num_rows == 0:
         raise DataError(f"{path}: has no rows")
     return table
@@ -107,7 +119,14 @@ def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[
     return codes, [str(value) for value in values]
 
 
-def numbers(path: AnyPath, table: pa.Table, name: str, *, may_miss: bool = False) -> np.ndarray:
+def numbers(
+    path: AnyPath,
+    table: pa.Table,
+    name: str,
+    *,
+    may_miss: bool = False,
+    remedy: str = "remove the row, or leave the column out of tasks.features",
+) -> np.ndarray:
     """A column as finite numbers, float64 `[R]`; NaN where one is missing.
 
     Args:
@@ -115,6 +134,7 @@ def numbers(path: AnyPath, table: pa.Table, name: str, *, may_miss: bool = False
         table: that holds the column.
         name: of the column.
         may_miss: whether numbers may be missing: empty, null, NaN or a word of `MISSING`.
+        remedy: ends the message about a row.
 
     Raises:
         DataError: naming file, column and row.
@@ -122,17 +142,20 @@ def numbers(path: AnyPath, table: pa.Table, name: str, *, may_miss: bool = False
     column = table[name].combine_chunks()
     if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type):
         raise DataError(f"{path}, column {name}: must hold numbers, but holds {column.type}")
-    bad = partial(_not_a_number, path, name, column)
+    bad = partial(_not_a_number, path, name, column, remedy)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
         gaps = pc.is_in(column, value_set=pa.array(MISSING, column.type))
         column = pc.if_else(gaps, pa.scalar(None, column.type), column)
     elif pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     elif pa.types.is_integer(column.type):
-        large = pc.fill_null(pc.or_(pc.greater(column, _EXACT), pc.less(column, -_EXACT)), False)
-        if (row := pc.index(large, True).as_py()) >= 0:
+        whole = column.drop_null().to_numpy(zero_copy_only=False)
+        if len(whole) and (int(whole.max()) > _EXACT or int(whole.min()) < -_EXACT):
+            values = column.to_pylist()
+            row = next(n for n, v in enumerate(values) if v is not None and abs(v) > _EXACT)
             raise DataError(
                 f"{path}, row {row + 1}, column {name}: {shown(column[row].as_py())} has more "
                 "digits than a float64 holds; rescale the column, or leave it out"
@@ -180,7 +203,26 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
             return _integers(pc.cast(column, pa.duration("ns"))), 1e-9
         elif pa.types.is_integer(kind):
             return np.asarray(column.to_numpy(zero_copy_only=False)), 1.0
-    return numbers(path, table, name), 1.0
+    remedy = "order the rows by numbers or by dates such as 2026-01-31T12:00, or remove the row"
+    return numbers(path, table, name, remedy=remedy), 1.0
+
+
+def _refuse_nested(path: AnyPath) -> None:
+    """Refuses values within values: deep ones end the process in Arrow's parser.
+
+    Raises:
+        DataError: naming the row.
+    """
+    text = np.frombuffer(read_regular(path), dtype=np.uint8)
+    if not len(text):
+        raise DataError(f"{path}: has no rows")
+    starts = np.concatenate([[0], np.flatnonzero(text[:-1] == ord("\n")) + 1])
+    opened = np.add.reduceat((text == ord("[")) | (text == ord("{")), starts, dtype=np.int64)
+    if opened.max() > _MAX_BRACKETS:
+        raise DataError(
+            f"{path}, row {int(opened.argmax()) + 1}: has {opened.max()} brackets, but a row is "
+            'one object of plain values, such as {"id": "a", "x": 1.5}, on a line of its own'
+        )
 
 
 def _integers(column: pa.Array) -> np.ndarray:
@@ -236,12 +278,9 @@ def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
     return start
 
 
-def _not_a_number(path: AnyPath, name: str, column: pa.Array, row: int) -> DataError:
+def _not_a_number(path: AnyPath, name: str, column: pa.Array, remedy: str, row: int) -> DataError:
     value = column[row].as_py()
     what = f"{shown(value)} is no finite number; mend it"
-    if value is None or value in MISSING or value != value:  # noqa: PLR0124  (NaN)
-        what = "the value is missing; set tasks.missing, fill it in"
-    return DataError(
-        f"{path}, row {row + 1}, column {name}: {what}, remove the row, or leave the column out of "
-        "tasks.features"
-    )
+    if value is None or str(value).strip() in MISSING:
+        what = "the value is missing; fill it in (tasks.missing says how to fill in features)"
+    return DataError(f"{path}, row {row + 1}, column {name}: {what}, {remedy}")
