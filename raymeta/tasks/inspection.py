@@ -17,9 +17,10 @@ from raymeta.tasks.leaks import find_leaks
 from raymeta.tasks.load import load_tasks
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table
+from raymeta.tasks.text import deal_text
 
 # The `source` of the settings -> the function that deals their data.
-DEALERS: dict[str, Callable[..., Dealt]] = {"table": deal_table}
+DEALERS: dict[str, Callable[..., Dealt]] = {"table": deal_table, "text": deal_text}
 
 
 @dataclass(frozen=True)

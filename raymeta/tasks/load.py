@@ -34,6 +34,7 @@ from raymeta.tasks.sentiment import load_sentiment
 from raymeta.tasks.settings import SETTINGS
 from raymeta.tasks.sinusoid import load_sinusoid
 from raymeta.tasks.table import load_table
+from raymeta.tasks.text import load_text
 
 # The `source` of the settings -> the function that loads them.
 SOURCES: dict[str, Callable[..., TaskDistribution]] = {
@@ -41,6 +42,7 @@ SOURCES: dict[str, Callable[..., TaskDistribution]] = {
     "sentiment": load_sentiment,
     "sinusoid": load_sinusoid,
     "table": load_table,
+    "text": load_text,
 }
 
 

@@ -103,17 +103,14 @@ class PenTasks(TaskSettings):
         return files_in(folder, "UJIpenchars-w*")
 
 
-class SentimentTasks(TaskSettings):
-    """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
+class SentenceTasks(TaskSettings):
+    """What sources of text have in common: how a network reads it."""
 
     problem: ClassVar[str] = "classification"
-    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "test_domain", "encoder"}
+    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "encoder"}
 
-    source: Literal["sentiment"]
-    num_ways: Literal[2] = Field(2, description="praise and blame")
     num_shots: int = Field(5, ge=1)
     num_queries: int = Field(10, ge=1, description="query examples a class")
-    test_domain: str = Field("yelp", description="held out whole: amazon, imdb or yelp")
     split_seed: Seed = Field(0, description="keeps back sentences for meta-validation")
     encoder: str | None = Field(
         None,
@@ -128,6 +125,20 @@ class SentimentTasks(TaskSettings):
     token_dropout: Probability = Field(
         0.1, description="chance of a training token to be <unk>, or zeros with an encoder"
     )
+
+    def pretrained(self) -> str | None:
+        """The encoder."""
+        return self.encoder
+
+
+class SentimentTasks(SentenceTasks):
+    """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
+
+    FIXED: ClassVar[frozenset[str]] = SentenceTasks.FIXED | {"test_domain"}
+
+    source: Literal["sentiment"]
+    num_ways: Literal[2] = Field(2, description="praise and blame")
+    test_domain: str = Field("yelp", description="held out whole: amazon, imdb or yelp")
     data_dir: str | None = Field(
         None, description="a folder of JSON files, one a domain; null for the shipped ones"
     )
@@ -136,10 +147,6 @@ class SentimentTasks(TaskSettings):
         """One file a domain."""
         folder = path_at(self.data_dir) if self.data_dir else SENTENCES_DIR
         return files_in(folder, "*.json")
-
-    def pretrained(self) -> str | None:
-        """The encoder."""
-        return self.encoder
 
 
 class SinusoidTasks(TaskSettings):
@@ -272,6 +279,32 @@ class TableTasks(FileTasks):
                 f"(val_classes={self.val_classes}, test_classes={self.test_classes}, "
                 f"num_ways={self.num_ways})"
             )
+        return self
+
+
+class TextTasks(SentenceTasks, FileTasks):
+    """Texts in a table, a row each: one domain is a task, with the labels of all."""
+
+    FIXED: ClassVar[frozenset[str]] = SentenceTasks.FIXED | {
+        "files",
+        "text",
+        "label",
+        "domain",
+        "test_domains",
+    }
+
+    source: Literal["text"]
+    num_ways: int = Field(2, ge=2, description="the labels that there are")
+    text: str = Field("text", description="column of the texts")
+    label: str = Field("label", description="column of the class")
+    domain: str = Field("domain", description="column of the domain: a product, a forum, a user")
+    test_domains: int = Field(1, ge=1, description="domains held out whole for the meta-test")
+
+    @model_validator(mode="after")
+    def _checks_columns(self) -> Self:
+        columns = [self.text, self.label, self.domain]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text, label and domain must be three columns, but got {columns}")
         return self
 
 
