@@ -13,7 +13,8 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
    `warnings` tell the user what was dropped and why.
-4. Here: one line in `SOURCES`.
+4. Here: one line in `SOURCES`.  Where a function of the module deals the data without drawing
+   episodes, a line in `raymeta.tasks.inspection.DEALERS` lets `raymeta inspect` show it.
 5. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
 """
 

@@ -16,8 +16,8 @@ from raymeta.data.files import TABLE_SUFFIXES, files_in, shown, table_files
 from raymeta.sections import Probability, Section, Seed
 from raymeta.storage.paths import AnyPath, path_at
 
-_SHIPPED = Path(__file__).parents[1] / "data" / "shipped"
-PEN_DIR, SENTENCES_DIR = _SHIPPED / "uji_pen", _SHIPPED / "uci_sentences"
+SHIPPED_DATA = Path(__file__).parents[1] / "data" / "shipped"
+PEN_DIR, SENTENCES_DIR = SHIPPED_DATA / "uji_pen", SHIPPED_DATA / "uci_sentences"
 
 # `source` -> the class of its settings.
 SETTINGS: dict[str, type[TaskSettings]] = {}

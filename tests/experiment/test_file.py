@@ -67,7 +67,8 @@ def test_shipped_experiments_load_by_name(name: str) -> None:
 
 def test_an_experiment_of_every_source_is_shipped() -> None:
     sources = {load_experiment(name).tasks.source for name in shipped_experiments()}
-    assert sources == {"pen", "sentiment", "sinusoid"} <= set(shipped_experiments())
+    assert sources == {"pen", "sentiment", "sinusoid", "table"}
+    assert {"pen", "sentiment", "sinusoid", "vowels"} <= set(shipped_experiments())
 
 
 def test_settings_of_the_file_replace_the_defaults(load: Load) -> None:

@@ -21,6 +21,7 @@ from raymeta.errors import DataError, ExperimentError
 from raymeta.evaluation.controls.class_means import class_mean_scores
 from raymeta.experiment.data_files import copy_data
 from raymeta.experiment.file import load_experiment
+from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.load import load_tasks
 
 NUM_CLASSES, NUM_PEOPLE, NUM_REPEATS = 9, 5, 4
@@ -592,3 +593,26 @@ def test_tables_in_other_forms_are_told_when_all_are_read(load: Load, tmp_path: 
     (tmp_path / "more.csv.gz").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"1 files are not read.*more.csv.gz"):
         load()
+
+
+def test_the_shipped_vowels_are_whole_and_named_with_their_licence() -> None:
+    experiment = load_experiment("vowels")
+    dealt = inspect_tasks(experiment).dealt
+    assert (dealt.num_read, dealt.left_out, dealt.warnings) == (270, {}, ())
+    for split in SPLITS:
+        assert set(dealt.sizes(split)[""].values()) == {30}
+        lengths = dealt.chosen[split].lengths
+        assert 7 <= lengths.min() < lengths.max() <= 26
+    (file,) = experiment.tasks.data_files()
+    assert file.stat().st_size < 300_000
+    told = (Path(str(file)).parents[1] / "README.md").read_text()
+    assert "`japanese_vowels/`" in told
+    assert "CC BY 4.0" in told
+    assert class_mean_scores(load_tasks(experiment), "test", 100).mean() > 0.7
+
+
+def test_a_file_that_builds_on_shipped_data_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("base: vowels\nname: own\ntasks: {num_shots: 2}\n")
+    shipped, own = load_experiment("vowels").tasks, load_experiment(str(file)).tasks
+    assert own == shipped.model_copy(update={"num_shots": 2})
