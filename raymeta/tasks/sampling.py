@@ -94,11 +94,13 @@ class GroupPool:
         cls, groups: Sequence[str], classes: Sequence[str], names: Sequence[str]
     ) -> GroupPool:
         """The pool of sequences of these groups and classes; `names` are all classes there are."""
-        of_group, labels = np.array(groups), np.array(classes)
+        rows: dict[str, dict[str, list[int]]] = {}
+        for row, (group, label) in enumerate(zip(groups, classes, strict=True)):
+            rows.setdefault(group, {name: [] for name in names})[label].append(row)
         return cls(
             tuple(
-                tuple(np.flatnonzero((of_group == group) & (labels == name)) for name in names)
-                for group in dict.fromkeys(groups)
+                tuple(np.array(own, dtype=np.int64) for own in of_class.values())
+                for of_class in rows.values()
             )
         )
 

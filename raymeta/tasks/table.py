@@ -135,7 +135,8 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
             return rows
         small = _small(sizes(sequences.select(rows), task, classes), task, num_examples)
         units = sequences.classes if task is None else sequences.groups[task]
-        kept = [row for row in rows if units[row] not in small]
+        left = set(small)
+        kept = [row for row in rows if units[row] not in left]
         if small:
             left_out[_TOO_SMALL] += len(rows) - len(kept)
             listed = ", ".join(map(shown, small[:_SHOWN])) + ", …" * (len(small) > _SHOWN)
