@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raymeta.data.files import table_files
+from raymeta.data.files import TABLE_SUFFIXES, table_files
 from raymeta.data.readers.columns import Column, read_table
 from raymeta.errors import DataError
 from raymeta.finding import Finding
@@ -87,7 +87,7 @@ def _place(location: str) -> tuple[str, list[str]]:
     """The folder and the names in it that a path, a folder or a pattern stands for."""
     if "://" in location:
         folder, _, name = location.rpartition("/")
-        return folder, [name]
+        return (folder, [name]) if name.lower().endswith(TABLE_SUFFIXES) else (location, [])
     if Path(location).is_dir():
         return location, []
     path = PurePosixPath(location)

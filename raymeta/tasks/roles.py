@@ -227,7 +227,10 @@ class Roles:
             else:
                 found.append(name)
         if not found:
-            raise DataError(f"{self.location}: no column of numbers is left to be a feature")
+            raise DataError(
+                f"{self.location}: no column of numbers is left to be a feature; a table of texts "
+                "is read by `source: text`, whose keys are text, label and domain"
+            )
         self.say("features", f"{self._listed(found)}: the columns of numbers")
         return found
 

@@ -225,7 +225,8 @@ class TableTasks(FileTasks):
     kind: Literal["classes", "groups"] = Field(
         "classes",
         description="classes: a task is num_ways classes that no network has seen; groups: a task "
-        "is one group of the first group column, such as a patient, with the classes of all",
+        "is one group of the first group column, such as a patient, with the classes of all; its "
+        "first sequences, in the order of the files, are the support set, later ones the queries",
     )
     num_ways: int = Field(5, ge=2)
     num_shots: int = Field(1, ge=1)

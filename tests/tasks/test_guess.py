@@ -129,6 +129,8 @@ def test_a_folder_and_a_pattern_are_read_whole(tmp_path: Path) -> None:
     assert (whole.data_dir, whole.files) == (str(tmp_path), [])
     assert (some.data_dir, some.files) == (str(tmp_path), ["p*.csv"])
     assert whole.data_files() == some.data_files()
+    for location in (f"file://{tmp_path}", f"file://{tmp_path}/person 0.csv"):
+        assert guess_tasks(location, target="kind").settings.data_files() == whole.data_files()
 
 
 def test_what_is_no_feature_is_told(tmp_path: Path) -> None:
