@@ -77,7 +77,7 @@ def write(frame: pd.DataFrame, folder: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=tables())
 def test_every_row_is_used_or_accounted_for_and_nothing_leaks(
     form: str, case: tuple[pd.DataFrame, dict[str, Any]], tmp_path_factory: Any
