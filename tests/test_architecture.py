@@ -52,6 +52,7 @@ LAYERS = (
     "raymeta.acquisitions",
     "raymeta.problem",
     "raymeta.uncertainty",
+    "raymeta.finding",
     "raymeta.errors",
 )
 NUMERICS = (
@@ -105,21 +106,24 @@ KNOWN_TO = {
     "typer": {
         "raymeta.cli",
         "raymeta.cli.cluster",
+        "raymeta.cli.data",
         "raymeta.cli.inference",
         "raymeta.cli.local",
         "raymeta.cli.options",
     },
     "rich": {
         "raymeta.cli.cluster",
+        "raymeta.console.inspection",
         "raymeta.console.progress",
         "raymeta.console.tables",
         "raymeta.console.terminal",
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
+        "raymeta.data.readers.arrow",
+        "raymeta.data.readers.table",
         "raymeta.inference.examples",
         "raymeta.inference.tables",
-        "raymeta.data.readers.table",
         "raymeta.storage.paths",
         "raymeta.storage.tune",
     },

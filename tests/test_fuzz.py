@@ -6,6 +6,7 @@ of them; a failure names its case, which `damaged(CONTENT, SEED, CASE)` makes ag
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from raymeta.deploy.check import growth, job_environment
 from raymeta.deploy.files.load import load_cluster
@@ -213,7 +215,10 @@ def test_damaged_cluster_files_are_read_or_refused(
     check(files, 1, read)
 
 
-@pytest.mark.parametrize("source", ["pen", "sentiment", "csv", "parquet"])
+TABLES = ("csv", "jsonl", "parquet", "feather")
+
+
+@pytest.mark.parametrize("source", ["pen", "sentiment", *TABLES])
 def test_damaged_data_files_are_read_or_refused(tmp_path: Path, source: str) -> None:
     folder = tmp_path / "data"
     if source in ("pen", "sentiment"):
@@ -232,7 +237,7 @@ def test_damaged_data_files_are_read_or_refused(tmp_path: Path, source: str) -> 
         finally:
             path.write_bytes(files[name])
 
-    check(files, 1 if source in ("csv", "parquet") else 0.1, read)
+    check(files, 1 if source in TABLES else 0.1, read)
 
 
 def table(folder: Path, form: str) -> Experiment:
@@ -243,11 +248,18 @@ def table(folder: Path, form: str) -> Experiment:
         for c, n, t in product(range(12), range(4), range(5))
     ]
     columns = dict(zip(("id", "kind", "step", "x"), zip(*rows, strict=True), strict=True))
-    if form == "csv":
-        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
-        (folder / "rows.csv").write_text("\n".join(lines) + "\n")
-    else:
-        pq.write_table(pa.table(columns), folder / "rows.parquet")
+    path = folder / f"rows.{form}"
+    match form:
+        case "csv":
+            lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+            path.write_text("\n".join(lines) + "\n")
+        case "jsonl":
+            lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+            path.write_text("\n".join(lines) + "\n")
+        case "parquet":
+            pq.write_table(pa.table(columns), path)
+        case _:
+            feather.write_feather(pa.table(columns), path)
     columns_of = "sequence: id, target: kind, time: step, features: [x]"
     sizes = "num_ways: 2, num_queries: 1, val_classes: 3, test_classes: 3"
     place = f"data_dir: '{folder}', files: '*.{form}'"

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from raymeta.cli import cluster, inference, local
+from raymeta.cli import cluster, data, inference, local
 from raymeta.console.terminal import Terminal, prepare_streams, show_data_warnings
 from raymeta.errors import RaymetaError
 
@@ -23,6 +23,8 @@ app.command()(local.explain)
 app.command("list")(local.list_runs)
 app.command()(inference.adapt)
 app.command()(inference.predict)
+app.command()(data.new)
+app.command()(data.inspect)
 app.command()(cluster.check)
 app.command()(cluster.submit)
 app.command()(cluster.status)

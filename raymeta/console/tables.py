@@ -14,11 +14,11 @@ from rich.text import Text
 from raymeta.console.text import clock_text, leaf, plus_minus, value_text
 from raymeta.errors import RaymetaError, RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.finding import Finding
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
     from raymeta.api import Report
-    from raymeta.deploy.check import Finding
     from raymeta.deploy.jobs.client import Job
     from raymeta.evaluation.scores import MetaTest, Row, Score, Verdict
     from raymeta.search.records import TrialRecord
@@ -350,7 +350,7 @@ _STYLES = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The findings of a check on a cluster, a paragraph each."""
+    """The findings of a check, a paragraph each."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("sign", "subject", "text"):
         table.add_column(column, no_wrap=column != "text", overflow="fold")

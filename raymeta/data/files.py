@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from raymeta.errors import DataError
-from raymeta.storage.paths import AnyPath, list_matching
+from raymeta.storage.paths import AnyPath, RemotePath, list_matching
 
 R = TypeVar("R")
 
 # Path, size in bytes and time of the last change.  A file with another stamp is read again.
 Stamp = tuple[str, int, float]
 
+# How the names of table files end; `raymeta.data.readers.arrow` reads them.
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow")
 _SHOWN = 80  # characters of a value that a message quotes
 
 
@@ -31,13 +34,63 @@ def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
     return found
 
 
-def unread_files(folder: AnyPath, files: list[AnyPath]) -> list[str]:
-    """A warning if `folder` holds files other than the `files` that are read; else none."""
+def table_files(folder: AnyPath, names: Sequence[str]) -> list[AnyPath]:
+    """The table files in `folder`, sorted, each once.
+
+    Args:
+        folder: to look into.
+        names: of files, or patterns; empty: every table file that is directly in the folder.
+
+    Raises:
+        DataError: a name fits, but is a folder, a link to nothing, or leads out of the folder.
+    """
+    patterns = names or [f"*{suffix}" for suffix in TABLE_SUFFIXES]
+    found = {str(file): file for name in patterns for file in files_in(folder, name)}
+    for file in found.values():
+        refuse_outside(folder, file)
+    return [found[name] for name in sorted(found)]
+
+
+def within(folder: AnyPath, file: AnyPath) -> str:
+    """A file's name as seen from the folder that it is in."""
+    if isinstance(file, RemotePath) and isinstance(folder, RemotePath):
+        return file.path.removeprefix(folder.path).lstrip("/")
+    return Path(str(file)).relative_to(Path(str(folder))).as_posix()
+
+
+def refuse_outside(folder: AnyPath, file: AnyPath) -> None:
+    """Refuses a link that leads out of the folder: it may lead to anything on the machine.
+
+    Raises:
+        DataError: naming the link.
+    """
+    if not isinstance(file, Path) or not isinstance(folder, Path):
+        return  # a bucket has no links
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{file}: is a link to a file outside of tasks.data_dir, which is neither read nor "
+            "copied; put the file itself into the folder"
+        )
+
+
+def unread_files(
+    folder: AnyPath, files: list[AnyPath], suffixes: tuple[str, ...] = ("",)
+) -> list[str]:
+    """A warning if `folder` holds files other than the `files` that are read; else none.
+
+    Args:
+        folder: to look into.
+        files: that are read.
+        suffixes: only files whose names end so are told of; by default all are.
+    """
     read = {path.name for path in files}
     names = sorted(
         path.name
         for path in folder.iterdir()
-        if path.name not in read and not path.name.startswith(".") and path.is_file()
+        if path.name not in read
+        and path.name.lower().endswith(suffixes)
+        and not path.name.startswith(".")
+        and path.is_file()
     )
     if not names:
         return []

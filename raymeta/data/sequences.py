@@ -19,8 +19,9 @@ class Sequences:
     `x` has one array a sequence: numbers `[T, D]` or tokens `[T]` (text), T ≥ 1 of its own.
     `classes` are the labels, as text.  `groups` maps an axis, such as `writer`, to the unit of each
     sequence on it.  `ids` say where each one was read: file, and line or row.  `texts` has each
-    sequence as it is written (text only).  `warnings` are for the user: what the reader accepted
-    but could not take as it is.
+    sequence as it is written (text only).  `times` `[T]` has the time of each step since the first
+    one, where the data have times.  `warnings` are for the user: what the reader accepted but could
+    not take as it is.
     """
 
     x: tuple[np.ndarray, ...]
@@ -29,6 +30,7 @@ class Sequences:
     ids: tuple[str, ...]
     warnings: tuple[str, ...] = field(default=())
     texts: tuple[str, ...] = ()
+    times: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -48,6 +50,7 @@ class Sequences:
             ids=tuple(self.ids[row] for row in kept),
             warnings=self.warnings,
             texts=tuple(self.texts[row] for row in kept) if self.texts else (),
+            times=tuple(self.times[row] for row in kept) if self.times else (),
         )
 
     def padded(self, length: int) -> np.ndarray:
@@ -70,6 +73,7 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
         ids=tuple(name for part in parts for name in part.ids),
         warnings=tuple(text for part in parts for text in part.warnings),
         texts=tuple(text for part in parts for text in part.texts),
+        times=tuple(times for part in parts for times in part.times),
     )
 
 
@@ -79,6 +83,6 @@ def content_of(x: np.ndarray) -> bytes:
     if x.dtype.kind in "OU":
         digest.update("\0".join(x.tolist()).encode())
     else:
-        # Adding zero makes -0.0 and 0.0 one value.
+        # Adding zero makes -0.0 and 0.0 one value; all that is missing is the same NaN.
         digest.update((np.ascontiguousarray(x, dtype=np.float64) + 0.0).tobytes())
     return digest.digest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from raymeta.data.encoder import is_folder
 from raymeta.deploy.files.cluster import Cluster
@@ -12,6 +10,7 @@ from raymeta.errors import DataError, RaymetaError, ResourceError
 from raymeta.experiment.data_files import data_files
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
+from raymeta.finding import Finding
 from raymeta.placement import (
     NODES_VARIABLE,
     WORKERS_VARIABLE,
@@ -28,15 +27,6 @@ from raymeta.training.trainer import estimate_memory
 # Memory of a worker's process before it trains: Python, torch and Ray, measured on Linux.
 PROCESS_BYTES = 450_000_000
 LARGE_DATA_BYTES = 100_000_000  # the most that Ray uploads with a job
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was checked, what was found, and how serious it is."""
-
-    subject: str
-    text: str
-    level: Literal["ok", "note", "warning", "error"] = "ok"
 
 
 def growth(cluster: Cluster) -> list[Nodes] | None:

@@ -6,9 +6,8 @@ Only the files that the loader reads are copied: a data folder may hold anything
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from raymeta.errors import DataError
+from raymeta.data.files import refuse_outside, within
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.storage.atomic import write_file
@@ -27,13 +26,7 @@ def data_files(experiment: Experiment) -> Iterator[AnyPath]:
         return
     folder = path_at(experiment.tasks.data_dir)
     for file in experiment.tasks.data_files():
-        if isinstance(file, Path) and isinstance(folder, Path):
-            target = file.resolve()
-            if not target.is_relative_to(folder.resolve()):
-                raise DataError(
-                    f"{file}: is a link to a file outside of tasks.data_dir, which is not copied; "
-                    "put the file itself into the folder"
-                )
+        refuse_outside(folder, file)
         yield file
 
 
@@ -48,6 +41,7 @@ def copy_data(experiment: Experiment, folder: AnyPath) -> Experiment:
     """
     if experiment.tasks.data_dir is None:
         return experiment
+    home = path_at(experiment.tasks.data_dir)
     for file in data_files(experiment):
-        write_file(folder / DATA / file.name, file.read_bytes())
+        write_file(folder / DATA / within(home, file), file.read_bytes())
     return with_values(experiment, {"tasks.data_dir": DATA})

@@ -17,6 +17,7 @@ from raymeta.experiment.schema import Dimension, Experiment
 from raymeta.experiment.yaml_lines import Document, Key
 from raymeta.meta.settings import SETTINGS as LEARNERS
 from raymeta.storage.paths import AnyPath, path_at
+from raymeta.tasks.settings import SHIPPED_DATA
 
 SEARCHABLE_SECTIONS = ("tasks", "model", "learner", *LEARNERS, "training")
 # Trials that differ in these have different problems or budgets: their metrics cannot be compared.
@@ -133,7 +134,8 @@ def _override_value(key: str, text: str) -> Any:
 def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     """The merged mapping of a file and its bases; fills `places` with the line of every key."""
     path = path_at(source)
-    if source in shipped_experiments():
+    is_shipped = source in shipped_experiments()
+    if is_shipped:
         path = Path(str(resources.files("raymeta.experiment.shipped") / f"{source}.yaml"))
     text = _text(source, path)
     here = str(path.resolve())
@@ -145,6 +147,9 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     own_places = {_dotted(k): f"{path.name}, line {n}" for k, n in document.lines.items()}
     # A section's name with nothing under it leaves the section as it is.
     data = {key: value for key, value in document.data.items() if value is not None}
+    tasks = data.get("tasks")
+    if is_shipped and isinstance(tasks, dict) and "data_dir" in tasks:
+        tasks["data_dir"] = str(SHIPPED_DATA / tasks["data_dir"])
     base = data.pop("base", None)
     if base is not None:
         if not isinstance(base, str):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from raymeta.data.readers.arrow import refuse_missing
 from raymeta.data.readers.table import TableReader
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
@@ -125,8 +126,7 @@ def check_columns(
     Raises:
         DataError: naming the column, and the nearest that there is.
     """
-    first, *rest = needed_columns(inputs, with_targets=with_targets)
-    TableReader(sequence=first, target=None, features=tuple(rest)).check_columns(names, place)
+    refuse_missing(place, names, needed_columns(inputs, with_targets=with_targets))
 
 
 def _of_text_table(

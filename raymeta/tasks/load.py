@@ -13,7 +13,8 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
    `warnings` tell the user what was dropped and why.
-4. Here: one line in `SOURCES`.
+4. Here: one line in `SOURCES`.  Where a function of the module deals the data without drawing
+   episodes, a line in `raymeta.tasks.inspection.DEALERS` lets `raymeta inspect` show it.
 5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
    whoever uses a trained network, and how it is prepared, by the same functions as in training.
 6. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
@@ -38,6 +39,7 @@ from raymeta.tasks.sentiment import load_sentiment, sentiment_inputs
 from raymeta.tasks.settings import SETTINGS, TaskSettings
 from raymeta.tasks.sinusoid import load_sinusoid, sinusoid_inputs
 from raymeta.tasks.table import load_table, table_inputs
+from raymeta.tasks.text import load_text, text_inputs
 
 # The `source` of the settings -> the function that loads them.
 SOURCES: dict[str, Callable[..., TaskDistribution]] = {
@@ -45,6 +47,7 @@ SOURCES: dict[str, Callable[..., TaskDistribution]] = {
     "sentiment": load_sentiment,
     "sinusoid": load_sinusoid,
     "table": load_table,
+    "text": load_text,
 }
 
 # The `source` -> what its examples are, as their user has them, and how networks read them.
@@ -53,6 +56,7 @@ INPUTS: dict[str, Callable[..., Inputs]] = {
     "sentiment": sentiment_inputs,
     "sinusoid": sinusoid_inputs,
     "table": table_inputs,
+    "text": text_inputs,
 }
 
 

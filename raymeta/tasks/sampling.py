@@ -64,7 +64,8 @@ class ClassPool:
         if num_ways > len(self.families):
             raise DataError(
                 f"tasks.num_ways must be at most {len(self.families)}, the number of different "
-                f"{class_name}s in the meta-{split} split, but got {num_ways}"
+                f"{class_name}{'e' * class_name.endswith('s')}s in the meta-{split} split, but got "
+                f"{num_ways}"
             )
         smallest = min(len(rows) for family in self.families for _, rows in family)
         check_examples(smallest, num_examples, split, class_name)
@@ -77,6 +78,55 @@ class ClassPool:
         chosen = [family[rng.integers(len(family))] for family in families]
         rows = np.stack([rng.permutation(rows)[:num_examples] for _, rows in chosen])
         return rows, np.array([number for number, _ in chosen])
+
+
+@dataclass(frozen=True)
+class GroupPool:
+    """The groups of one split, each a task of its own with the same classes.
+
+    `groups` has of each group the rows of each class, `[W]` arrays in the order of the data.
+    """
+
+    groups: tuple[tuple[np.ndarray, ...], ...]
+
+    @classmethod
+    def build(
+        cls, groups: Sequence[str], classes: Sequence[str], names: Sequence[str]
+    ) -> GroupPool:
+        """The pool of sequences of these groups and classes; `names` are all classes there are."""
+        rows: dict[str, dict[str, list[int]]] = {}
+        for row, (group, label) in enumerate(zip(groups, classes, strict=True)):
+            rows.setdefault(group, {name: [] for name in names})[label].append(row)
+        return cls(
+            tuple(
+                tuple(np.array(own, dtype=np.int64) for own in of_class.values())
+                for of_class in rows.values()
+            )
+        )
+
+    def check(self, split: Split, num_examples: int) -> None:
+        """Refuses more examples of a class than a group has.
+
+        Raises:
+            DataError: with the largest number.
+        """
+        counts = [len(rows) for group in self.groups for rows in group]
+        check_examples(min(counts, default=0), num_examples, split, "class")
+
+    def draw(self, num_examples: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows `[W, M]` of one episode: of one group, in random order."""
+        group = self.groups[int(rng.integers(len(self.groups)))]
+        return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in group])
+
+    def draw_later(self, num_shots: int, num_queries: int, rng: np.random.Generator) -> np.ndarray:
+        """As `draw`, but the support set is the group's first examples, and queries are later."""
+        group = self.groups[int(rng.integers(len(self.groups)))]
+        return np.stack(
+            [
+                np.concatenate([rows[:num_shots], rng.permutation(rows[num_shots:])[:num_queries]])
+                for rows in group
+            ]
+        )
 
 
 def check_examples(smallest: int, num_examples: int, split: Split, class_name: str) -> None:
@@ -138,6 +188,33 @@ def unit_ids(names: Sequence[str]) -> np.ndarray:
     """The number of each sequence's unit, int64 `[S]`."""
     ids: np.ndarray = np.unique(np.array(names), return_inverse=True)[1]
     return ids.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class GroupSampler:
+    """Draws episodes of one group: its first sequences are the support, later ones the queries.
+
+    In a split, `x` is `[S, T, D]`, `lengths` `[S]` and `units` `[S]` on every axis.
+    """
+
+    pools: Mapping[Split, GroupPool]
+    x: Mapping[Split, np.ndarray]
+    lengths: Mapping[Split, np.ndarray]
+    units: Mapping[Split, Mapping[str, np.ndarray]]
+    num_shots: int
+    num_queries: int
+
+    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
+        """Draws one episode."""
+        rows = self.pools[split].draw_later(self.num_shots, self.num_queries, rng)
+        return episode_of(
+            self.x[split][rows],
+            rows,
+            np.arange(len(rows)),
+            self.num_shots,
+            units=self.units[split],
+            lengths=self.lengths[split][rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,38 @@
 """Few-shot judgement of sentences, praise or blame, in a domain never seen before.
 
 The data are UCI "Sentiment Labelled Sentences": 1,000 sentences each about products, films and
-restaurants.  One domain is held out whole for meta-test; of the others, a share of the sentences
-is kept back for meta-validation.  A task is a domain, an episode a sample of its sentences.  Three
-domains are few: results speak of the held-out one only.
-
-The network reads words, or with `tasks.encoder` the token vectors of a frozen pretrained
-Transformer.  The encoder is a setting of the tasks: it decides what an example is.
-
-Shape legend: W ways, M examples of a class, T tokens, S sentences.
+restaurants.  Three domains are few: results speak of the held-out one only.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.encoder import encoder_digest, open_encoder
 from raymeta.data.files import read_each, unread_files
-from raymeta.data.readers.sentences import read_sentences, tokenize
-from raymeta.data.sequences import Sequences, content_of, joined
-from raymeta.data.splits import Deal, deal_sealed, is_held_back
-from raymeta.data.token_vectors import TokenVectors, token_vectors
-from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
+from raymeta.data.readers.sentences import read_sentences
+from raymeta.data.sequences import joined
+from raymeta.data.splits import Deal
+from raymeta.episodes import TaskDistribution
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
-from raymeta.tasks.inputs import Inputs, Prepare, check_facts
-from raymeta.tasks.sampling import check_examples, episode_of, fingerprint, unit_ids
+from raymeta.tasks.domains import deal_domains, domain_tasks, text_inputs_of
+from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.settings import SentimentTasks
 
-PADDING, UNKNOWN = 0, 1
 CLASSES = ("0", "1")  # blame, praise
-VAL_SHARE = 0.2
-# Domains have short sentences such as "Works great." in common without being copies.
-_MAX_SHARED = 0.5
 
 
 def load_sentiment(
     settings: SentimentTasks, *, seed: int, sealed: bool = False
 ) -> TaskDistribution:
-    """The task distribution over domains of sentences.
-
-    A sentence's own words decide whether it is kept back for meta-validation, so that other
-    sentences never move it.
+    """The task distribution over domains of sentences; see `raymeta.tasks.domains`.
 
     Args:
         settings: of the tasks.
         seed: of the episodes.
-        sealed: whether to use the sealed deal: another domain is held out, without the sentences
-            that meta-validation of the ordinary deal has.
+        sealed: whether to use the sealed deal.
 
     Raises:
         DataError: a file is broken, two are copies, or the data cannot serve such episodes.
@@ -72,258 +48,12 @@ def load_sentiment(
         )
     unread = unread_files(path_at(settings.data_dir), files) if settings.data_dir else []
     whole = joined(read_each(read_sentences, files))
-    refuse_copies(whole, [content_of(x) for x in whole.x], "domain", _MAX_SHARED)
-
-    # Of all texts, so that both deals share what is kept of them.
-    encoded = (
-        token_vectors(settings.encoder, whole.texts, settings.max_tokens)
-        if settings.encoder is not None
-        else None
-    )
-
     deal: Deal = {"domain": {d: "test" if d == held_out else "train" for d in domains}}
-    if sealed:
-        deal = deal_sealed(deal, salt=str(settings.split_seed))
-        (held_out,) = (d for d, split in deal["domain"].items() if split == "test")
-        # Meta-validation of the ordinary deal has seen them.
-        whole = whole.select(
-            row
-            for row, tokens in enumerate(whole.x)
-            if whole.groups["domain"][row] != held_out
-            or not _is_for_validation(" ".join(tokens), settings.split_seed)
-        )
-    splits = [
-        _split(deal["domain"][domain], " ".join(tokens), settings.split_seed)
-        for domain, tokens in zip(whole.groups["domain"], whole.x, strict=True)
-    ]
-    # Sentences that are equal once they are cut are one sentence to the network.
-    sentences = replace(
-        whole,
-        x=tuple(
-            tokens[: settings.max_tokens] if encoded is None else encoded.tokens(text)
-            for tokens, text in zip(whole.x, whole.texts, strict=True)
-        ),
-    )
-    rows, dropped = distinct_rows(
-        sentences,
-        [content_of(x) for x in sentences.x],
-        [-SPLITS.index(split) for split in splits],
-    )
-    chosen = {
-        split: sentences.select(row for row in rows if splits[row] == split) for split in SPLITS
-    }
-    pools = {split: _DomainPool.build(chosen[split]) for split in SPLITS}
-    for split, pool in reversed(pools.items()):
-        pool.check(split, settings.num_shots + settings.num_queries)
-    facts: dict[str, Any]
-    class_mean_features: Callable[[Examples], Tensor]
-    if encoded is None:
-        vocabulary = _vocabulary(chosen["train"], settings.min_count)
-        vocabulary_size = UNKNOWN + 1 + len(vocabulary)
-        tokens = {s: _encode(chosen[s], vocabulary, settings.max_tokens) for s in SPLITS}
-        input_spec = InputSpec("classification", len(CLASSES), vocabulary_size=vocabulary_size)
-        class_mean_features = partial(_bags_of_words, vocabulary_size)
-        facts = {"vocabulary": vocabulary, "max_tokens": settings.max_tokens}
-    else:
-        tokens = {s: _places(chosen[s], encoded, settings.max_tokens) for s in SPLITS}
-        num_features = encoded.vectors.shape[1]
-        input_spec = InputSpec("classification", len(CLASSES), num_features=num_features)
-        class_mean_features = _mean_vectors
-        facts = {"encoder": encoded.digest, "max_tokens": settings.max_tokens}
-    sampler = _Sampler(
-        settings=settings,
-        pools=pools,
-        tokens=tokens,
-        vectors=None if encoded is None else encoded.vectors,
-        lengths={s: chosen[s].lengths for s in SPLITS},
-        units={
-            s: {
-                "sentence": np.arange(len(chosen[s])),
-                "domain": unit_ids(chosen[s].groups["domain"]),
-            }
-            for s in SPLITS
-        },
-    )
-    return TaskDistribution(
-        name="sentiment",
-        input_spec=input_spec,
-        seed=seed,
-        sample_episode=sampler,
-        class_mean_features=class_mean_features,
-        num_train_classes=len(CLASSES),
-        fixed_labels=True,
-        note=f"meta-test: the domain {held_out} whole; only {len(domains)} domains in all",
-        fingerprint=fingerprint(chosen, facts),
-        deal=deal,
-        facts=facts,
-        warnings=(*unread, *whole.warnings, *dropped),
-        encoded=encoded is not None,
-    )
+    dealt, encoded = deal_domains(whole, settings, deal, target="class", sealed=sealed)
+    dealt = replace(dealt, warnings=(*unread, *dealt.warnings))
+    return domain_tasks("sentiment", dealt, encoded, settings, seed)
 
 
 def sentiment_inputs(settings: SentimentTasks, facts: Mapping[str, Any]) -> Inputs:
     """An example is a text; its class is 0 (blame) or 1 (praise), as in meta-training."""
-    check_facts(settings, facts, "max_tokens")
-    if settings.encoder is None:
-        prepare: Prepare = partial(_prepared, _number_of(facts["vocabulary"]), settings.max_tokens)
-    else:
-        prepare = partial(_prepared_by_encoder, settings, str(facts["encoder"]))
-    return Inputs(
-        channels=(), prepare=prepare, sequence=None, target="class", text="text", classes=CLASSES
-    )
-
-
-def _prepared(
-    number_of: Mapping[str, int], max_tokens: int, texts: Sequence[str], names: Sequence[str]
-) -> list[np.ndarray]:
-    found = []
-    for name, text in zip(names, texts, strict=True):
-        tokens = tokenize(text)[:max_tokens]
-        if not tokens:
-            raise DataError(f"{name}: has no word, number, `!` or `?`; remove it")
-        found.append(np.array([number_of.get(token, UNKNOWN) for token in tokens], dtype=np.int64))
-    return found
-
-
-def _prepared_by_encoder(
-    settings: SentimentTasks, digest: str, texts: Sequence[str], names: Sequence[str]
-) -> list[np.ndarray]:
-    del names
-    assert settings.encoder is not None, "there is an encoder"
-    now = encoder_digest(settings.encoder)
-    if now != digest:
-        raise DataError(
-            f"tasks.encoder {settings.encoder}: its files are not those that the network was "
-            f"trained with (digest {now[:12]}, in training {digest[:12]}); put those back"
-        )
-    encoder = open_encoder(settings.encoder, settings.max_tokens, digest)
-    tokens = encoder.tokenize(texts)
-    vectors = encoder.vectors(tokens).astype(np.float32)
-    return np.split(vectors, np.cumsum([len(ids) for ids in tokens])[:-1])
-
-
-def _split(of_domain: Split, text: str, split_seed: int) -> Split:
-    """The split of a sentence of a domain that is dealt to `of_domain`."""
-    is_val = of_domain == "train" and _is_for_validation(text, split_seed)
-    return "val" if is_val else of_domain
-
-
-def _is_for_validation(text: str, split_seed: int) -> bool:
-    return is_held_back(text, share=VAL_SHARE, salt=f"sentences-{split_seed}")
-
-
-def _vocabulary(sentences: Sequences, min_count: int) -> list[str]:
-    """The tokens that occur `min_count` times or more, in alphabetical order."""
-    counts = Counter(token for tokens in sentences.x for token in tokens)
-    return sorted(token for token, count in counts.items() if count >= min_count)
-
-
-def _number_of(vocabulary: Sequence[str]) -> dict[str, int]:
-    """The token ids of the words that are known."""
-    return {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
-
-
-def _encode(sentences: Sequences, vocabulary: Sequence[str], max_tokens: int) -> np.ndarray:
-    """Token ids int64 `[S, max_tokens]`, padded."""
-    number_of = _number_of(vocabulary)
-    ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
-    for row, tokens in enumerate(sentences.x):
-        ids[row, : len(tokens)] = [number_of.get(token, UNKNOWN) for token in tokens]
-    return ids
-
-
-def _places(sentences: Sequences, encoded: TokenVectors, max_tokens: int) -> np.ndarray:
-    """Token ids int64 `[S, max_tokens]`, padded, that number the token vectors in their order."""
-    ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
-    for row, text in enumerate(sentences.texts):
-        rows = encoded.rows(text)
-        ids[row, : rows.stop - rows.start] = UNKNOWN + 1 + np.arange(rows.start, rows.stop)
-    return ids
-
-
-@dataclass(frozen=True)
-class _DomainPool:
-    """The domains of one split: of each, the rows of its blame and of its praise."""
-
-    domains: tuple[tuple[np.ndarray, np.ndarray], ...]
-
-    @classmethod
-    def build(cls, sentences: Sequences) -> _DomainPool:
-        """The pool of the sentences of one split."""
-        of_domain = np.array(sentences.groups["domain"])
-        labels = np.array(sentences.classes)
-        return cls(
-            tuple(
-                (
-                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[0])),
-                    np.flatnonzero((of_domain == domain) & (labels == CLASSES[1])),
-                )
-                for domain in dict.fromkeys(sentences.groups["domain"])
-            )
-        )
-
-    def check(self, split: Split, num_examples: int) -> None:
-        """Refuses more examples of a class than a domain has.
-
-        Raises:
-            DataError: with the largest number.
-        """
-        counts = [len(rows) for domain in self.domains for rows in domain]
-        check_examples(min(counts, default=0), num_examples, split, "class")
-
-    def draw(self, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows `[W, M]` of one episode."""
-        domain = self.domains[int(rng.integers(len(self.domains)))]
-        return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in domain])
-
-
-@dataclass(frozen=True)
-class _Sampler:
-    """Draws episodes; `tokens` `[S, T]`, `lengths` and `units` `[S]` of each split.
-
-    With `vectors` `[P, D]` of an encoder, an example has those of its tokens.
-    """
-
-    settings: SentimentTasks
-    pools: Mapping[Split, _DomainPool]
-    tokens: Mapping[Split, np.ndarray]
-    lengths: Mapping[Split, np.ndarray]
-    units: Mapping[Split, Mapping[str, np.ndarray]]
-    vectors: np.ndarray | None = None
-
-    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
-        """Draws one episode."""
-        num_shots, dropout = self.settings.num_shots, self.settings.token_dropout
-        rows = self.pools[split].draw(num_shots + self.settings.num_queries, rng)
-        tokens, lengths = self.tokens[split][rows], self.lengths[split][rows]
-        if split == "train" and dropout > 0:
-            dropped = (rng.random(tokens.shape) < dropout) & (tokens != PADDING)
-            tokens = np.where(dropped, UNKNOWN, tokens)
-        classes, units = np.arange(len(CLASSES)), self.units[split]
-        x = tokens if self.vectors is None else self._looked_up(tokens[..., : lengths.max()])
-        return episode_of(x, rows, classes, num_shots, units=units, lengths=lengths)
-
-    def _looked_up(self, tokens: np.ndarray) -> np.ndarray:
-        """The token vectors, float32 `[W, M, T, D]`; zeros for what is padded or dropped."""
-        assert self.vectors is not None, "there is an encoder"
-        x = np.zeros((*tokens.shape, self.vectors.shape[1]), dtype=np.float32)
-        is_known = tokens > UNKNOWN
-        x[is_known] = self.vectors[tokens[is_known] - UNKNOWN - 1]
-        return x
-
-
-def _bags_of_words(vocabulary_size: int, examples: Examples) -> Tensor:
-    """Counts of tokens without padding, of unit length `[E, N, vocabulary_size]`."""
-    bags = torch.zeros(*examples.x.shape[:2], vocabulary_size, device=examples.x.device)
-    bags.scatter_add_(2, examples.x, torch.ones_like(examples.x, dtype=bags.dtype))
-    bags[..., PADDING] = 0.0
-    return torch.nn.functional.normalize(bags, dim=-1)
-
-
-def _mean_vectors(examples: Examples) -> Tensor:
-    """The mean vector over the valid time steps, of unit length `[E, N, D]`."""
-    x, lengths = examples.x, examples.lengths
-    if lengths is not None:
-        steps = torch.arange(x.shape[2], device=x.device)
-        x = x.masked_fill((steps >= lengths.unsqueeze(-1)).unsqueeze(-1), 0.0)
-    return torch.nn.functional.normalize(x.sum(dim=2), dim=-1)
+    return text_inputs_of(settings, facts, text="text", target="class", classes=CLASSES)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from raymeta.data.files import files_in
+from raymeta.data.files import TABLE_SUFFIXES, files_in, shown, table_files
 from raymeta.sections import Probability, Section, Seed
 from raymeta.storage.paths import AnyPath, path_at
 
-_SHIPPED = Path(__file__).parents[1] / "data" / "shipped"
-PEN_DIR, SENTENCES_DIR = _SHIPPED / "uji_pen", _SHIPPED / "uci_sentences"
+SHIPPED_DATA = Path(__file__).parents[1] / "data" / "shipped"
+PEN_DIR, SENTENCES_DIR = SHIPPED_DATA / "uji_pen", SHIPPED_DATA / "uci_sentences"
 
 # `source` -> the class of its settings.
 SETTINGS: dict[str, type[TaskSettings]] = {}
@@ -41,7 +41,7 @@ class TaskSettings(Section):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in get_args(cls.model_fields["source"].annotation):
+        for name in get_args(cls.model_fields["source"].annotation):  # none where it is a base
             assert name not in SETTINGS, f"two settings classes have the source {name!r}"
             SETTINGS[name] = cls
 
@@ -103,17 +103,14 @@ class PenTasks(TaskSettings):
         return files_in(folder, "UJIpenchars-w*")
 
 
-class SentimentTasks(TaskSettings):
-    """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
+class SentenceTasks(TaskSettings):
+    """What sources of text have in common: how a network reads it."""
 
     problem: ClassVar[str] = "classification"
-    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "test_domain", "encoder"}
+    FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "encoder"}
 
-    source: Literal["sentiment"]
-    num_ways: Literal[2] = Field(2, description="praise and blame")
     num_shots: int = Field(5, ge=1)
     num_queries: int = Field(10, ge=1, description="query examples a class")
-    test_domain: str = Field("yelp", description="held out whole: amazon, imdb or yelp")
     split_seed: Seed = Field(0, description="keeps back sentences for meta-validation")
     encoder: str | None = Field(
         None,
@@ -128,6 +125,20 @@ class SentimentTasks(TaskSettings):
     token_dropout: Probability = Field(
         0.1, description="chance of a training token to be <unk>, or zeros with an encoder"
     )
+
+    def pretrained(self) -> str | None:
+        """The encoder."""
+        return self.encoder
+
+
+class SentimentTasks(SentenceTasks):
+    """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
+
+    FIXED: ClassVar[frozenset[str]] = SentenceTasks.FIXED | {"test_domain"}
+
+    source: Literal["sentiment"]
+    num_ways: Literal[2] = Field(2, description="praise and blame")
+    test_domain: str = Field("yelp", description="held out whole: amazon, imdb or yelp")
     data_dir: str | None = Field(
         None, description="a folder of JSON files, one a domain; null for the shipped ones"
     )
@@ -136,10 +147,6 @@ class SentimentTasks(TaskSettings):
         """One file a domain."""
         folder = path_at(self.data_dir) if self.data_dir else SENTENCES_DIR
         return files_in(folder, "*.json")
-
-    def pretrained(self) -> str | None:
-        """The encoder."""
-        return self.encoder
 
 
 class SinusoidTasks(TaskSettings):
@@ -154,16 +161,59 @@ class SinusoidTasks(TaskSettings):
     data_dir: None = Field(None, description="sine waves are drawn, not read")
 
 
-class TableTasks(TaskSettings):
-    """Classes of sequences in a long table: one row a time step."""
+class FileTasks(TaskSettings):
+    """What sources of a user's own tables have in common: which files they read."""
+
+    data_dir: str = Field(description="the folder or URI of the table's files")
+    files: list[str] = Field(
+        [],
+        description="names and patterns of files in data_dir, such as *.csv or 2026-*/*.parquet; "
+        "empty: every table file that is directly in it",
+    )
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_several(cls, files: object) -> object:
+        return [files] if isinstance(files, str) else files
+
+    @field_validator("files")
+    @classmethod
+    def _stay_in_the_folder(cls, files: list[str]) -> list[str]:
+        for name in files:
+            parts = name.split("/")
+            if "" in parts or {"..", ".", "**"} & set(parts) or "\\" in name or "\0" in name:
+                raise ValueError(
+                    f"must name files within data_dir, level by level, but got {shown(name)}"
+                )
+            if not name.lower().endswith(TABLE_SUFFIXES):
+                raise ValueError(
+                    f"must end in one of {', '.join(TABLE_SUFFIXES)}, but got {shown(name)}"
+                )
+        return files
+
+    def data_files(self) -> list[AnyPath]:
+        """The files that fit `files`, sorted, each once.
+
+        Raises:
+            DataError: a name fits, but is a folder, a link to nothing, or leads out of `data_dir`.
+        """
+        return table_files(path_at(self.data_dir), self.files)
+
+
+class TableTasks(FileTasks):
+    """Sequences in a long table: one row a time step."""
 
     problem: ClassVar[str] = "classification"
     FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {
+        "kind",
         "files",
         "sequence",
         "target",
         "time",
+        "time_differences",
+        "missing",
         "groups",
+        "small_classes",
         "val_classes",
         "test_classes",
         "val_groups",
@@ -172,26 +222,39 @@ class TableTasks(TaskSettings):
     }
 
     source: Literal["table"]
+    kind: Literal["classes", "groups"] = Field(
+        "classes",
+        description="classes: a task is num_ways classes that no network has seen; groups: a task "
+        "is one group of the first group column, such as a patient, with the classes of all; its "
+        "first sequences, in the order of the files, are the support set, later ones the queries",
+    )
     num_ways: int = Field(5, ge=2)
     num_shots: int = Field(1, ge=1)
     num_queries: int = Field(3, ge=1, description="query examples a class")
-    data_dir: str = Field(description="the folder or URI of the table's files")
-    files: str = Field(
-        "*.csv",
-        pattern=r"^[^/]+\.(csv|parquet)$",
-        description="a file in data_dir, or a pattern: *.csv or *.parquet",
-    )
     sequence: str = Field(description="column of the sequence that a row belongs to")
     target: str = Field(description="column of the class")
     features: list[str] = Field(min_length=1, description="columns of numbers")
     time: str | None = Field(
         None, description="column that orders a sequence's rows; null for the order of the file"
     )
+    time_differences: bool = Field(
+        False, description="the time since the row before is a feature, for irregular times"
+    )
+    missing: Literal["refuse", "interpolate", "mask"] = Field(
+        "refuse",
+        description="what to do with missing numbers: interpolate: straight lines in time; mask: "
+        "the last number, and two more features a column: whether there is one, and since when",
+    )
     groups: list[str] = Field(
         [], description="columns such as the person: each group's sequences stay in one split"
     )
-    val_classes: int = Field(5, ge=1, description="classes held out for meta-validation")
-    test_classes: int = Field(5, ge=1, description="classes held out for meta-test")
+    small_classes: Literal["refuse", "leave_out"] = Field(
+        "refuse",
+        description="what to do with classes (kind: groups: with groups) that have fewer than "
+        "num_shots + num_queries sequences",
+    )
+    val_classes: int = Field(5, ge=1, description="kind: classes: held out for meta-validation")
+    test_classes: int = Field(5, ge=1, description="kind: classes: held out for meta-test")
     val_groups: int = Field(1, ge=1, description="of each group column, for meta-validation")
     test_groups: int = Field(1, ge=1, description="of each group column, for meta-test")
     max_steps: int = Field(512, ge=1, description="rows of a sequence; longer ones are refused")
@@ -204,6 +267,12 @@ class TableTasks(TaskSettings):
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
             raise ValueError(f"a column has one role, but {twice[0]!r} is named twice")
+        if self.time_differences and self.time is None:
+            raise ValueError("time_differences needs a column of times; name it as time")
+        if self.kind == "groups":
+            if not self.groups:
+                raise ValueError("kind: groups needs the column of the groups; name it in groups")
+            return self
         fewest = min(self.val_classes, self.test_classes)
         if fewest < self.num_ways:
             raise ValueError(
@@ -213,9 +282,31 @@ class TableTasks(TaskSettings):
             )
         return self
 
-    def data_files(self) -> list[AnyPath]:
-        """The files that fit `files`."""
-        return files_in(path_at(self.data_dir), self.files)
+
+class TextTasks(SentenceTasks, FileTasks):
+    """Texts in a table, a row each: one domain is a task, with the labels of all."""
+
+    FIXED: ClassVar[frozenset[str]] = SentenceTasks.FIXED | {
+        "files",
+        "text",
+        "label",
+        "domain",
+        "test_domains",
+    }
+
+    source: Literal["text"]
+    num_ways: int = Field(2, ge=2, description="the labels that there are")
+    text: str = Field("text", description="column of the texts")
+    label: str = Field("label", description="column of the class")
+    domain: str = Field("domain", description="column of the domain: a product, a forum, a user")
+    test_domains: int = Field(1, ge=1, description="domains held out whole for the meta-test")
+
+    @model_validator(mode="after")
+    def _checks_columns(self) -> Self:
+        columns = [self.text, self.label, self.domain]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text, label and domain must be three columns, but got {columns}")
+        return self
 
 
 def _settings_of_source(value: object) -> object:

@@ -1,14 +1,17 @@
-"""Few-shot classification of sequences from a long CSV or Parquet table.
+"""Few-shot classification of sequences from a long table.
 
-A task is a set of classes no network has seen; where the table has group columns, such as the
-person or the device, its sequences come from groups no network has seen either.
+A task is a set of classes that no network has seen (`kind: classes`), or a group such as a patient
+with the classes that all groups have (`kind: groups`).  Where the table has group columns, no group
+is in two splits.
 
 Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,19 +20,39 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.files import read_each
+from raymeta.data.files import read_each, shown, unread_files
+from raymeta.data.missing import (
+    carried,
+    interpolated,
+    observed,
+    since_observed,
+    time_differences,
+)
 from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
-from raymeta.errors import DataError
+from raymeta.errors import DataError, RunError
+from raymeta.storage.paths import path_at
+from raymeta.tasks.dealt import Dealt, sizes
 from raymeta.tasks.inputs import Inputs, check_facts
-from raymeta.tasks.sampling import ClassPool, ClassSampler, fingerprint, unit_ids
+from raymeta.tasks.sampling import (
+    ClassPool,
+    ClassSampler,
+    GroupPool,
+    GroupSampler,
+    fingerprint,
+    unit_ids,
+)
 from raymeta.tasks.settings import TableTasks
+
+# Tables in forms that are not read: a user who has some in the folder should know.
+_OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")
+_SHOWN = 3  # names that a message lists
 
 
 def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> TaskDistribution:
-    """The task distribution over the classes of a table.
+    """The task distribution of a table.
 
     Features are standardised by the mean and deviation of the meta-training sequences.
 
@@ -41,81 +64,76 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
     Raises:
         DataError: a file is broken, the data hold copies, or they cannot serve such episodes.
     """
-    sequences = _read(settings)
-    contents = [content_of(x) for x in sequences.x]
-    for axis in settings.groups:
-        refuse_copies(sequences, contents, axis)
-    deal = _deal(sequences, settings)
-    if sealed:
-        deal = deal_sealed(deal, salt=str(settings.split_seed))
-    splits = _splits(sequences, settings, deal)
-    used = [row for row, split in enumerate(splits) if split is not None]
-    rows, dropped = distinct_rows(
-        sequences.select(used),
-        [contents[row] for row in used],
-        [-SPLITS.index(splits[row] or "train") for row in used],
-    )
-    chosen = {
-        split: sequences.select(used[row] for row in rows if splits[used[row]] == split)
-        for split in SPLITS
+    dealt = deal_table(settings, sealed=sealed)
+    chosen = dealt.chosen
+    num_examples = settings.num_shots + settings.num_queries
+    by_class = {s: ClassPool.build(c.classes, {n: n for n in c.classes}) for s, c in chosen.items()}
+    by_group = {
+        s: GroupPool.build(c.groups[settings.groups[0]], c.classes, dealt.classes)
+        for s, c in chosen.items()
+        if settings.kind == "groups"
     }
-    pools = {
-        split: ClassPool.build(chosen[split].classes, {c: c for c in chosen[split].classes})
-        for split in SPLITS
-    }
-    for split, pool in reversed(pools.items()):
-        pool.check(split, settings.num_ways, settings.num_shots + settings.num_queries, "class")
-
-    steps = np.concatenate(chosen["train"].x)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = steps.mean(axis=0), steps.std(axis=0)
-    deviation[deviation == 0] = 1.0
-    standardised = {s: _standardised(chosen[s], mean, deviation) for s in SPLITS}
-    _check_sizes(settings, [mean, deviation, *_largest(standardised.values())])
+    for split in reversed(SPLITS):
+        if settings.kind == "groups":
+            by_group[split].check(split, num_examples)
+        else:
+            by_class[split].check(split, settings.num_ways, num_examples, "class")
+    if settings.kind == "groups" and settings.num_ways != len(dealt.classes):
+        raise DataError(
+            f"tasks.num_ways must be {len(dealt.classes)}, the number of classes in column "
+            f"{settings.target}, since tasks.kind is groups, but got {settings.num_ways}"
+        )
+    features = _feature_names(settings)
+    values = {split: _features(chosen[split], settings) for split in SPLITS}
+    mean, deviation = _mean_and_deviation(settings, features, values["train"])
+    standardised = {s: _standardised(values[s], mean, deviation) for s in SPLITS}
+    _check_sizes(settings, features, [mean, deviation, *_largest(standardised.values())])
     longest = max(int(chosen[split].lengths.max()) for split in SPLITS)
-    sampler = ClassSampler(
-        pools=pools,
-        x={s: standardised[s].padded(longest) for s in SPLITS},
-        lengths={s: chosen[s].lengths for s in SPLITS},
-        units={
-            s: {
-                settings.target: unit_ids(chosen[s].classes),
-                **{axis: unit_ids(chosen[s].groups[axis]) for axis in settings.groups},
-            }
-            for s in SPLITS
-        },
-        num_ways=settings.num_ways,
-        num_shots=settings.num_shots,
-        num_queries=settings.num_queries,
-    )
-    facts = {
-        "features": list(settings.features),
+    x = {s: standardised[s].padded(longest) for s in SPLITS}
+    lengths = {s: chosen[s].lengths for s in SPLITS}
+    units = {
+        s: {axis: unit_ids(chosen[s].groups[axis]) for axis in settings.groups}
+        | {_new_axis(settings): unit_ids(_new_units(chosen[s], settings))}
+        for s in SPLITS
+    }
+    shots, queries = settings.num_shots, settings.num_queries
+    facts: dict[str, Any] = {
+        "features": features,
         "mean": mean.tolist(),
         "deviation": deviation.tolist(),
     }
-    disjoint = " and ".join([settings.target, *settings.groups])
+    is_by_class = settings.kind == "classes"
+    if not is_by_class:
+        facts["classes"] = list(dealt.classes)
     return TaskDistribution(
         name="table",
-        input_spec=InputSpec(
-            "classification", settings.num_ways, num_features=len(settings.features)
-        ),
+        input_spec=InputSpec("classification", settings.num_ways, num_features=len(features)),
         seed=seed,
-        sample_episode=sampler,
+        sample_episode=ClassSampler(by_class, x, lengths, units, settings.num_ways, shots, queries)
+        if is_by_class
+        else GroupSampler(by_group, x, lengths, units, shots, queries),
         class_mean_features=_means_and_deviations,
-        num_train_classes=pools["train"].num_classes,
-        note=(
-            f"meta-test: {pools['test'].num_classes} classes, {len(chosen['test'])} sequences; no "
-            f"{disjoint} of theirs occurs in meta-training"
-        ),
+        num_train_classes=by_class["train"].num_classes,
+        fixed_labels=not is_by_class,
+        note=_note(dealt, settings),
         fingerprint=fingerprint(chosen, facts),
-        deal=deal,
+        deal=dealt.deal,
         facts=facts,
-        warnings=tuple(dropped),
+        warnings=dealt.warnings,
     )
 
 
 def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
-    """An example is the rows of a sequence: `tasks.features`, in the units of the training data."""
+    """An example is the rows of a sequence: `tasks.features`, in the units of the training data.
+
+    Raises:
+        RunError: the network reads more than the features, which nobody hands it yet.
+    """
+    if settings.missing != "refuse" or settings.time_differences:
+        raise RunError(
+            "a network that was trained with tasks.missing or tasks.time_differences cannot be "
+            "used on other data yet; train one with neither"
+        )
     check_facts(settings, facts, "features")
     mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
     expected = (len(settings.features),)
@@ -128,6 +146,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target,
+        classes=tuple(map(str, facts.get("classes", ()))),
         stream_steps=settings.max_steps,
     )
 
@@ -156,12 +175,88 @@ def _prepared(
     return found
 
 
-def _read(settings: TableTasks) -> Sequences:
+def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
+    """Reads a table and deals its sequences into splits, whether or not they serve any episodes.
+
+    Raises:
+        DataError: a file is broken, the data hold copies, or there are too few groups to deal.
+    """
+    sequences, unread = _read(settings)
+    contents = [content_of(x) for x in sequences.x]
+    for axis in settings.groups:
+        refuse_copies(sequences, contents, axis)
+    num_examples = settings.num_shots + settings.num_queries
+    warnings, left_out = list(unread), Counter[str]()
+    task = settings.groups[0] if settings.kind == "groups" else None
+    classes = tuple(sorted(set(sequences.classes)))
+
+    def large_enough(rows: list[int], place: str) -> list[int]:
+        """Leaves out small classes or groups, and tells of it."""
+        if settings.small_classes == "refuse":
+            return rows
+        small = _small(sizes(sequences.select(rows), task, classes), task, num_examples)
+        units = sequences.classes if task is None else sequences.groups[task]
+        left = set(small)
+        kept = [row for row in rows if units[row] not in left]
+        if small:
+            left_out[_TOO_SMALL] += len(rows) - len(kept)
+            listed = ", ".join(map(shown, small[:_SHOWN])) + ", …" * (len(small) > _SHOWN)
+            of = "classes have" if task is None else f"units of {task} have a class with"
+            warnings.append(
+                f"{place}: {len(small)} {of} fewer than {num_examples} sequences; left out, with "
+                f"{len(rows) - len(kept)} sequences: {listed}"
+            )
+        return kept
+
+    kept = large_enough(list(range(len(sequences))), str(settings.data_dir))
+    deal = _deal(sequences.select(kept), settings)
+    if sealed:
+        deal = deal_sealed(deal, salt=str(settings.split_seed))
+    split_of = dict(zip(kept, _splits(sequences.select(kept), deal), strict=True))
+    used = [row for row in kept if split_of[row] is not None]
+    left_out[_BETWEEN] += len(kept) - len(used)
+    rows, dropped = distinct_rows(
+        sequences.select(used),
+        [contents[row] for row in used],
+        [-SPLITS.index(split_of[row] or "train") for row in used],
+    )
+    warnings += dropped
+    left_out[_COPIES] += len(used) - len(rows)
+    chosen = {
+        split: sequences.select(
+            large_enough(
+                [used[row] for row in rows if split_of[used[row]] == split],
+                f"meta-{split} split",
+            )
+        )
+        for split in SPLITS
+    }
+    return Dealt(
+        chosen=chosen,
+        deal=deal,
+        num_read=len(sequences),
+        left_out={reason: count for reason, count in left_out.items() if count},
+        target=settings.target,
+        task=task,
+        groups=tuple(settings.groups),
+        classes=classes,
+        warnings=tuple(warnings),
+    )
+
+
+_BETWEEN = "their class and their groups, or two of their groups, are in different splits"
+_COPIES = "copies of others, or of equal content and different classes"
+_TOO_SMALL = "of a class or group with too few sequences (tasks.small_classes)"
+
+
+def _read(settings: TableTasks) -> tuple[Sequences, list[str]]:
+    """All sequences of the table, and a warning of files that are not read."""
     files = settings.data_files()
+    folder = path_at(settings.data_dir)
     if not files:
+        named = f"named {', '.join(settings.files)!r:.100} " if settings.files else "of a table "
         raise DataError(
-            f"{settings.data_dir}: no file named {settings.files!r:.100} found; set tasks.data_dir "
-            "and tasks.files"
+            f"{settings.data_dir}: no file {named}found; set tasks.data_dir and tasks.files"
         )
     reader = TableReader(
         sequence=settings.sequence,
@@ -169,6 +264,7 @@ def _read(settings: TableTasks) -> Sequences:
         features=tuple(settings.features),
         time=settings.time,
         groups=tuple(settings.groups),
+        may_miss=settings.missing != "refuse",
     )
     read = read_each(reader, files)
     for path, sequences in zip(files, read, strict=True):
@@ -187,19 +283,32 @@ def _read(settings: TableTasks) -> Sequences:
                 f"({file_of[name]}); give every sequence an id of its own"
             )
         file_of[name] = place
-    return found
+    return found, [] if settings.files else unread_files(folder, files, _OTHER_TABLES)
+
+
+def _small(found: Mapping[str, Mapping[str, int]], dealt_by: str | None, least: int) -> list[str]:
+    """The classes with fewer than `least` sequences, or the groups that have such a class.
+
+    Args:
+        found: sequences of each class by task, as `raymeta.tasks.dealt.sizes` counts them.
+        dealt_by: the axis of the tasks; None for classes.
+        least: sequences that an episode takes of a class.
+    """
+    if dealt_by is None:
+        return [label for label, count in found[""].items() if count < least]
+    return [unit for unit, counts in found.items() if min(counts.values()) < least]
 
 
 def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
-    """Classes and the units of every group column, each axis dealt by itself."""
-    deal = {
-        settings.target: deal_units(
+    """Classes that are to be new, and the units of every group column, each axis by itself."""
+    deal: dict[str, Mapping[str, Split]] = {}
+    if settings.kind == "classes":
+        deal[settings.target] = deal_units(
             sequences.classes,
             num_test=settings.test_classes,
             num_val=settings.val_classes,
             salt=f"classes-{settings.split_seed}",
         )
-    }
     for axis in settings.groups:
         units = set(sequences.groups[axis])
         if len(units) <= settings.test_groups + settings.val_groups:
@@ -218,14 +327,91 @@ def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
     return deal
 
 
-def _splits(sequences: Sequences, settings: TableTasks, deal: Deal) -> list[Split | None]:
+def _splits(sequences: Sequences, deal: Deal) -> list[Split | None]:
     """The split of each sequence: that of its class and all its groups; None where they differ."""
+    axes = [(units, sequences.groups.get(axis, sequences.classes)) for axis, units in deal.items()]
     found: list[Split | None] = []
-    for row, label in enumerate(sequences.classes):
-        own = {deal[axis][sequences.groups[axis][row]] for axis in settings.groups}
-        own.add(deal[settings.target][label])
+    for row in range(len(sequences)):
+        own = {units[values[row]] for units, values in axes}
         found.append(own.pop() if len(own) == 1 else None)
     return found
+
+
+def _new_axis(settings: TableTasks) -> str:
+    """What is new at deployment beside the groups: the class, or only the sequence."""
+    return settings.target if settings.kind == "classes" else settings.sequence
+
+
+def _new_units(sequences: Sequences, settings: TableTasks) -> Sequence[str]:
+    is_class = settings.kind == "classes"
+    return sequences.classes if is_class else sequences.groups[settings.sequence]
+
+
+def _note(dealt: Dealt, settings: TableTasks) -> str:
+    tested = dealt.chosen["test"]
+    if settings.kind == "classes":
+        what = f"{len(set(tested.classes))} classes"
+        disjoint = " and ".join([settings.target, *settings.groups])
+    else:
+        what = f"{len(set(tested.groups[settings.groups[0]]))} × {settings.groups[0]}"
+        disjoint = " and ".join(settings.groups)
+    return (
+        f"meta-test: {what}, {len(tested)} sequences; no {disjoint} of theirs occurs in "
+        "meta-training"
+    )
+
+
+def _feature_names(settings: TableTasks) -> list[str]:
+    """What the network reads at a time step, in the order of the numbers."""
+    names = list(settings.features)
+    if settings.missing == "mask":
+        names += [f"{name} observed" for name in settings.features]
+        names += [f"{name} time since observed" for name in settings.features]
+    return names + (["time difference"] if settings.time_differences else [])
+
+
+def _features(sequences: Sequences, settings: TableTasks) -> Sequences:
+    """The sequences as the settings fill them in; NaN where nothing was observed so far.
+
+    Raises:
+        DataError: a sequence has no number in a column between whose numbers it should be filled.
+    """
+    found = []
+    for row, x in enumerate(sequences.x):
+        times = sequences.times[row] if sequences.times else np.arange(len(x), dtype=np.float64)
+        parts = [x]
+        if settings.missing == "interpolate":
+            parts = [interpolated(x, times)]
+            empty = np.isnan(parts[0]).any(axis=0)
+            if empty.any():
+                raise DataError(
+                    f"{sequences.ids[row]}: column {settings.features[int(np.argmax(empty))]} has "
+                    "no number in this sequence, so that nothing can be interpolated; set "
+                    "tasks.missing to mask, or remove the sequence or the column"
+                )
+        elif settings.missing == "mask":
+            parts = [carried(x), observed(x), since_observed(x, times)]
+        if settings.time_differences:
+            parts.append(time_differences(times))
+        found.append(np.concatenate(parts, axis=1))
+    return replace(sequences, x=tuple(found))
+
+
+def _mean_and_deviation(
+    settings: TableTasks, features: Sequence[str], training: Sequences
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of each feature over all steps that have it, `[D]` each."""
+    steps = np.concatenate(training.x)
+    unseen = np.isnan(steps).all(axis=0)
+    if unseen.any():
+        raise DataError(
+            f"{settings.data_dir}, column {features[int(np.argmax(unseen))]}: has no number in "
+            "meta-training; leave it out of tasks.features"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = np.nanmean(steps, axis=0), np.nanstd(steps, axis=0)
+    deviation[deviation == 0] = 1.0
+    return mean, deviation
 
 
 def _largest(standardised: Iterable[Sequences]) -> list[np.ndarray]:
@@ -234,7 +420,9 @@ def _largest(standardised: Iterable[Sequences]) -> list[np.ndarray]:
         return [np.abs(np.concatenate(s.x).astype(np.float32)).max(axis=0) for s in standardised]
 
 
-def _check_sizes(settings: TableTasks, values: Sequence[np.ndarray]) -> None:
+def _check_sizes(
+    settings: TableTasks, features: Sequence[str], values: Sequence[np.ndarray]
+) -> None:
     """Refuses features of which networks would see infinities, or nothing.
 
     Raises:
@@ -243,19 +431,17 @@ def _check_sizes(settings: TableTasks, values: Sequence[np.ndarray]) -> None:
     is_finite = np.isfinite(np.stack(values)).all(axis=0)
     if not is_finite.all():
         raise DataError(
-            f"{settings.data_dir}, column {settings.features[int(np.argmin(is_finite))]}: holds "
+            f"{settings.data_dir}, column {features[int(np.argmin(is_finite))]}: holds "
             "numbers too large to be standardised; mend them, rescale the column, or leave it out "
             "of tasks.features"
         )
 
 
 def _standardised(sequences: Sequences, mean: np.ndarray, deviation: np.ndarray) -> Sequences:
-    return Sequences(
-        x=tuple((x - mean) / deviation for x in sequences.x),
-        classes=sequences.classes,
-        groups=sequences.groups,
-        ids=sequences.ids,
-    )
+    """The features in deviations from the mean; the mean where nothing was observed so far."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = (np.where(np.isnan(own), 0.0, (own - mean) / deviation) for own in sequences.x)
+        return replace(sequences, x=tuple(x))
 
 
 def _means_and_deviations(examples: Examples) -> Tensor:

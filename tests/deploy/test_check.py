@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from raymeta.deploy.check import Finding, check_on, growth, has_errors, job_environment
+from raymeta.deploy.check import check_on, growth, has_errors, job_environment
 from raymeta.deploy.files.cluster import Cluster, NodeType
 from raymeta.deploy.files.load import load_cluster
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
+from raymeta.finding import Finding
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, from_json
 from raymeta.tasks.settings import PEN_DIR
 from tests.conftest import TINY

@@ -67,7 +67,8 @@ def test_shipped_experiments_load_by_name(name: str) -> None:
 
 def test_an_experiment_of_every_source_is_shipped() -> None:
     sources = {load_experiment(name).tasks.source for name in shipped_experiments()}
-    assert sources == {"pen", "sentiment", "sinusoid"} <= set(shipped_experiments())
+    assert sources == {"pen", "sentiment", "sinusoid", "table"}
+    assert {"pen", "sentiment", "sinusoid", "vowels"} <= set(shipped_experiments())
 
 
 def test_settings_of_the_file_replace_the_defaults(load: Load) -> None:
@@ -343,11 +344,12 @@ def test_a_key_of_another_source_is_not_suggested_to_itself(refusal: Refusal) ->
         ("tasks: {source: pen}\n", "name is required, but is not given"),
         pytest.param(
             "name: a\ntasks: {}\n",
-            "tasks.source is required: one of pen, sentiment, sinusoid, table (own.yaml, line 2)",
+            "tasks.source is required: one of pen, sentiment, sinusoid, table, text "
+            "(own.yaml, line 2)",
         ),
         pytest.param(
             "name: a\ntasks:\n  source: pne\n",
-            "tasks.source must be one of pen, sentiment, sinusoid, table, but got 'pne' "
+            "tasks.source must be one of pen, sentiment, sinusoid, table, text, but got 'pne' "
             "(own.yaml, line 3)",
         ),
         pytest.param(

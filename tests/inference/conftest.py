@@ -63,6 +63,25 @@ def write_signals(folder: Path, channels: tuple[str, ...]) -> None:
     (folder / "signals.csv").write_text("\n".join([header, *rows]))
 
 
+TEXTS = """name: opinions
+tasks: {{source: text, data_dir: {folder}, num_shots: 2, num_queries: 2, max_tokens: 12}}
+"""
+
+
+def write_texts(folder: Path) -> None:
+    """Four domains of forty texts for each of two labels."""
+    rng = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(40)]
+    rows = [
+        f"{' '.join(rng.choice(words, 6))} {mood},{mood},domain {domain}"
+        for domain in range(4)
+        for mood in ("fine", "poor")
+        for _ in range(40)
+    ]
+    folder.mkdir()
+    (folder / "texts.csv").write_text("\n".join(["text,label,domain", *rows]))
+
+
 def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
     """A run whose search has ended; with `seeds`, that of a refit."""
     folder.mkdir(exist_ok=True)
@@ -73,6 +92,11 @@ def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
         text = TABLE.format(folder=folder / "data", features=", ".join(channels))
         (folder / "signals.yaml").write_text(text)
         source = str(folder / "signals.yaml")
+    if source == "text":
+        if not (folder / "data").exists():
+            write_texts(folder / "data")
+        (folder / "texts.yaml").write_text(TEXTS.format(folder=folder / "data"))
+        source = str(folder / "texts.yaml")
     experiment = load_experiment(source, [*TINY, *overrides])
     run = Run.create(folder / "runs", experiment)
     for seed in range(seeds):

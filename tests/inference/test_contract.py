@@ -15,7 +15,7 @@ import torch
 import raymeta
 from raymeta.data import token_vectors
 from raymeta.data.files import read_each
-from raymeta.data.readers.sentences import read_sentences
+from raymeta.data.readers.sentences import TextReader, read_sentences
 from raymeta.data.readers.table import TableReader
 from raymeta.data.readers.unipen import read_unipen
 from raymeta.errors import DataError, RunError
@@ -43,6 +43,12 @@ def sentences(experiment: Experiment) -> list[Any]:
     return [text for found in read_each(read_sentences, files) for text in found.texts]
 
 
+def texts(experiment: Experiment) -> list[Any]:
+    reader = TextReader("text", "label", "domain")
+    files = experiment.tasks.data_files()
+    return [text for found in read_each(reader, files) for text in found.texts]
+
+
 def signals(experiment: Experiment) -> list[Any]:
     (file,) = experiment.tasks.data_files()
     reader = TableReader("recording", "kind", ("volt", "ampere"), "second")
@@ -54,6 +60,7 @@ RAW: dict[str, Callable[[Experiment], list[Any]]] = {
     "pen": recordings,
     "sentiment": sentences,
     "table": signals,
+    "text": texts,
 }
 SERVED = [
     (source, learner)
@@ -87,7 +94,13 @@ class Episode:
             }
             self.support_x = raw_of(prepared, episode.support_x, episode.support_lengths)
             self.query_x = raw_of(prepared, episode.query_x, episode.query_lengths)
-        self.support_y, self.query_y = episode.support_y, episode.query_y
+        self.ways = episode.support_y
+        # What the ways are called where the source names them by text.
+        self.called = np.array(model.trained.inputs.classes if source == "text" else range(99))
+        is_named = tasks.input_spec.problem == "classification"
+        self.support_y, self.query_y = (
+            self.called[y] if is_named else y for y in (episode.support_y, episode.query_y)
+        )
         self.problem = recipe.problem
         answers = []
         episodes = tasks.episodes("test", [number]).to(CPU, recipe.dtype)
@@ -114,7 +127,7 @@ def assert_answers(adapted: Adapted, episode: Episode) -> None:
     else:
         found = adapted.predict_proba(episode.query_x)
         np.testing.assert_allclose(found, episode.answers, rtol=1e-9, atol=1e-9)
-        wanted = episode.answers.argmax(axis=1)
+        wanted = episode.called[episode.answers.argmax(axis=1)]
         np.testing.assert_array_equal(adapted.predict(episode.query_x), wanted)
     score = adapted.score(episode.query_x, episode.query_y)
     assert score == pytest.approx(episode.score, abs=1e-9)
@@ -132,7 +145,7 @@ def test_a_used_network_answers_as_in_the_meta_test(
     # Whatever the order of the classes, which some learners read one after another.
     if adapted.labels is not None:
         num_shots = run.experiment().tasks.num_shots
-        order = np.lexsort((-episode.support_y, np.arange(len(episode.support_y)) % num_shots))
+        order = np.lexsort((-episode.ways, np.arange(len(episode.ways)) % num_shots))
         mixed = [episode.support_x[row] for row in order]
         assert_answers(model.adapt(mixed, episode.support_y[order]), episode)
     adapted.save(tmp_path / "mine.raymeta")

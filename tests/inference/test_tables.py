@@ -133,7 +133,7 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
         (
             "csv",
             b"recording,second,volt,ampere\n1,1,nan,1",
-            "five, row 1, column volt: 'nan' is no",
+            "five, row 1, column volt: the value is missing",
         ),
         (
             "csv",
@@ -150,7 +150,7 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
         (
             "jsonl",
             b'{"recording": 1, "second": 1, "volt": NaN, "ampere": 1}',
-            "row 1, column volt: nan is no finite number",
+            "row 1, column volt: the value is missing",
         ),
         (
             "jsonl",

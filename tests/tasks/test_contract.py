@@ -145,6 +145,15 @@ def write_domain(folder: Path, unit: int) -> None:
     (folder / f"domain{unit}.json").write_text(json.dumps(rows))
 
 
+def write_texts(folder: Path, unit: int) -> None:
+    """The same sentences as a table."""
+    write_domain(folder, unit)
+    rows = json.loads((folder / f"domain{unit}.json").read_text())
+    (folder / f"domain{unit}.json").unlink()
+    lines = [f"{row['text']},{row['class']},domain {unit}" for row in rows]
+    (folder / f"domain{unit}.csv").write_text("\n".join(["text,label,domain", *lines]))
+
+
 def write_people(folder: Path, unit: int) -> None:
     """A person's recordings of twelve classes."""
     lines = ["recording,kind,person,x,y"]
@@ -195,6 +204,7 @@ DATA: dict[str, Data | None] = {
             "test_classes": 3,
         },
     ),
+    "text": Data(write_texts, 4, {"num_shots": 1, "num_queries": 2}),
     "toy": Data(write_toy, 12, {}),
 }
 
@@ -360,7 +370,9 @@ def test_the_fingerprint_changes_with_the_data(source: str, tmp_path: Path) -> N
     before = load_tasks(experiment)
     assert load_tasks(experiment.model_copy(update={"seed": 1})).fingerprint == before.fingerprint
     path = Path(str(experiment.tasks.data_files()[0]))
-    old, new = ("aa", "zz") if source == "sentiment" else (str(numbers(0, 0)[0]), "7777777")
+    old, new = (
+        ("aa", "zz") if source in ("sentiment", "text") else (str(numbers(0, 0)[0]), "7777777")
+    )
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     assert load_tasks(experiment).fingerprint != before.fingerprint
@@ -370,12 +382,14 @@ def test_the_fingerprint_changes_with_the_data(source: str, tmp_path: Path) -> N
 def test_a_unit_under_two_names_is_refused(source: str, tmp_path: Path) -> None:
     experiment = written(source, tmp_path / "data")
     paths = [Path(str(path)) for path in experiment.tasks.data_files()]
-    text = paths[0].read_text().replace("p0r", "again").replace("person 0", "person again")
+    text = paths[0].read_text()
+    for old, new in (("p0r", "again"), ("person 0", "person again"), ("domain 0", "domain again")):
+        text = text.replace(old, new)
     copy = paths[0].with_name(paths[0].stem + "copy" + paths[0].suffix)
     copy.write_text(text)
     with pytest.raises(DataError, match="is a copy of the other") as error:
         load_tasks(experiment)
-    assert copy.stem in str(error.value) or "person again" in str(error.value)
+    assert copy.stem in str(error.value) or " again" in str(error.value)
 
 
 @every_reader
@@ -424,7 +438,7 @@ def refusal(experiment: Experiment) -> str:
     return ""
 
 
-@pytest.mark.parametrize("source", ["pen", "sentiment", "table"])
+@pytest.mark.parametrize("source", ["pen", "sentiment", "table", "text"])
 @pytest.mark.parametrize("seed", range(12))
 def test_a_damaged_file_is_refused_in_few_words_or_read(
     source: str, seed: int, tmp_path: Path

@@ -21,7 +21,8 @@ from raymeta.data.readers.sentences import read_sentences, tokenize
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Examples, Split, TaskDistribution
 from raymeta.errors import DataError
-from raymeta.tasks.sentiment import PADDING, UNKNOWN, VAL_SHARE, load_sentiment
+from raymeta.tasks.domains import PADDING, UNKNOWN, VAL_SHARE
+from raymeta.tasks.sentiment import load_sentiment
 from raymeta.tasks.settings import SENTENCES_DIR, SentimentTasks
 
 SHIPPED = ("amazon", "imdb", "yelp")

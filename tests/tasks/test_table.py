@@ -19,7 +19,9 @@ import raymeta
 from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.evaluation.controls.class_means import class_mean_scores
+from raymeta.experiment.data_files import copy_data
 from raymeta.experiment.file import load_experiment
+from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.load import load_tasks
 
 NUM_CLASSES, NUM_PEOPLE, NUM_REPEATS = 9, 5, 4
@@ -356,7 +358,7 @@ def test_one_sequence_of_two_classes_is_dropped_and_counted(load: Load) -> None:
         ("tasks.features=[x, x]", "a column has one role, but 'x' is named twice"),
         ("tasks.target=person", "a column has one role, but 'person' is named twice"),
         ("tasks.num_ways=3", "val_classes and test_classes must be at least num_ways"),
-        ("tasks.files=../*.csv", "tasks.files must"),
+        ("tasks.files=../*.csv", "tasks.files: must name files within data_dir"),
         ("tasks.features=[]", "tasks.features must have at least 1 items"),
         ("tasks.split_seed=18446744073709551616", "tasks.split_seed"),
     ],
@@ -398,3 +400,219 @@ def test_the_command_line_prints_what_was_dropped_as_one_line(load: Load, tmp_pa
     )
     (line,) = [line for line in checked.stderr.splitlines() if "arning" in line]
     assert line.startswith("warning: 1 sequences are copies of others and were dropped; gestures0")
+
+
+def one_sequence(tasks: TaskDistribution, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+    """The features of a support sequence before they are standardised, and its rows."""
+    episode = tasks.episode("train", 0)
+    assert episode.support_lengths is not None
+    length = int(episode.support_lengths[0])
+    x = episode.support_x[0, :length] * tasks.facts["deviation"] + tasks.facts["mean"]
+    y = x[:, tasks.facts["features"].index("y")]
+    for _, rows in table.groupby("recording"):
+        if len(rows) == length and np.allclose(rows.y, y, atol=1e-4):
+            return x, rows
+    pytest.fail("an episode shows a sequence of the table")
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "null"])
+def test_missing_numbers_are_interpolated_in_time(load: Load, word: str) -> None:
+    table = gestures()
+    table["time"] = table.time.astype(float) ** 2
+    gaps = table.assign(x=table.x.astype(object))
+    gaps.loc[gaps.index % 3 == 1, "x"] = word
+    tasks = load(gaps, sets=("tasks.missing=interpolate",))
+    x, rows = one_sequence(tasks, table)
+    known = rows.index % 3 != 1
+    expected = np.interp(rows.time, rows.time[known], rows.x[known])
+    np.testing.assert_allclose(x[:, 0], expected, atol=1e-4)
+
+
+def test_a_mask_says_which_numbers_are_missing_and_since_when(load: Load) -> None:
+    table = gestures()
+    gaps = table.assign(x=table.x.where(table.index % 3 != 1))
+    tasks = load(gaps, sets=("tasks.missing=mask",))
+    assert tasks.facts["features"] == [
+        "x", "y", "x observed", "y observed", "x time since observed", "y time since observed",
+    ]  # fmt: skip
+    assert tasks.input_spec.num_features == 6
+    x, rows = one_sequence(tasks, table)
+    known = (rows.index % 3 != 1).astype(float)
+    np.testing.assert_allclose(x[:, 2], known, atol=1e-5)
+    np.testing.assert_allclose(x[:, 3], 1.0, atol=1e-5)
+    carried = rows.x.where(known == 1).ffill().fillna(tasks.facts["mean"][0])
+    np.testing.assert_allclose(x[:, 0], carried, atol=1e-4)
+    since = np.where(known[:-1] == 1, 1, 2)
+    since[0] = 1  # before the first number the time counts from the first step
+    np.testing.assert_allclose(x[1:, 4], since, atol=1e-4)
+
+
+def test_a_sequence_without_any_number_cannot_be_interpolated(load: Load) -> None:
+    table = gestures()
+    table.loc[table.recording == "g3p3r3", "x"] = None
+    sets = ("tasks.missing=interpolate", "tasks.groups=[]")
+    with pytest.raises(DataError, match=r"'g3p3r3': column x has no number.*tasks.missing to mask"):
+        load(table, sets=sets)
+    load(table, sets=("tasks.missing=mask",))
+
+
+def test_time_differences_of_dates_are_in_seconds(load: Load) -> None:
+    table = gestures()
+    clock = table.time.astype(float) ** 2
+    dated = table.assign(time=pd.Timestamp("2026-01-01") + pd.to_timedelta(clock, unit="min"))
+    tasks = load(dated, sets=("tasks.time_differences=true",))
+    x, rows = one_sequence(tasks, dated)
+    steps = np.diff(clock[rows.index], prepend=clock[rows.index[0]])
+    np.testing.assert_allclose(x[:, 2], 60 * steps, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", ["refuse", "leave_out"])
+def test_small_classes_are_refused_or_left_out_and_counted(load: Load, rule: str) -> None:
+    table = gestures()
+    deal = load().deal["gesture"]
+    small = next(name for name, split in deal.items() if split == "train")
+    kept = table[table.gesture == small].recording.unique()[:2]
+    cut = table[(table.gesture != small) | table.recording.isin(kept)]
+    sets = (f"tasks.small_classes={rule}", "tasks.groups=[]")
+    if rule == "refuse":
+        with pytest.raises(DataError, match="must be at most 2, the examples of a class"):
+            load(cut, sets=sets)
+        return
+    with pytest.warns(UserWarning, match="1 classes have fewer than 3 sequences; left out, with 2"):
+        tasks = load(cut, sets=sets)
+    assert small not in tasks.deal["gesture"]
+
+
+GROUPS = ("tasks.kind=groups", f"tasks.num_ways={NUM_CLASSES}")
+
+
+def test_a_group_is_a_task_whose_first_sequences_are_the_support(load: Load) -> None:
+    tasks, table = load(sets=GROUPS), gestures()
+    assert set(tasks.deal) == {"person"}
+    assert tasks.fixed_labels
+    mean, deviation = np.array(tasks.facts["mean"]), np.array(tasks.facts["deviation"])
+    known = {
+        ((rows[["x", "y"]].to_numpy() - mean) / deviation).astype(np.float32).tobytes(): name
+        for name, rows in table.groupby("recording")
+    }
+    for split in SPLITS:
+        for index in range(20):
+            episode = tasks.episode(split, index)
+            assert episode.support_lengths is not None
+            assert episode.query_lengths is not None
+            support, query = (
+                [known[x[:length].tobytes()] for x, length in zip(part, lengths, strict=True)]
+                for part, lengths in (
+                    (episode.support_x, episode.support_lengths),
+                    (episode.query_x, episode.query_lengths),
+                )
+            )
+            (person,) = {name[2:4] for name in (*support, *query)}
+            assert tasks.deal["person"][f"person {person[1]}"] == split
+            # Labels are those of the whole table, and support comes before queries.
+            assert [name[:2] for name in support] == [f"g{way}" for way in range(NUM_CLASSES)]
+            assert [int(name[1]) for name in query] == episode.query_y.tolist()
+            assert {name[4:] for name in support} == {"r0"}
+            assert "r0" not in {name[4:] for name in query}
+
+
+def test_groups_with_too_few_of_a_class_are_left_out_and_counted(load: Load) -> None:
+    table, deal = gestures(), load(sets=GROUPS).deal["person"]
+    person = next(name for name, split in deal.items() if split == "train")
+    cut = table[(table.person != person) | (table.gesture != "gesture 0")]
+    with pytest.raises(DataError, match="holds 0 examples of a class"):
+        load(cut, sets=GROUPS)
+    with pytest.warns(UserWarning, match=r"1 units of person have a class with fewer than 3"):
+        tasks = load(cut, sets=(*GROUPS, "tasks.small_classes=leave_out"))
+    assert person not in tasks.deal["person"]
+
+
+def test_groups_have_all_classes_as_ways(load: Load) -> None:
+    with pytest.raises(DataError, match=r"tasks.num_ways must be 9, the number of classes"):
+        load(sets=("tasks.kind=groups",))
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "feather", "arrow"])
+def test_every_format_is_the_same_data(load: Load, tmp_path: Path, form: str) -> None:
+    csv, file = load(), tmp_path / f"all.{form}"
+    match form:
+        case "tsv":
+            gestures().to_csv(file, index=False, sep="\t")
+        case "jsonl":
+            gestures().to_json(file, orient="records", lines=True, double_precision=15)
+        case _:
+            gestures().to_feather(file)
+    found = load(sets=(f"tasks.files=all.{form}",))
+    np.testing.assert_allclose(found.facts["mean"], csv.facts["mean"], rtol=1e-12)
+    assert found.deal == csv.deal
+
+
+def test_lists_folders_and_patterns_name_the_files(load: Load, tmp_path: Path) -> None:
+    whole, table = load(), gestures()
+    (tmp_path / "gestures0.csv").unlink()
+    for person, rows in table.groupby("person"):
+        (tmp_path / f"{person} rows").mkdir()
+        rows.to_csv(tmp_path / f"{person} rows" / "all.csv", index=False)
+    file = tmp_path / "own.yaml"
+    listed = [f"person {n} rows/all.csv" for n in range(NUM_PEOPLE)]
+    for files in (["person * rows/*.csv"], listed, [*listed[::-1], "person 1*/*.csv"]):
+        experiment = load_experiment(str(file), [f"tasks.files={files}"])
+        assert [f"{path.parent.name}/{path.name}" for path in experiment.tasks.data_files()] == (
+            listed
+        )
+        assert load_tasks(experiment).deal == whole.deal
+    copied = copy_data(experiment, tmp_path / "copy")
+    names = sorted(p.relative_to(tmp_path / "copy").as_posix() for p in tmp_path.rglob("copy/**/*"))
+    assert [name for name in names if name.endswith("csv")] == [f"data/{name}" for name in listed]
+    tasks = copied.tasks.model_copy(update={"data_dir": str(tmp_path / "copy" / "data")})
+    assert load_tasks(copied.model_copy(update={"tasks": tasks})).deal == whole.deal
+
+
+@pytest.mark.parametrize(
+    "files", ["../*.csv", "/etc/*.csv", "a/../../b.csv", "**/*.csv", "a//b.csv", "*.csv\\0", "*"]
+)
+def test_patterns_that_lead_out_of_the_folder_are_refused(load: Load, files: str) -> None:
+    with pytest.raises(ExperimentError, match=r"tasks.files: must"):
+        load(sets=(f'tasks.files=["{files}"]',))
+
+
+def test_a_link_out_of_the_folder_is_refused(load: Load, tmp_path: Path) -> None:
+    load()
+    outside = tmp_path.parent / f"{tmp_path.name} outside"
+    outside.mkdir()
+    (tmp_path / "gestures0.csv").rename(outside / "secret.csv")
+    (tmp_path / "linked").symlink_to(outside)
+    for files, link in (("[]", "gestures0.csv"), ("linked/*.csv", "linked/secret.csv")):
+        if not (tmp_path / "gestures0.csv").is_symlink():
+            (tmp_path / "gestures0.csv").symlink_to(outside / "secret.csv")
+        with pytest.raises(DataError, match=rf"{link}: is a link to a file outside"):
+            load_tasks(load_experiment(str(tmp_path / "own.yaml"), [f"tasks.files={files}"]))
+
+
+def test_tables_in_other_forms_are_told_when_all_are_read(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "more.csv.gz").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 files are not read.*more.csv.gz"):
+        load()
+
+
+def test_the_shipped_vowels_are_whole_and_named_with_their_licence() -> None:
+    experiment = load_experiment("vowels")
+    dealt = inspect_tasks(experiment).dealt
+    assert (dealt.num_read, dealt.left_out, dealt.warnings) == (270, {}, ())
+    for split in SPLITS:
+        assert set(dealt.sizes(split)[""].values()) == {30}
+        lengths = dealt.chosen[split].lengths
+        assert 7 <= lengths.min() < lengths.max() <= 26
+    (file,) = experiment.tasks.data_files()
+    assert file.stat().st_size < 300_000
+    told = (Path(str(file)).parents[1] / "README.md").read_text()
+    assert "`japanese_vowels/`" in told
+    assert "CC BY 4.0" in told
+    assert class_mean_scores(load_tasks(experiment), "test", 100).mean() > 0.7
+
+
+def test_a_file_that_builds_on_shipped_data_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("base: vowels\nname: own\ntasks: {num_shots: 2}\n")
+    shipped, own = load_experiment("vowels").tasks, load_experiment(str(file)).tasks
+    assert own == shipped.model_copy(update={"num_shots": 2})

@@ -1,14 +1,17 @@
-"""JSON files of labelled sentences: one domain's list of {text, class}."""
+"""Labelled texts: JSON files with one domain's list of {text, class}, and tables."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from raymeta.data.files import read_utf8, shown
+from raymeta.data.readers.arrow import labels, read_columns
 from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError
 from raymeta.storage.paths import AnyPath
@@ -34,45 +37,73 @@ def tokenize(text: str) -> list[str]:
 def read_sentences(path: AnyPath) -> Sequences:
     """Reads one domain's sentences; the axis `domain` holds the file's name without its suffix.
 
-    Rows whose text is empty are skipped.  Sentences without a token are skipped with a warning.
+    Rows whose text is empty are skipped.
 
     Raises:
         DataError: the file cannot be read, breaks the format, or has many sentences without a
             token.
     """
-    rows = _rows(path)
+    found = list(_labelled(path))
+    sentences = sentences_of(path, found, "domain")
+    for label in ("0", "1"):
+        if label not in sentences.classes:
+            raise DataError(f"{path}: no sentence of class {label} found")
+    return sentences
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Reads a table with a row a text; see `raymeta.tasks.settings.TextTasks`."""
+
+    text: str
+    label: str
+    domain: str
+
+    def __call__(self, path: AnyPath) -> Sequences:
+        """Reads one file; the axis of the domains has the name of their column.
+
+        Raises:
+            DataError: naming the file, and column and row where there is one.
+        """
+        table = read_columns(path, (self.text, self.label, self.domain))
+        columns = []
+        for name in (self.text, self.label, self.domain):
+            codes, values = labels(path, table, name)
+            columns.append([values[code] for code in codes])
+        rows = [(n, *row) for n, row in enumerate(zip(*columns, strict=True), start=1)]
+        return sentences_of(path, rows, self.domain)
+
+
+def sentences_of(path: AnyPath, rows: Sequence[tuple[int, str, str, str]], axis: str) -> Sequences:
+    """Texts as sequences of tokens; those without a token are skipped with a warning.
+
+    Args:
+        path: of the file.
+        rows: number, text, label and domain of each.
+        axis: of the domains.
+
+    Raises:
+        DataError: many texts have no token.
+    """
     x: list[np.ndarray] = []
-    labels: list[str] = []
-    ids: list[str] = []
-    texts: list[str] = []
+    kept: list[tuple[int, str, str, str]] = []
     empty: list[int] = []
     parted = 0
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "class" not in row:
-            raise DataError(f"{path}, row {number}: expected {{text, class}}, but got {shown(row)}")
-        if not row["text"].strip():
-            continue
-        label = row["class"]
-        if type(label) is not int or label not in (0, 1):
-            raise DataError(f"{path}, row {number}: class must be 0 or 1, but got {shown(label)}")
-        tokens = tokenize(row["text"])
+    for row in rows:
+        number, text = row[:2]
+        tokens = tokenize(text)
         if not tokens:
             empty.append(number)
             continue
-        parted += bool(_PARTED.search(row["text"].lower()))
+        parted += bool(_PARTED.search(text.lower()))
         x.append(np.array(tokens, dtype=object))
-        texts.append(row["text"])
-        labels.append(str(label))
-        ids.append(f"{path.name}, row {number}")
+        kept.append(row)
     total = len(x) + len(empty)
     if len(empty) > _MAX_EMPTY * total:
         raise DataError(
             f"{path}: {len(empty)} of {total} sentences have no word, number, `!` or `?` (row "
             f"{empty[0]}, for one); remove them"
         )
-    for label in ("0", "1"):
-        if label not in labels:
-            raise DataError(f"{path}: no sentence of class {label} found")
     warnings = []
     if empty:
         warnings.append(
@@ -86,12 +117,25 @@ def read_sentences(path: AnyPath) -> Sequences:
         )
     return Sequences(
         x=tuple(x),
-        classes=tuple(labels),
-        groups={"domain": (path.stem,) * len(x)},
-        ids=tuple(ids),
+        classes=tuple(label for _, _, label, _ in kept),
+        groups={axis: tuple(domain for _, _, _, domain in kept)},
+        ids=tuple(f"{path.name}, row {number}" for number, *_ in kept),
         warnings=tuple(warnings),
-        texts=tuple(texts),
+        texts=tuple(text for _, text, _, _ in kept),
     )
+
+
+def _labelled(path: AnyPath) -> Iterator[tuple[int, str, str, str]]:
+    """Number, text, class and domain of the rows of a JSON file that have a text."""
+    for number, row in enumerate(_rows(path), start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "class" not in row:
+            raise DataError(f"{path}, row {number}: expected {{text, class}}, but got {shown(row)}")
+        if not row["text"].strip():
+            continue
+        label = row["class"]
+        if type(label) is not int or label not in (0, 1):
+            raise DataError(f"{path}, row {number}: class must be 0 or 1, but got {shown(label)}")
+        yield number, row["text"], str(label), path.stem
 
 
 def _rows(path: AnyPath) -> list[Any]:

@@ -1,0 +1,88 @@
+"""What `raymeta new` and `raymeta inspect` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from raymeta.console.tables import print_findings
+from raymeta.episodes import SPLITS
+
+if TYPE_CHECKING:  # these import torch, which `raymeta --help` must not wait for
+    from raymeta.tasks.guess import Guess
+    from raymeta.tasks.inspection import Inspection
+
+_SHOWN = 3  # sequences of a class
+
+
+def print_guess(console: Console, guess: Guess, file: str) -> None:
+    """What was guessed, and the commands that come next."""
+    print_findings(console, guess.findings)
+    console.print(
+        f"\nwrote {file}; look at it, then: `raymeta inspect {file}`, `raymeta tune {file}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """What a task is, the splits, what was found, and an episode."""
+    console.print(inspection.task, highlight=False)
+    console.print()
+    console.print(_splits_table(inspection))
+    dealt = inspection.dealt
+    total = sum(len(chosen) for chosen in dealt.chosen.values())
+    console.print(f"{total} of {dealt.num_read} sequences are used", highlight=False, style="dim")
+    for reason, count in dealt.left_out.items():
+        console.print(f"{count} are not: {reason}", highlight=False, style="dim", soft_wrap=True)
+    console.print()
+    print_findings(console, inspection.findings)
+    if inspection.ways:
+        console.print()
+        console.print(_episode_table(inspection))
+
+
+def _splits_table(inspection: Inspection) -> Table:
+    dealt = inspection.dealt
+    table = Table(
+        title="Splits", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    table.add_column("")
+    for column in ("sequences", dealt.target, *dealt.groups, "steps", "missing"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for split in SPLITS:
+        chosen = dealt.chosen[split]
+        units = [str(len(set(chosen.groups[axis]))) for axis in dealt.groups]
+        lengths = chosen.lengths
+        steps, missing = "", ""
+        if len(chosen):
+            steps = f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):.0f}"
+            gaps = sum(int(np.isnan(x).sum()) for x in chosen.x if x.dtype.kind == "f")
+            values = sum(x.size for x in chosen.x)
+            missing = f"{100 * gaps / values:.1f} %" if gaps else "none"
+        row = [str(len(chosen)), str(len(set(chosen.classes))), *units, steps, missing]
+        table.add_row(f"meta-{split}", *row)
+    return table
+
+
+def _episode_table(inspection: Inspection) -> Table:
+    table = Table(
+        title="Episode 0 of the meta-test",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    for column in (inspection.dealt.target, "support: adapt to these", "query: name these"):
+        table.add_column(column, overflow="fold")
+    for way in inspection.ways:
+        table.add_row(way.label, _listed(way.support), _listed(way.query))
+    return table
+
+
+def _listed(ids: tuple[str, ...]) -> str:
+    more = f"\nand {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return "\n".join(ids[:_SHOWN]) + more

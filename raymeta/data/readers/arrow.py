@@ -1,0 +1,295 @@
+"""Table files of every format that Arrow reads, and their columns as labels, numbers and times.
+
+CSV files are read as text, which is checked here: Arrow's own guess of a column's type goes by its
+first rows.  Rows count from 1, without the header.
+
+Shape legend: R rows, U distinct values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset as ds
+
+from raymeta.data.files import shown
+from raymeta.errors import DataError
+from raymeta.storage.paths import AnyPath, RemotePath, read_regular
+
+# How a file's name ends -> Arrow's name of the format, and ours.
+FORMATS = {
+    "csv": ("csv", "CSV"),
+    "tsv": ("csv", "TSV"),
+    "jsonl": ("json", "JSON lines"),
+    "ndjson": ("json", "JSON lines"),
+    "parquet": ("parquet", "Parquet"),
+    "feather": ("feather", "Feather"),
+    "arrow": ("feather", "Arrow"),
+}
+# What the libraries that write tables put in place of a missing number.
+MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None")
+
+# How Arrow begins each message about a file, which it names twice.
+_ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invalid: )?", re.DOTALL)
+_BEGINNING = 4096  # bytes that are looked at first
+_MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_EXACT = 2**53  # float64 holds every whole number up to this one
+
+
+def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+    """The named columns of a file, or all of them; those of a CSV file as text.
+
+    Raises:
+        DataError: the file is broken, or a column is missing or there twice.
+    """
+    suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
+    form, kind = FORMATS.get(suffix, ("", ""))
+    if not form:
+        raise DataError(f"{path}: must end in one of .{', .'.join(FORMATS)}, by its format")
+    try:
+        if form in ("csv", "json") and b"\0" in read_regular(path, _BEGINNING):
+            raise DataError(
+                f"{path}: cannot be read as {kind}: it holds NUL characters, as UTF-16 text and "
+                "binary files do; save it as UTF-8"
+            )
+        if form == "json":
+            _refuse_nested(path)
+        dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
+        wanted = list(dict.fromkeys(dataset.schema.names) if columns is None else columns)
+        refuse_missing(path, dataset.schema.names, wanted)
+        if form == "csv":
+            dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
+        table = dataset.to_table(columns=wanted)
+        table.validate(full=True)  # text that is no UTF-8, and damage that Arrow would run into
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = " (from the storage)" if isinstance(path, RemotePath) else ""
+        reason = _ARROWS_OWN.sub("", str(error))
+        # Arrow counts the header.
+        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", reason)
+        hint = "; save it as UTF-8" if "utf" in reason.lower() else ""
+        raise DataError(f"{path}: cannot be read as {kind}{where}: {reason:.400}{hint}") from error
+    if table.num_rows == 0:
+        raise DataError(f"{path}: has no rows")
+    return table
+
+
+def refuse_missing(path: AnyPath, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuses a table whose columns are called `names` if it has not each of the `columns` once.
+
+    Raises:
+        DataError: naming the first one, and the nearest that there is.
+    """
+    known = Counter(names)
+    for name in columns:
+        if known[name] != 1:
+            raise _no_column(path, name, known)
+
+
+def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """A column of labels, none of them missing.
+
+    Returns:
+        The number of each row's label, int64 `[R]`, and the labels `[U]` in the order in which they
+        occur first.
+
+    Raises:
+        DataError: naming file, column and row.
+    """
+    column = table[name].combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_binary(kind):
+        raise DataError(f"{path}, column {name}: must hold text or whole numbers, but holds {kind}")
+    encoded = column.dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    empty = values.index("") if "" in values else None
+    gap = pc.is_null(column)
+    row = pc.index(gap, True).as_py() if column.null_count else -1
+    if row < 0 and empty is not None:
+        row = pc.index(column, "").as_py()
+    if row >= 0:
+        raise DataError(
+            f"{path}, row {row + 1}, column {name}: the value is missing; fill it in, or remove "
+            "the row"
+        )
+    codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+    return codes, [str(value) for value in values]
+
+
+def numbers(
+    path: AnyPath,
+    table: pa.Table,
+    name: str,
+    *,
+    may_miss: bool = False,
+    remedy: str = "remove the row, or leave the column out of tasks.features",
+) -> np.ndarray:
+    """A column as finite numbers, float64 `[R]`; NaN where one is missing.
+
+    Args:
+        path: of the file, for messages.
+        table: that holds the column.
+        name: of the column.
+        may_miss: whether numbers may be missing: empty, null, NaN or a word of `MISSING`.
+        remedy: ends the message about a row.
+
+    Raises:
+        DataError: naming file, column and row.
+    """
+    column = table[name].combine_chunks()
+    if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type):
+        raise DataError(f"{path}, column {name}: must hold numbers, but holds {column.type}")
+    bad = partial(_not_a_number, path, name, column, remedy)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        gaps = pc.is_in(column, value_set=pa.array(MISSING, column.type))
+        column = pc.if_else(gaps, pa.scalar(None, column.type), column)
+    elif pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    elif pa.types.is_integer(column.type):
+        whole = column.drop_null().to_numpy(zero_copy_only=False)
+        if len(whole) and (int(whole.max()) > _EXACT or int(whole.min()) < -_EXACT):
+            values = column.to_pylist()
+            row = next(n for n, v in enumerate(values) if v is not None and abs(v) > _EXACT)
+            raise DataError(
+                f"{path}, row {row + 1}, column {name}: {shown(column[row].as_py())} has more "
+                "digits than a float64 holds; rescale the column, or leave it out"
+            )
+    if column.null_count and not may_miss:
+        raise bad(pc.index(pc.is_null(column), True).as_py())
+    try:
+        found = pc.cast(column, pa.float64())
+    except (pa.ArrowException, ValueError):
+        raise bad(_first_that_fails(column, pa.float64())) from None
+    values = np.array(found.to_numpy(zero_copy_only=False), dtype=np.float64)
+    wrong = ~np.isfinite(values) & ~np.asarray(pc.is_null(column))
+    if wrong.any():
+        raise bad(int(np.argmax(wrong)))
+    values[~np.isfinite(values)] = np.nan  # one kind of NaN
+    return values
+
+
+def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]:
+    """A column of times that can be ordered: numbers, or dates in ISO 8601 form.
+
+    Returns:
+        The times `[R]`, and the factor that makes the difference of two of them seconds (dates) or
+        leaves it in the column's own unit (numbers).
+
+    Raises:
+        DataError: naming file, column and row.
+    """
+    column = table[name].combine_chunks()
+    if not column.null_count:
+        kind = column.type
+        if pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            zone = kind.tz if pa.types.is_timestamp(kind) else None
+            # Nanoseconds end in 2262; dates with an offset of their own need a zone to be in.
+            tries = [(unit, tz) for tz in (zone, "UTC") for unit in ("ns", "us")]
+            for unit, tz in tries:
+                try:
+                    dates = pc.cast(column, pa.timestamp(unit, tz))
+                except (pa.ArrowException, ValueError):
+                    continue
+                return _integers(dates), {"ns": 1e-9, "us": 1e-6}[unit]
+        elif pa.types.is_time(kind):
+            return _integers(pc.cast(column, pa.time64("ns"))), 1e-9
+        elif pa.types.is_duration(kind):
+            return _integers(pc.cast(column, pa.duration("ns"))), 1e-9
+        elif pa.types.is_integer(kind):
+            return np.asarray(column.to_numpy(zero_copy_only=False)), 1.0
+    remedy = "order the rows by numbers or by dates such as 2026-01-31T12:00, or remove the row"
+    return numbers(path, table, name, remedy=remedy), 1.0
+
+
+def _refuse_nested(path: AnyPath) -> None:
+    """Refuses values within values: deep ones end the process in Arrow's parser.
+
+    Raises:
+        DataError: naming the row.
+    """
+    text = np.frombuffer(read_regular(path), dtype=np.uint8)
+    if not len(text):
+        raise DataError(f"{path}: has no rows")
+    starts = np.concatenate([[0], np.flatnonzero(text[:-1] == ord("\n")) + 1])
+    opened = np.add.reduceat((text == ord("[")) | (text == ord("{")), starts, dtype=np.int64)
+    if opened.max() > _MAX_BRACKETS:
+        raise DataError(
+            f"{path}, row {int(opened.argmax()) + 1}: has {opened.max()} brackets, but a row is "
+            'one object of plain values, such as {"id": "a", "x": 1.5}, on a line of its own'
+        )
+
+
+def _integers(column: pa.Array) -> np.ndarray:
+    return np.asarray(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
+
+
+def _dataset(path: AnyPath, form: Any) -> ds.Dataset:
+    return ds.dataset(
+        path.path if isinstance(path, RemotePath) else str(path),
+        format=form,
+        filesystem=path.filesystem if isinstance(path, RemotePath) else None,
+    )
+
+
+def _csv(column_types: dict[str, pa.DataType], suffix: str) -> ds.CsvFileFormat:
+    return ds.CsvFileFormat(
+        parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ","),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=column_types, strings_can_be_null=False
+        ),
+    )
+
+
+def _no_column(path: AnyPath, name: str, known: Counter[str]) -> DataError:
+    if known[name]:
+        return DataError(
+            f"{path}: has {known[name]} columns called {name!r:.100}; rename all but one"
+        )
+    if len(known) == 1:
+        (only,) = known
+        for sign, what in _SEPARATORS.items():
+            if sign in only:
+                return DataError(
+                    f"{path}: its columns are parted by {what}; part them by commas, or by tabs in "
+                    "a file that ends in .tsv"
+                )
+    close = get_close_matches(name, known, n=1)
+    listed = ", ".join(f"{column!r:.40}" for column in list(known)[:10])
+    hint = f"; did you mean {close[0]!r:.60}?" if close else f"; it has {listed}"
+    return DataError(f"{path}: has no column {name!r:.100}{hint}")
+
+
+def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
+    """The first row that cannot be converted, by halving: a table may have millions."""
+    start, end = 0, len(column)
+    while end - start > 1:
+        middle = (start + end) // 2
+        try:
+            pc.cast(column[start:middle], wanted)
+            start = middle
+        except (pa.ArrowException, ValueError):
+            end = middle
+    return start
+
+
+def _not_a_number(path: AnyPath, name: str, column: pa.Array, remedy: str, row: int) -> DataError:
+    value = column[row].as_py()
+    what = f"{shown(value)} is no finite number; mend it"
+    if value is None or str(value).strip() in MISSING:
+        what = "the value is missing; fill it in (tasks.missing says how to fill in features)"
+    return DataError(f"{path}, row {row + 1}, column {name}: {what}, {remedy}")

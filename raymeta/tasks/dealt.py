@@ -1,0 +1,72 @@
+"""What became of a user's data: which sequence is in which split, and why others are in none.
+
+The loader draws episodes from it; `raymeta inspect` shows it, also where no episode can be drawn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raymeta.data.sequences import Sequences
+from raymeta.data.splits import Deal
+from raymeta.episodes import SPLITS, Split
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Sequences dealt into splits.
+
+    `left_out` counts the sequences in no split by the reason; with those in `chosen` they are all
+    `num_read` sequences.  `target` is the axis of the classes.  `task` is the axis of the tasks;
+    None where a task is a set of classes.  `groups` are the axes whose units are in one split each.
+    `classes` are those of all splits.
+    """
+
+    chosen: Mapping[Split, Sequences]
+    deal: Deal
+    num_read: int
+    left_out: Mapping[str, int]
+    target: str
+    task: str | None
+    groups: tuple[str, ...]
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def sizes(self, split: Split) -> dict[str, dict[str, int]]:
+        """Sequences of each class: by task, or of the only entry, for all tasks alike."""
+        return sizes(self.chosen[split], self.task, self.classes)
+
+    def fitting(self, num_ways: int, num_examples: int) -> tuple[int, int]:
+        """The most ways and the most examples of a class that episodes of every split can have.
+
+        Args:
+            num_ways: asked for, unless tasks have all classes.
+            num_examples: support and query examples of a class asked for.
+
+        Returns:
+            Ways and, with that many ways, examples; at most those asked for.
+        """
+        if self.task is not None:
+            found = [min(c.values()) for s in SPLITS for c in self.sizes(s).values()]
+            return len(self.classes), min([num_examples, *(found or [0])])
+        ways, examples = num_ways, num_examples
+        counts = [sorted(self.sizes(s)[""].values(), reverse=True) for s in SPLITS]
+        ways = min(num_ways, *(sum(count >= 2 for count in own) for own in counts))
+        if ways >= 1:
+            examples = min(num_examples, *(own[-1] for own in counts))
+        return ways, examples
+
+
+def sizes(
+    sequences: Sequences, task: str | None, classes: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Sequences of each class by task; the classes of a split alone where there are no tasks."""
+    if task is None:
+        return {"": dict(sorted(Counter(sequences.classes).items()))}
+    counts = Counter(zip(sequences.groups[task], sequences.classes, strict=True))
+    return {
+        unit: {label: counts[unit, label] for label in classes}
+        for unit in dict.fromkeys(sequences.groups[task])
+    }

@@ -1,0 +1,120 @@
+"""Writes an experiment file for a user's table, with comments that say what may be changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from raymeta.errors import ExperimentError
+from raymeta.tasks.settings import TableTasks
+
+_PLAIN = re.compile(
+    r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z_][A-Za-z0-9_ .-]*", re.IGNORECASE
+)
+
+# What the comment beside a key says, in the order of the file.
+_COMMENTS = {
+    "kind": "a task is new classes (classes), or one group (groups)",
+    "data_dir": "a relative folder is looked for where raymeta is run",
+    "files": "names or patterns in data_dir; [] is every table file in it",
+    "sequence": "which rows are one sequence",
+    "target": "the class of a sequence",
+    "time": "orders the rows of a sequence; null: as they stand in the file",
+    "time_differences": "the time since the row before is a feature too",
+    "missing": "refuse, interpolate or mask",
+    "features": "the numbers that the network reads at each step",
+    "groups": "no group is in two splits",
+    "num_ways": "classes of an episode",
+    "num_shots": "support examples a class",
+    "num_queries": "query examples a class",
+    "small_classes": "refuse, or leave_out what has too few sequences",
+    "val_classes": "held out for validation, from which the search learns",
+    "test_classes": "held out for the meta-test at the end",
+    "val_groups": "held out for validation",
+    "test_groups": "held out for the meta-test",
+    "max_steps": "rows of a sequence; longer ones are refused",
+}
+_ONLY = {
+    "groups": ("val_groups", "test_groups"),
+    "classes": ("val_classes", "test_classes"),
+}
+
+# The budget of a first look, as `pen` has it.
+_REST = """
+learner: prototypes
+
+model: {cell: gru, hidden_size: 64, bidirectional: true, pooling: attention}
+
+training:
+  meta_steps: 300             # more for a final result
+  meta_batch_size: 16
+  outer_lr: 0.003
+  eval_every: 50
+  val_episodes: 200
+
+resources: {num_workers: 1, max_concurrent_trials: 2}
+
+search:
+  num_trials: 8
+  num_sobol: 4
+  grace_steps: 100
+  space:
+    learner: {choices: [prototypes, matching, ridge, maml]}
+    maml.inner_lr: {low: 0.03, high: 1.0, log: true, when: {learner: maml}}
+    training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
+    model.hidden_size: {low: 32, high: 128, step: 32}
+    model.dropout: {low: 0.0, high: 0.3}
+
+evaluation: {num_episodes: 600, adaptation_steps: 10}
+"""
+
+
+def draft(name: str, settings: TableTasks, command: str, file: str) -> str:
+    """The text of an experiment file.
+
+    Args:
+        name: of the experiment; what a name cannot hold becomes `-`.
+        settings: of its tasks.
+        command: that made it, for the first line.
+        file: where it is written, for the comments.
+
+    Raises:
+        ExperimentError: a column's name has characters that YAML cannot hold.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip("-_.")[:60] or "own"
+    values = settings.model_dump()
+    lines = []
+    for key in ("source", *_COMMENTS):
+        is_other = any(key in keys and kind != settings.kind for kind, keys in _ONLY.items())
+        if is_other or (key.endswith("_groups") and not settings.groups):
+            continue
+        default = TableTasks.model_fields[key].default
+        if key in ("time_differences", "max_steps") and values[key] == default:
+            continue
+        entry = f"  {key}: {_yaml(values[key])}"
+        comment = _COMMENTS.get(key)
+        lines.append(entry if comment is None else f"{entry:<30}  # {comment}")
+    shown = command.encode("unicode_escape").decode()  # a comment ends with its line
+    head = [
+        f"# Made by `{shown}`.",
+        f"# `raymeta inspect {file}` shows the tasks, `raymeta tune {file}` searches.",
+        f"name: {_yaml(name)}",
+        "",
+        "tasks:",
+    ]
+    return "\n".join([*head, *lines, _REST])
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, str):
+        if not value.isprintable():
+            raise ExperimentError(
+                f"the name {value!r:.100} holds characters that a YAML file cannot; rename it"
+            )
+        is_plain = _PLAIN.fullmatch(value) and value == value.strip()
+        return value if is_plain else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)

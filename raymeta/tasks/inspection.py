@@ -1,0 +1,167 @@
+"""What `raymeta inspect` tells of an experiment's tasks before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymeta.data.readers.columns import read_table
+from raymeta.episodes import SPLITS
+from raymeta.errors import DataError, ExperimentError
+from raymeta.experiment.schema import Experiment
+from raymeta.finding import Finding
+from raymeta.tasks.dealt import Dealt
+from raymeta.tasks.leaks import find_leaks
+from raymeta.tasks.load import load_tasks
+from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table import deal_table
+from raymeta.tasks.text import deal_text
+
+# The `source` of the settings -> the function that deals their data.
+DEALERS: dict[str, Callable[..., Dealt]] = {"table": deal_table, "text": deal_text}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One class of an episode: the names of its support and its query sequences."""
+
+    label: str
+    support: tuple[str, ...]
+    query: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The tasks of an experiment.
+
+    `ways` describe episode 0 of the meta-test; there are none where no episode can be drawn.
+    """
+
+    experiment: Experiment
+    dealt: Dealt
+    findings: tuple[Finding, ...]
+    ways: tuple[Way, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether episodes can be drawn, and no split holds data of another one."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    @property
+    def task(self) -> str:
+        """What a task is, in a sentence."""
+        tasks, dealt = self.experiment.tasks, self.dealt
+        if dealt.task is None:
+            what = f"{tasks.num_ways} classes of {dealt.target} that no network has seen"
+        else:
+            what = f"one {dealt.task} that no network has seen, with all classes of {dealt.target}"
+        new = [axis for axis in dealt.groups if axis != dealt.task]
+        further = f", from {' and '.join(new)} not seen either" if new else ""
+        return (
+            f"a task is {what}{further}: {tasks.num_shots} support examples a class to adapt to, "
+            f"{tasks.num_queries} queries a class to be judged on"
+        )
+
+
+def inspect_tasks(experiment: Experiment) -> Inspection:
+    """Deals an experiment's data and looks at them.
+
+    Raises:
+        ExperimentError: its source has no data of a user's own to look at.
+        DataError: a file is broken, the data hold copies, or there are too few groups.
+    """
+    tasks = experiment.tasks
+    if tasks.source not in DEALERS:
+        raise ExperimentError(
+            f"raymeta inspect looks at the sources {', '.join(DEALERS)}, but tasks.source is "
+            f"{tasks.source}"
+        )
+    dealt = DEALERS[tasks.source](tasks, sealed=experiment.evaluation.sealed)
+    axes = [*dealt.groups, *([""] if dealt.task is None else [])]
+    leaks = find_leaks(dealt.chosen, axes)
+    if not leaks:
+        named = " or ".join([*dealt.groups, *([dealt.target] if dealt.task is None else [])])
+        text = f"no {named} and no equal sequence is in two splits; no rows are shared"
+        leaks = [Finding("leaks", text)]
+    findings = [*leaks, *(Finding("data", text, "warning") for text in dealt.warnings)]
+    if isinstance(tasks, TableTasks):
+        findings += _unnamed_groups(tasks, dealt)
+    findings.append(_enough(experiment, dealt))
+    is_sound = all(finding.level != "error" for finding in findings)
+    return Inspection(
+        experiment, dealt, tuple(findings), _episode(experiment, dealt) if is_sound else ()
+    )
+
+
+def _enough(experiment: Experiment, dealt: Dealt) -> Finding:
+    """Whether the data serve the episodes, as the loader itself says; else what would fit."""
+    tasks = experiment.tasks
+    asked = tasks.num_ways, tasks.num_shots + tasks.num_queries
+    try:
+        load_tasks(experiment)
+    except DataError as error:
+        ways, examples = dealt.fitting(*asked)
+        text = f"{error}"
+        if ways >= 2 and examples >= 2:
+            shots = min(tasks.num_shots, examples - 1)
+            text += (
+                f"; what would fit: num_ways: {ways}, num_shots: {shots}, num_queries: "
+                f"{examples - shots}"
+            )
+        return Finding("enough", text, "error")
+    ways, examples = asked
+    return Finding("enough", f"every split serves {ways} ways with {examples} sequences each")
+
+
+def _episode(experiment: Experiment, dealt: Dealt) -> tuple[Way, ...]:
+    """The classes and sequences of episode 0 of the meta-test."""
+    episode, tested = load_tasks(experiment).episode("test", 0), dealt.chosen["test"]
+    assert episode.support_ids is not None
+    assert episode.query_ids is not None
+    tasks = experiment.tasks
+    names = tested.groups[tasks.sequence] if isinstance(tasks, TableTasks) else tested.ids
+    found = []
+    for way in range(tasks.num_ways):
+        support = episode.support_ids[episode.support_y == way]
+        query = episode.query_ids[episode.query_y == way]
+        found.append(
+            Way(
+                tested.classes[int(support[0])],
+                tuple(names[int(row)] for row in support),
+                tuple(names[int(row)] for row in query),
+            )
+        )
+    return tuple(found)
+
+
+def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
+    """Columns that may be groups, are not named as such, and have a value in two splits."""
+    columns = read_table(tasks.data_files())
+    known = {tasks.sequence, tasks.target, tasks.time, *tasks.groups, *tasks.features}
+    own, target = columns[tasks.sequence], columns[tasks.target]
+    if own.codes is None or target.codes is None:
+        return []
+    split_of = {
+        name: split for split in SPLITS for name in dealt.chosen[split].groups[tasks.sequence]
+    }
+    findings = []
+    for name, column in columns.items():
+        if name in known or not 1 < len(column.labels) < len(own.labels):
+            continue
+        if not column.is_constant_in(own.codes) or column.is_constant_in(target.codes):
+            continue
+        assert column.codes is not None, "it has labels"
+        first = np.unique(own.codes, return_index=True)[1]
+        splits: dict[int, set[str]] = {}
+        for sequence, code in zip(own.labels, column.codes[first], strict=True):
+            if sequence in split_of:
+                splits.setdefault(int(code), set()).add(split_of[sequence])
+        if shared := [column.labels[code] for code, own in splits.items() if len(own) > 1]:
+            text = (
+                f"{len(shared)} of its values are in two splits or more, {shared[0]!r:.40} for "
+                "one; if sequences that share it belong together, add it to tasks.groups"
+            )
+            findings.append(Finding(name, text, "warning"))
+    return findings

@@ -1,0 +1,110 @@
+"""Looks for what could carry data of one split into another, whatever the loader promises.
+
+It goes by the sequences as they are dealt, and shares no code with the loader.
+
+Shape legend: T time steps, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from raymeta.data.sequences import Sequences
+from raymeta.episodes import SPLITS, Split
+from raymeta.finding import Finding
+
+# Rows in a row that two sequences of different recordings do not share by chance.
+WINDOW = 8
+
+
+def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[Finding]:
+    """What could leak from a split into another one.
+
+    Args:
+        chosen: the sequences of each split.
+        axes: of `Sequences.groups`, each unit of which should be in one split; `""` is the class.
+
+    Returns:
+        An error for each axis with a unit in two splits and for each two splits with equal
+        sequences; a warning for two splits with sequences that share `WINDOW` rows, as windows that
+        were cut from one recording do.  None of these where the splits are sound.
+    """
+    findings = []
+    for axis in axes:
+        units = {
+            split: set(chosen[split].classes if axis == "" else chosen[split].groups[axis])
+            for split in SPLITS
+        }
+        for one, other in combinations(SPLITS, 2):
+            if shared := sorted(units[one] & units[other]):
+                text = f"{len(shared)} in meta-{one} and meta-{other}: {shared[0]:.60}, for one"
+                findings.append(Finding(axis or "class", text, "error"))
+    whole = {
+        split: {_bytes(x): name for x, name in zip(own.x, own.ids, strict=True)}
+        for split, own in chosen.items()
+    }
+    parts = {split: _windows(chosen[split]) for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        equal = whole[one].keys() & whole[other].keys()
+        if equal:
+            a, b = whole[one][min(equal)], whole[other][min(equal)]
+            text = f"{len(equal)} are in meta-{one} and meta-{other}: {a} equals {b}, for one"
+            findings.append(Finding("copies", text, "error"))
+            continue
+        touching, at, other_at = np.intersect1d(
+            parts[one][0], parts[other][0], return_indices=True, assume_unique=True
+        )
+        if len(touching):
+            owners, others = parts[one][1][at], parts[other][1][other_at]
+            text = (
+                f"{len(set(owners))} sequences of meta-{one} share {WINDOW} rows with sequences of "
+                f"meta-{other}: {chosen[one].ids[owners[0]]} and {chosen[other].ids[others[0]]}, "
+                "for one; if they were cut from one recording, name its column in tasks.groups"
+            )
+            findings.append(Finding("overlap", text, "warning"))
+    return findings
+
+
+def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """All runs of `WINDOW` rows but those in which nothing changes, such as silence.
+
+    Returns:
+        A 64-bit hash of each different run, and the row of a sequence that has it.
+    """
+    none = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    if not len(sequences) or sequences.x[0].dtype.kind != "f":
+        return none
+    steps = np.concatenate(sequences.x) + 0.0  # -0.0 and 0.0 are one value
+    owner = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    if len(steps) < WINDOW:
+        return none
+    odd = np.random.default_rng(0).integers(2**63, size=steps.shape[1] + 1, dtype=np.uint64) | 1
+    rows = np.zeros(len(steps), np.uint64)
+    for column, factor in zip(steps.T, odd, strict=False):
+        rows = _mixed(rows ^ (np.ascontiguousarray(column).view(np.uint64) * factor))
+    starts = len(steps) - WINDOW + 1
+    runs = np.zeros(starts, np.uint64)
+    for place in range(WINDOW):
+        runs = runs * odd[-1] + rows[place : place + starts]
+    changes = np.concatenate([[0], np.cumsum(rows[1:] != rows[:-1])])
+    is_run = owner[:starts] == owner[WINDOW - 1 :]
+    is_run &= changes[:starts] != changes[WINDOW - 1 :]
+    found, first = np.unique(runs[is_run], return_index=True)
+    return found, owner[:starts][is_run][first]
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Spreads every bit over the others: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _bytes(x: np.ndarray) -> bytes:
+    """What is the same for equal sequences."""
+    text = "\0".join(x.tolist()).encode() if x.dtype.kind in "OU" else (x + 0.0).tobytes()
+    return hashlib.blake2b(text, digest_size=16).digest()
