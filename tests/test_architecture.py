@@ -67,6 +67,7 @@ KNOWN_TO = {
         "raymeta.search.ax_model",
         "raymeta.search.ax_parameters",
         "raymeta.search.explain",
+        "raymeta.search.gain",
         "raymeta.search.plots",
         "raymeta.search.plots.best_value",
         "raymeta.search.plots.contour",
@@ -85,6 +86,7 @@ KNOWN_TO = {
         "raymeta.acquisitions.ucb",
         "raymeta.search.ax_model",
         "raymeta.search.categorical_gp",
+        "raymeta.search.gain",
     },
     "yaml": {"raymeta.experiment.yaml_lines"},
     "pydantic": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
+from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
@@ -33,6 +35,7 @@ from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.constraints import nearest_feasible
 from raymeta.search.curves import final_values
 from raymeta.search.feasibility import Feasibility
+from raymeta.search.gain import gain_bound
 from raymeta.search.records import Proposal, Source, TrialRecord
 from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
 from raymeta.search.settings import SearchSettings, least_completed
@@ -105,17 +108,19 @@ class AxModel:
                 # The power transform standardises by 1/n, and BoTorch checks by 1/(n - 1).
                 warnings.simplefilter("ignore", InputDataWarning)
                 ((index, values),) = self._client.get_next_trials(max_trials=1).items()
+                proposed = self.ax_space.from_ax(values)
+                point = self._space.tidied(proposed)
+                self._open = (index, point)
+                table = self._client.summarize(trial_indices=[index])
+                source: Source = "bo" if table["generation_node"].iloc[0] == "MBM" else "sobol"
+                gain = self._gain() if source == "bo" else None
         except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
             return self._draw(reason=self._brief(error))
         except Exception as error:  # four libraries raise whatever they like when a fit fails
             if _is_raised_here(error):
                 raise
+            self._discard()
             return self._draw("fallback", self._brief(error))
-        node = self._client.summarize(trial_indices=[index])["generation_node"].iloc[0]
-        source: Source = "bo" if node == "MBM" else "sobol"
-        proposed = self.ax_space.from_ax(values)
-        point = self._space.tidied(proposed)
-        self._open = (index, point)
         likelier = self._likelier_to_succeed(point) if source == "bo" else None
         if likelier is not None:
             self._discard()
@@ -129,7 +134,7 @@ class AxModel:
             if neighbour is None:
                 return self._draw(reason="Ax proposed a point that was tried before")
             point = neighbour
-        return Proposal(point, source)
+        return Proposal(point, source, gain=gain)
 
     def propose_several(self, changes: Mapping[str, TrialRecord], count: int) -> list[Proposal]:
         """Proposes points for several trials at once, each given the ones before.
@@ -193,7 +198,7 @@ class AxModel:
         Raises:
             SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        node = next((n for n in self._strategy()._nodes if n.name == "MBM"), None)  # noqa: SLF001
+        node = _model_node(self._strategy())
         if node is None:
             raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
@@ -392,6 +397,15 @@ class AxModel:
         distances[likely < _LEAST_LIKELY] = np.inf
         return points[int(distances.argmin())]
 
+    def _gain(self) -> float | None:
+        """The model's bound on what is still to gain, where the search may end by it."""
+        if self._settings.stop_when_gain_below is None:
+            return None
+        node = _model_node(self._generation_strategy)
+        assert node is not None
+        bound = gain_bound(node.generator_specs[0].fitted_adapter, self._acquisition_search)
+        return bound if math.isfinite(bound) else None
+
     def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
         return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}
 
@@ -470,6 +484,11 @@ class AxModel:
             return next((point for point in points if not self._is_tried(point)), None)
         left = [point for point in self._points if not self._is_tried(point)]
         return left[int(self._rng.integers(len(left)))] if left else None
+
+
+def _model_node(strategy: GenerationStrategy) -> GenerationNode | None:
+    """The part of a strategy that has a model; None where there is none."""
+    return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
 
 
 def _is_raised_here(error: BaseException) -> bool:

@@ -36,6 +36,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "sobol": {"method": "sobol"},
     "random": {"method": "random"},
     "curves ignored": {"curves": "ignore"},
+    "time limited": {"budget_s": 86_400},
+    "gain watched": {"stop_when_gain_below": 1e-300},
     "two objectives": {"metric": ["score", "cost"], "mode": ["max", "min"]},
     "bounded": {"outcome_constraints": ["cost <= 6"]},
     "constrained": {"space": FLOATS, "constraints": ["4 * x + y <= 9"]},
