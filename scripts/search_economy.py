@@ -16,7 +16,7 @@ from botorch.test_functions import synthetic
 
 from raymeta.search import Parameter, Space
 from raymeta.search.ax_model import AxModel
-from raymeta.search.records import TrialRecord
+from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.settings import SearchSettings
 
 FUNCTIONS: dict[str, Callable[[], synthetic.SyntheticTestFunction]] = {
@@ -92,7 +92,42 @@ def stopped(problem: Function, seed: int, budget: int, limit: float, num_sobol: 
             end = number, problem.regret(best)
         value = problem.call(proposal.point)
         best = min(best, value)
-        curve = [(1, value, None)]
+        curve: Curve = [(1, value, None)]
         changes = {f"t{number}": TrialRecord(proposal.point, proposal.source, "completed", curve)}
     count, regret = end or (budget, problem.regret(best))
     return Stopped(count, regret, problem.regret(best))
+
+
+def seconds(problem: Function, point: Mapping[str, Any], surface: str) -> float:
+    """Of a simulated trial: 1 to 10, growing or falling with the first parameter."""
+    first = problem.space.parameters[0]
+    assert first.low is not None
+    assert first.high is not None
+    share = (point[first.name] - first.low) / (first.high - first.low)
+    return float(10 ** (share if surface == "growing" else 1 - share))
+
+
+def regret_in_time(
+    problem: Function, surface: str, acquisition: str, seed: int, budget_s: float, num_sobol: int
+) -> float:
+    """The regret of a search whose trials, one after another, have so many simulated seconds."""
+    settings = SearchSettings(
+        objectives=(("value", "min"),), num_sobol=num_sobol, seed=seed, acquisition=acquisition
+    )
+    model = AxModel(problem.space, settings)
+    best, now, number = np.inf, 0.0, 0
+    changes: dict[str, TrialRecord] = {}
+    while True:
+        proposal = model.propose(changes)
+        assert proposal is not None
+        end = now + seconds(problem, proposal.point, surface)
+        if end > budget_s:
+            return problem.regret(best)
+        value = problem.call(proposal.point)
+        best = min(best, value)
+        curve: Curve = [(1, value, None)]
+        record = TrialRecord(
+            proposal.point, proposal.source, "completed", curve, began_s=now, latest_s=end
+        )
+        changes = {f"t{number}": record}
+        now, number = end, number + 1

@@ -6,12 +6,14 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from ax.adapter.base import Adapter
 from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
+from ax.adapter.torch import TorchAdapter
 from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
 from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
@@ -27,6 +29,7 @@ from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
 from botorch.exceptions.warnings import InputDataWarning
 from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
+from torch import Tensor
 
 from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
@@ -38,6 +41,7 @@ from raymeta.search.feasibility import Feasibility
 from raymeta.search.gain import gain_bound
 from raymeta.search.records import Proposal, Source, TrialRecord
 from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
+from raymeta.search.seconds import SecondsModel, seconds_of
 from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Point, Space
 
@@ -85,6 +89,7 @@ class AxModel:
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
         self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._seconds: SecondsModel | None = None  # of the trials known by now
         self._start_over()
 
     # ------------------------------------------------------------------- the searcher's calls
@@ -97,6 +102,7 @@ class AxModel:
             or optimise the model, a random point whose source is `fallback`, with the reason.
         """
         self.learn(changes)
+        self._seconds = None
         if self._points is not None and all(self._is_tried(point) for point in self._points):
             return None
         if self._settings.method == "random":
@@ -272,9 +278,13 @@ class AxModel:
                     # SAAS has no kernel for unordered choices: it gets a column of each value.
                     inputs = MBM_X_trans if saas else Mixed_transforms
                     spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
-                    spec.generator_gen_kwargs["model_gen_options"] = {
-                        "optimizer_kwargs": self._acquisition_search
-                    }
+                    options: dict[str, Any] = {"optimizer_kwargs": self._acquisition_search}
+                    if acquisition is not None and acquisition.needs_seconds:
+                        # A function, and not a model: Ax copies everything else.
+                        options["acquisition_function_kwargs"] = {
+                            "log_seconds": self._log_seconds()
+                        }
+                    spec.generator_gen_kwargs["model_gen_options"] = options
         return strategy
 
     def _tell(self, trial_id: str, record: TrialRecord) -> None:
@@ -401,10 +411,38 @@ class AxModel:
         """The model's bound on what is still to gain, where the search may end by it."""
         if self._settings.stop_when_gain_below is None:
             return None
+        bound = gain_bound(self._adapter(), self._acquisition_search)
+        return bound if math.isfinite(bound) else None
+
+    def _log_seconds(self) -> Callable[[Tensor], Tensor]:
+        """The expected logarithms of the seconds of points, from all trials known by then."""
+
+        def log_seconds(points: Tensor) -> Tensor:
+            if self._seconds is None:
+                with torch.enable_grad():
+                    self._seconds = self._fitted_seconds()
+            return self._seconds(points)
+
+        return log_seconds
+
+    def _fitted_seconds(self) -> SecondsModel:
+        known = {
+            trial_id: seconds
+            for trial_id, record in self._records.items()
+            if (seconds := seconds_of(record, self._settings.max_steps)) is not None
+        }
+        points = {
+            trial_id: self.ax_space.to_ax(self._records[trial_id].point) for trial_id in known
+        }
+        return SecondsModel(self._adapter(), known, points)
+
+    def _adapter(self) -> TorchAdapter:
+        """Ax's model, as it was last fitted."""
         node = _model_node(self._generation_strategy)
         assert node is not None
-        bound = gain_bound(node.generator_specs[0].fitted_adapter, self._acquisition_search)
-        return bound if math.isfinite(bound) else None
+        adapter = node.generator_specs[0].fitted_adapter
+        assert isinstance(adapter, TorchAdapter)
+        return adapter
 
     def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
         return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}

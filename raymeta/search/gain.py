@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from ax.adapter.torch import TorchAdapter
 from ax.core.observation import Observation, ObservationData, ObservationFeatures
+from ax.core.search_space import SearchSpaceDigest
 from ax.generators.torch.botorch_modular.acquisition import Acquisition
 from ax.generators.torch.botorch_modular.generator import BoTorchGenerator
+from ax.generators.torch_base import TorchOptConfig
 from botorch.acquisition.analytic import UpperConfidenceBound
 from torch import Tensor
 
@@ -35,14 +37,7 @@ def gain_bound(adapter: TorchAdapter, optimizer_options: dict[str, Any]) -> floa
     """
     generator = adapter.generator
     assert isinstance(generator, BoTorchGenerator)
-    # There is no public way to the space and the objective as the model sees them.
-    args = adapter._get_transformed_gen_args(search_space=adapter._search_space)  # noqa: SLF001
-    digest, config = adapter._get_transformed_model_gen_args(  # noqa: SLF001
-        search_space=args.search_space,
-        pending_observations={},
-        fixed_features=args.fixed_features,
-        optimization_config=args.optimization_config,
-    )
+    digest, config = model_space(adapter)
     count = len(generator.surrogate.training_data[0].X)
     beta = confidence(len(digest.feature_names), count)
 
@@ -69,6 +64,17 @@ def gain_bound(adapter: TorchAdapter, optimizer_options: dict[str, Any]) -> floa
     sign = float(config.objective_weights.sum().sign())
     best, least = (_in_own_units(adapter, sign * value) for value in (ucb, lcb))
     return max(0.0, sign * (best - least))
+
+
+def model_space(adapter: TorchAdapter) -> tuple[SearchSpaceDigest, TorchOptConfig]:
+    """The space and the objective as a fitted model sees them; there is no public way to them."""
+    args = adapter._get_transformed_gen_args(search_space=adapter._search_space)  # noqa: SLF001
+    return adapter._get_transformed_model_gen_args(  # noqa: SLF001
+        search_space=args.search_space,
+        pending_observations={},
+        fixed_features=args.fixed_features,
+        optimization_config=args.optimization_config,
+    )
 
 
 def _at_least(

@@ -31,6 +31,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "least": {"mode": "min"},
     "log_ei": {"acquisition": "log_ei"},
+    "per second": {"acquisition": "log_nei_per_second"},
     "ucb": {"acquisition": "ucb"},
     "saas": {"model": "saas"},
     "sobol": {"method": "sobol"},

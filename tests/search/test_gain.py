@@ -46,9 +46,9 @@ def test_the_bound_is_that_on_a_grid_in_the_metrics_own_units(mode: Mode, sign: 
     model = model_of(mode)
     model.learn(trials(sign))
     _, adapter = model.fitted()
-    found = gain_bound(adapter, OPTIONS)  # type: ignore[arg-type]
+    found = gain_bound(adapter, OPTIONS)
 
-    surrogate = adapter.generator.surrogate.model  # type: ignore[attr-defined]
+    surrogate = adapter.generator.surrogate.model
     deviations = math.sqrt(confidence(1, len(XS)))
     units = {"any": torch.linspace(0, 1, 4001).double(), "tried": torch.tensor(XS).double()}
     bounds = {}
