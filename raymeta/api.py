@@ -43,7 +43,6 @@ from raymeta.search.preflight import Prepared, prepare
 from raymeta.search.progress import TrialEvent, past_events
 from raymeta.search.records import TrialRecord
 from raymeta.search.refit import refit, search_outcome, unfinished_trainings
-from raymeta.search.results import read_trials
 from raymeta.search.session import start_ray, stop_ray
 from raymeta.search.trial_log import TrialLog, logged_trials
 from raymeta.search.tuner import run_search, unfinished_trials
@@ -74,7 +73,10 @@ class _Silent:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run: `best` is the experiment with the best trial's values in it."""
+    """A finished run: `best` is the experiment with the best trial's values in it.
+
+    `ended_by` is what ended the search, in words: the number of trials, or a stop rule.
+    """
 
     run: Run
     experiment: Experiment
@@ -82,6 +84,7 @@ class Report:
     trials: dict[str, TrialRecord]
     meta_test: MetaTest
     seconds: float
+    ended_by: str = ""
 
 
 def tune(
@@ -218,13 +221,15 @@ def load_report(run: Run) -> Report | None:
             f"{run.path / RESULTS_FILE}: is damaged, or of an earlier version; `raymeta evaluate "
             f"{run.path.name}` makes it anew"
         ) from error
+    trials = logged_trials(run)
     return Report(
         run=run,
         experiment=run.experiment(),
         best=run.best_experiment(),
-        trials=read_trials(run),
+        trials=trials.records,
         meta_test=result,
         seconds=run.seconds,
+        ended_by=trials.ended_by,
     )
 
 
@@ -431,4 +436,5 @@ def _meta_test(
         record_look(run, result)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
-    return Report(run, experiment, best, read_trials(run), result, run.seconds)
+    trials = logged_trials(run)
+    return Report(run, experiment, best, trials.records, result, run.seconds, trials.ended_by)

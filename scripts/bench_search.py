@@ -11,6 +11,10 @@
 - batches: candidates for many slots at once, which get less search each: the time of 16 with 500
   trials behind and 48 running, and the regret on Hartmann-6 after 128 trials in batches of 16, both
   against the search that a single candidate gets;
+- stop: searches that end by themselves (`search.stop_when_gain_below`, 1 % of a function's range)
+  against all of their trials (`search_economy.py`): the regret lost and the trials saved;
+- cost: `log_nei_per_second` against `log_nei` where trials take 1 to 10 s, at equal simulated time
+  (`search_economy.py`); the start points are the same;
 - large: 1,000 simulated trials, 64 at a time, each reporting five times: the time of the searcher's
   calls and the driver's memory as the search grows;
 - regret: against other engines from the same start points (`search_regret.py`), on test functions
@@ -44,6 +48,8 @@ from botorch.test_functions.synthetic import Hartmann
 from ray import tune
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import wilcoxon
+from search_economy import FUNCTIONS, function, regret_in_time, stopped
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
 from raymeta.search.ax_model import AxModel
@@ -54,6 +60,9 @@ NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
 LONGEST_LARGE_SECONDS = 7200  # of the part on a large search
 REPORTS = 5  # of a trial in the part on a large search
+LEAST_REGRET = 1e-3  # in % of the range; below, regrets count as equal
+RISK = 0.05
+QUICK_FUNCTIONS = ("branin", "levy4")
 QUICK_PROBLEMS = ("hartmann6", "levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
@@ -378,6 +387,89 @@ def batch_claims(seeds: int) -> list[Claim]:
     ]
 
 
+# -------------------------------------------------------------------- stop
+
+
+def stop_claims(problems: Sequence[str], seeds: int, budget: int = 40) -> list[Claim]:
+    """Searches that end when little is left to gain, against the same with all their trials."""
+    torch.set_num_threads(1)
+    lost, made = [], []
+    claims = []
+    for name in problems:
+        problem = function(name)
+        found = [stopped(problem, seed, budget, limit=1.0, num_sobol=8) for seed in range(seeds)]
+        lost += [one.regret - one.regret_at_budget for one in found]
+        made += [one.num_trials for one in found]
+        claims.append(
+            Claim(
+                f"stop rule, {name}: trials made of {budget}; regret then and after all, in % of "
+                "the range",
+                "shown",
+                "; ".join(
+                    f"{x.num_trials}: {x.regret:.2f}, {x.regret_at_budget:.2f}" for x in found
+                ),
+                None,
+            )
+        )
+    saved = 100 * (1 - statistics.mean(made) / budget)
+    return [
+        Claim(
+            f"stop rule, {len(problems)} functions, {seeds} seeds: greatest regret lost",
+            "≤ 1 % of the range",
+            f"{max(lost):.2f} %, with {saved:.0f} % of the trials saved",
+            max(lost) <= 1,
+        ),
+        *claims,
+    ]
+
+
+# -------------------------------------------------------------------- cost
+
+
+def cost_claims(problems: Sequence[str], seeds: int, budget_s: float = 100.0) -> list[Claim]:
+    """Whether to go by seconds pays: log10 of the regrets' ratio, paired by seed."""
+    torch.set_num_threads(1)
+    gains: dict[str, list[float]] = {}
+    for name in problems:
+        problem = function(name)
+        for surface in ("growing", "falling"):
+            gains[f"{name}, {surface}"] = [
+                float(np.log10((blind + LEAST_REGRET) / (aware + LEAST_REGRET)))
+                for seed in range(seeds)
+                for aware, blind in [
+                    [
+                        regret_in_time(problem, surface, acquisition, seed, budget_s, num_sobol=6)
+                        for acquisition in ("log_nei_per_second", "log_nei")
+                    ]
+                ]
+            ]
+    every = [gain for found in gains.values() for gain in found]
+    mean = statistics.mean(every)
+    p = float(wilcoxon(every, alternative="greater").pvalue)
+    # One-sided, for each problem: worse by more than chance.
+    worse = [
+        name
+        for name, found in gains.items()
+        if any(found) and wilcoxon(found, alternative="less").pvalue < RISK / len(gains)
+    ]
+    means = ", ".join(f"{name} {statistics.mean(found):+.2f}" for name, found in gains.items())
+    return [
+        Claim(
+            f"seconds 1 to 10: log10 of the regret saved by log_nei_per_second, {len(gains)} "
+            f"problems, {seeds} seeds, {budget_s:g} s each",
+            "> 0, p < 0.05",
+            f"mean {mean:+.2f}, p {p:.1g} (Wilcoxon); {means}",
+            mean > 0 and p < RISK,
+        ),
+        Claim(
+            "problems where going by seconds is worse by more than chance",
+            "none",
+            ", ".join(worse) or "none",
+            not worse,
+        ),
+    ]
+
+
 # -------------------------------------------------------------------- large
 
 
@@ -511,7 +603,7 @@ def print_claims(console: Console, claims: Sequence[Claim]) -> None:
 def main() -> None:
     """Measures, prints the table, and writes it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("stalls", "state", "curves", "batches", "large", "regret")
+    parts = ("stalls", "state", "curves", "batches", "stop", "cost", "large", "regret")
     parser.add_argument("--only", nargs="+", choices=parts, help="quick: all but batches")
     parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
     parser.add_argument("--seeds", type=int, help="of curves, batches and regret")
@@ -532,6 +624,12 @@ def main() -> None:
         claims += curve_claims(arguments.seeds or (10 if full else 3))
     if "batches" in only:
         claims += batch_claims(arguments.seeds or (5 if full else 1))
+    if "stop" in only:
+        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
+        claims += stop_claims(functions, arguments.seeds or (5 if full else 1))
+    if "cost" in only:
+        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
+        claims += cost_claims(functions, arguments.seeds or (5 if full else 2))
     if "large" in only:
         claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
     if "regret" in only:

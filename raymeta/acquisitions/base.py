@@ -20,9 +20,11 @@ class Acquisition:
         load: imports and returns its class, which BoTorch or Ax has an input constructor for.
         takes_failures: its input constructor takes trials that lack the objective, so that the
             model may learn from failed ones.
+        needs_seconds: its input constructor takes `log_seconds`, how long trials take.
     """
 
     name: str
     is_multi_objective: bool
     load: Callable[[], type[AcquisitionFunction]]
     takes_failures: bool = True
+    needs_seconds: bool = False

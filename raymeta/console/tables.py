@@ -93,6 +93,8 @@ def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
     statuses = Counter(record.status for record in records)
     sources = Counter(record.source for record in records)
     lines = [(f"{len(records)} trials: {_counts(statuses, _STATUS_WORDS)}", "")]
+    if trials.ended_by:
+        lines.append((f"the search has ended by {trials.ended_by}", ""))
     if sources.keys() != {"given"}:
         lines.append((f"points: {_counts(sources, _SOURCE_WORDS)}", ""))
     if sources["fallback"]:

@@ -255,6 +255,14 @@ class Search(Section):
     """The Bayesian search; `space` maps dotted keys of this same file to dimensions."""
 
     num_trials: int = Field(16, ge=1)
+    budget_s: float | None = Field(
+        None, gt=0, description="seconds after which no new trial starts, over all sessions"
+    )
+    stop_when_gain_below: float | None = Field(
+        None,
+        gt=0,
+        description="end when, by the model, the metric has less than this to gain; null: do not",
+    )
     num_sobol: int = Field(6, ge=1, description="quasi-random trials before the model takes over")
     early_stopping: Literal["asha", "none"] = "asha"
     grace_steps: int = Field(100, ge=1, description="meta-steps before a trial may be stopped")
@@ -288,6 +296,19 @@ class Search(Section):
                 "`acquisition` must be auto beside `against`, but got "
                 f"{self.acquisition}, which is for one objective"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gain_has_a_model(self) -> Self:
+        for key, wrong, right in (
+            ("method", self.method != "bo", "bo"),
+            ("against", self.against is not None, "null"),
+        ):
+            if self.stop_when_gain_below is not None and wrong:
+                raise ValueError(
+                    f"`{key}` must be {right} beside `stop_when_gain_below`, but got "
+                    f"{getattr(self, key)}; `budget_s` limits every search"
+                )
         return self
 
 

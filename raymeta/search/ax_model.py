@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from ax.adapter.base import Adapter
 from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
+from ax.adapter.torch import TorchAdapter
 from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
 from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
@@ -20,11 +23,13 @@ from ax.core.experiment import Experiment
 from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
+from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
 from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
 from botorch.exceptions.warnings import InputDataWarning
 from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
+from torch import Tensor
 
 from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
@@ -33,8 +38,10 @@ from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.constraints import nearest_feasible
 from raymeta.search.curves import final_values
 from raymeta.search.feasibility import Feasibility
+from raymeta.search.gain import gain_bound
 from raymeta.search.records import Proposal, Source, TrialRecord
 from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
+from raymeta.search.seconds import SecondsModel, seconds_of
 from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Point, Space
 
@@ -82,6 +89,7 @@ class AxModel:
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
         self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._seconds: SecondsModel | None = None  # of the trials known by now
         self._start_over()
 
     # ------------------------------------------------------------------- the searcher's calls
@@ -94,6 +102,7 @@ class AxModel:
             or optimise the model, a random point whose source is `fallback`, with the reason.
         """
         self.learn(changes)
+        self._seconds = None
         if self._points is not None and all(self._is_tried(point) for point in self._points):
             return None
         if self._settings.method == "random":
@@ -105,17 +114,19 @@ class AxModel:
                 # The power transform standardises by 1/n, and BoTorch checks by 1/(n - 1).
                 warnings.simplefilter("ignore", InputDataWarning)
                 ((index, values),) = self._client.get_next_trials(max_trials=1).items()
+                proposed = self.ax_space.from_ax(values)
+                point = self._space.tidied(proposed)
+                self._open = (index, point)
+                table = self._client.summarize(trial_indices=[index])
+                source: Source = "bo" if table["generation_node"].iloc[0] == "MBM" else "sobol"
+                gain = self._gain() if source == "bo" else None
         except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
             return self._draw(reason=self._brief(error))
         except Exception as error:  # four libraries raise whatever they like when a fit fails
             if _is_raised_here(error):
                 raise
+            self._discard()
             return self._draw("fallback", self._brief(error))
-        node = self._client.summarize(trial_indices=[index])["generation_node"].iloc[0]
-        source: Source = "bo" if node == "MBM" else "sobol"
-        proposed = self.ax_space.from_ax(values)
-        point = self._space.tidied(proposed)
-        self._open = (index, point)
         likelier = self._likelier_to_succeed(point) if source == "bo" else None
         if likelier is not None:
             self._discard()
@@ -129,7 +140,7 @@ class AxModel:
             if neighbour is None:
                 return self._draw(reason="Ax proposed a point that was tried before")
             point = neighbour
-        return Proposal(point, source)
+        return Proposal(point, source, gain=gain)
 
     def propose_several(self, changes: Mapping[str, TrialRecord], count: int) -> list[Proposal]:
         """Proposes points for several trials at once, each given the ones before.
@@ -193,7 +204,7 @@ class AxModel:
         Raises:
             SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        node = next((n for n in self._strategy()._nodes if n.name == "MBM"), None)  # noqa: SLF001
+        node = _model_node(self._strategy())
         if node is None:
             raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
@@ -267,9 +278,13 @@ class AxModel:
                     # SAAS has no kernel for unordered choices: it gets a column of each value.
                     inputs = MBM_X_trans if saas else Mixed_transforms
                     spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
-                    spec.generator_gen_kwargs["model_gen_options"] = {
-                        "optimizer_kwargs": self._acquisition_search
-                    }
+                    options: dict[str, Any] = {"optimizer_kwargs": self._acquisition_search}
+                    if acquisition is not None and acquisition.needs_seconds:
+                        # A function, and not a model: Ax copies everything else.
+                        options["acquisition_function_kwargs"] = {
+                            "log_seconds": self._log_seconds()
+                        }
+                    spec.generator_gen_kwargs["model_gen_options"] = options
         return strategy
 
     def _tell(self, trial_id: str, record: TrialRecord) -> None:
@@ -392,6 +407,43 @@ class AxModel:
         distances[likely < _LEAST_LIKELY] = np.inf
         return points[int(distances.argmin())]
 
+    def _gain(self) -> float | None:
+        """The model's bound on what is still to gain, where the search may end by it."""
+        if self._settings.stop_when_gain_below is None:
+            return None
+        bound = gain_bound(self._adapter(), self._acquisition_search)
+        return bound if math.isfinite(bound) else None
+
+    def _log_seconds(self) -> Callable[[Tensor], Tensor]:
+        """The expected logarithms of the seconds of points, from all trials known by then."""
+
+        def log_seconds(points: Tensor) -> Tensor:
+            if self._seconds is None:
+                with torch.enable_grad():
+                    self._seconds = self._fitted_seconds()
+            return self._seconds(points)
+
+        return log_seconds
+
+    def _fitted_seconds(self) -> SecondsModel:
+        known = {
+            trial_id: seconds
+            for trial_id, record in self._records.items()
+            if (seconds := seconds_of(record, self._settings.max_steps)) is not None
+        }
+        points = {
+            trial_id: self.ax_space.to_ax(self._records[trial_id].point) for trial_id in known
+        }
+        return SecondsModel(self._adapter(), known, points)
+
+    def _adapter(self) -> TorchAdapter:
+        """Ax's model, as it was last fitted."""
+        node = _model_node(self._generation_strategy)
+        assert node is not None
+        adapter = node.generator_specs[0].fitted_adapter
+        assert isinstance(adapter, TorchAdapter)
+        return adapter
+
     def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
         return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}
 
@@ -470,6 +522,11 @@ class AxModel:
             return next((point for point in points if not self._is_tried(point)), None)
         left = [point for point in self._points if not self._is_tried(point)]
         return left[int(self._rng.integers(len(left)))] if left else None
+
+
+def _model_node(strategy: GenerationStrategy) -> GenerationNode | None:
+    """The part of a strategy that has a model; None where there is none."""
+    return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
 
 
 def _is_raised_here(error: BaseException) -> bool:

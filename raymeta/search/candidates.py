@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raymeta.errors import SearchError
-from raymeta.search.records import Proposal, Source, TrialRecord
+from raymeta.search.records import Proposal, TrialRecord
 from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Point
 
@@ -32,17 +32,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point to try, with what was known when it was requested.
+    """A proposal, with what was known when it was requested.
 
-    `num_ended` trials had ended and `num_issued` candidates had been issued by then.  `reason` is
-    that of the proposal.
+    `num_ended` trials had ended and `num_issued` candidates had been issued by then.
     """
 
-    point: Point
-    source: Source
+    proposal: Proposal
     num_ended: int
     num_issued: int
-    reason: str = ""
+
+    @property
+    def point(self) -> Point:
+        """What it proposes to try."""
+        return self.proposal.point
 
 
 class Proposer(Protocol):
@@ -85,6 +87,7 @@ class CandidateQueue:
         self._proposer, self._clock = proposer, clock
         self.is_exhausted = is_exhausted  # every point of a discrete space was tried
         self.num_fallbacks = 0  # random points that stood in for the model's
+        self.gain: float | None = None  # the model's latest bound on what is still to gain
         self._fallbacks_in_a_row = 0
         self._next: Candidate | None = None
         self._stock: list[Candidate] = []  # for slots that would wait too long for a newer one
@@ -100,14 +103,14 @@ class CandidateQueue:
 
     # ------------------------------------------------------------------- the searcher's calls
 
-    def suggest(self) -> Candidate | None:
-        """A candidate for a free slot; None if the slot has to wait, or the space is exhausted.
+    def suggest(self) -> Proposal | None:
+        """A point for a free slot; None if the slot has to wait, or the space is exhausted.
 
         Raises:
             SearchError: the model failed too often in a row.
         """
         if self._given:
-            return self._issue(Candidate(self._given.pop(0), "given", 0, 0))
+            return self._issue(Proposal(self._given.pop(0), "given"))
         self._collect()
         if self.is_exhausted:
             return None
@@ -115,7 +118,7 @@ class CandidateQueue:
         if candidate is None:
             self._request()
             return None
-        return self._issue(candidate)
+        return self._issue(candidate.proposal)
 
     def start(self, trial_id: str) -> None:
         """Notes that a trial tries the candidate issued last; its record exists by now."""
@@ -148,10 +151,10 @@ class CandidateQueue:
 
     # ------------------------------------------------------------------- issuing
 
-    def _issue(self, candidate: Candidate) -> Candidate:
-        self._issued.append(candidate.point)
+    def _issue(self, proposal: Proposal) -> Proposal:
+        self._issued.append(proposal.point)
         self._waiting_since = None
-        return candidate
+        return proposal
 
     def _choose(self) -> Candidate | None:
         """The candidate for a free slot; None if the slot has to wait."""
@@ -220,7 +223,7 @@ class CandidateQueue:
         if len(self._stock) <= self._full_stock() // 2:
             return True
         first = self._stock[0]
-        is_uninformed = first.source != "bo" and self._is_behind(first)
+        is_uninformed = first.proposal.source != "bo" and self._is_behind(first)
         return is_uninformed or self._num_ended - first.num_ended >= self._num_slots
 
     def _full_stock(self) -> int:
@@ -238,7 +241,8 @@ class CandidateQueue:
         if proposals[0].source == "bo" and self._requested_at is not None:
             seconds = (self._clock() - self._requested_at) / len(proposals)
             self._model_seconds = _mean(self._model_seconds, seconds)
-        found = [Candidate(p.point, p.source, *self._requested, p.reason) for p in proposals]
+        self.gain = proposals[0].gain
+        found = [Candidate(proposal, *self._requested) for proposal in proposals]
         # Candidates issued meanwhile are unknown to these; the first of these stand for the same
         # points in all but name.
         num_missed = len(self._issued) - self._requested[1]

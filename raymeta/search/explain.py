@@ -60,6 +60,7 @@ class Explanation:
     analyses: list[Analysis]
     importance: dict[str, float]
     missing: dict[str, str]  # by analysis, why there is none
+    ended_by: str = ""  # what ended the search, in words
 
     def write(self, folder: AnyPath) -> None:
         """Leaves the page and the data in a folder.
@@ -75,6 +76,8 @@ class Explanation:
 
     def _page(self) -> str:
         parts = ["<!DOCTYPE html><meta charset='utf-8'><title>The search</title>", _STYLE]
+        if self.ended_by:
+            parts.append(f"<p>{escape(f'The search has ended by {self.ended_by}.')}</p>")
         for number, analysis in enumerate(self.analyses):
             plot = analysis.figure.to_html(full_html=False, include_plotlyjs=number == 0)
             title, subtitle = escape(analysis.title), escape(analysis.subtitle)

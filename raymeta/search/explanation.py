@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
-from raymeta.search.results import read_trials
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import search_space
+from raymeta.search.trial_log import logged_trials
 
 
 def explain_search(experiment: Experiment, run: Run) -> None:
@@ -30,4 +31,6 @@ def explain_search(experiment: Experiment, run: Run) -> None:
         curves=search.curves,
         seed=experiment.seed,
     )
-    explain(search_space(experiment), settings, read_trials(run)).write(run.search_dir)
+    trials = logged_trials(run)
+    found = explain(search_space(experiment), settings, trials.records)
+    replace(found, ended_by=trials.ended_by).write(run.search_dir)

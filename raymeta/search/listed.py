@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raymeta.search.records import TrialRecord
+from raymeta.search.records import Proposal, TrialRecord
 from raymeta.search.saved import SavedSearch, write_state
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point
@@ -37,6 +36,11 @@ class ListedPoints(Searcher):
         self._max_concurrent: int | None = None
 
     @property
+    def ended_by(self) -> str:
+        """No stop rule ends a list before its last point."""
+        return ""
+
+    @property
     def records(self) -> dict[str, TrialRecord]:
         """All trials by trial_id."""
         return self._trials.records
@@ -62,11 +66,11 @@ class ListedPoints(Searcher):
             return None
         if not self._points:
             return Searcher.FINISHED
-        return dict(self._trials.begin(trial_id, self._points.pop(0), "given").point)
+        return dict(self._trials.begin(trial_id, Proposal(self._points.pop(0), "given")).point)
 
     def run_again(self, trial_id: str, record: TrialRecord) -> dict[str, Any]:
         """Goes on with an interrupted trial; its configuration."""
-        self.records[trial_id] = replace(record, status="running")
+        self._trials.begin_again(trial_id, record)
         return dict(record.point)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

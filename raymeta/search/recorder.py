@@ -47,7 +47,7 @@ class RecordingSearcher(Searcher):
     ) -> None:
         super().__init__()
         self.inner = searcher
-        self.is_exhausted = False  # every point of the space has been tried
+        self.is_exhausted = False  # there is no further trial
         self._log = log
         self._interrupted = list(interrupted)
         self._own_ids: dict[str, str] = {}  # Tune's id -> ours, of interrupted trials
@@ -95,6 +95,8 @@ class RecordingSearcher(Searcher):
             return {**self.inner.run_again(trial.trial_id, trial.record), CONTINUED: continued}
         config = self.inner.suggest(trial_id)
         if config == Searcher.FINISHED:
+            if not self.is_exhausted:
+                self._log.end(self.inner.ended_by or "every point of the space was tried")
             self.is_exhausted = True
         elif config is not None:
             self._live.add(trial_id)

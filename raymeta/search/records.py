@@ -36,12 +36,14 @@ class Proposal:
     """A point that the search proposes to try.
 
     `source` is `fallback` where the model failed and a random point takes its place; `reason` is
-    then the library's message.
+    then the library's message.  `gain` is the model's bound on what was still to gain, in the
+    metric's units; None where nobody asked for it, or no model was there.
     """
 
     point: Point
     source: Source
     reason: str = ""
+    gain: float | None = None
 
 
 @dataclass
@@ -52,6 +54,8 @@ class TrialRecord:
     metrics that count, by name.  `source` says where the point came from: given by the user, Ax's
     Sobol sequence, its model (Bayesian optimisation), drawn at random, drawn at random because the
     model failed (`fallback`; `reason` is then the library's message), or an earlier search.
+    `began_s` and `latest_s` say when it began and when it was last heard of, in seconds of the
+    search, over all sessions; `gain` is that of the proposal.
     """
 
     point: Point
@@ -60,6 +64,9 @@ class TrialRecord:
     curve: Curve = field(default_factory=list)
     others: dict[str, Curve] = field(default_factory=dict)
     reason: str = ""
+    began_s: float = 0.0
+    latest_s: float = 0.0
+    gain: float | None = None
 
     def curve_of(self, number: int, metric: str) -> Curve:
         """The curve of the metric that is the search's `number`-th."""
@@ -79,4 +86,7 @@ class TrialRecord:
             curve=curve(content["curve"]),
             others={name: curve(points) for name, points in content.get("others", {}).items()},
             reason=content.get("reason", ""),
+            began_s=content.get("began_s", 0.0),
+            latest_s=content.get("latest_s", 0.0),
+            gain=content.get("gain"),
         )

@@ -85,13 +85,15 @@ class SavedSearch:
     """What a searcher needs to go on: all of it but what the constructor was given.
 
     `given` holds points that are still to be tried first, `records` all trials by Tune's trial_id;
-    `space` and `settings` are None in files of raymeta 0.1.
+    `space` and `settings` are None in files of raymeta 0.1.  `ended_by` is the stop rule that has
+    ended the search, in words.
     """
 
     given: list[Point]
     records: dict[str, TrialRecord]
     space: TuneSpace | None = None
     settings: SearchSettings | None = None
+    ended_by: str = ""
 
 
 def write_state(path: Path, state: SavedSearch) -> None:
@@ -106,6 +108,7 @@ def write_state(path: Path, state: SavedSearch) -> None:
         "records": {trial_id: vars(record) for trial_id, record in state.records.items()},
         "settings": None if state.settings is None else vars(state.settings),
         "space": None,
+        "ended_by": state.ended_by,
     }
     if state.space is not None:
         content["space"] = {
@@ -145,6 +148,7 @@ def read_state(path: AnyPath, *, records_only: bool = False) -> SavedSearch:
             records,
             _space_from_json(space),
             SearchSettings(**{name: _tuples(value) for name, value in settings.items()}),
+            ended_by=state.get("ended_by", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, PickleError) as error:
         raise RunError(

@@ -37,6 +37,7 @@ from raymeta.search.saved import (
 )
 from raymeta.search.settings import Mode, SearchSettings
 from raymeta.search.space import Space
+from raymeta.search.stopping import stop_rule
 from raymeta.search.trials import Trials
 from raymeta.search.tune_call import tune_call
 from raymeta.search.tune_space import TuneSpace, tune_space
@@ -89,6 +90,7 @@ class AxSearcher(Searcher):
         self._space: TuneSpace | None = None
         self._is_space_from_tuner = False
         self._trials = Trials()
+        self.ended_by = ""  # the stop rule that ended the search, in words
         self._max_concurrent: int | None = None
         self._begin_process()
         if self.settings.objectives:
@@ -145,7 +147,7 @@ class AxSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A point to try, None while one is being prepared, FINISHED when all have been tried.
+        """A point to try, None while one is being prepared, FINISHED when the search is over.
 
         Raises:
             SearchError: the search cannot begin or go on.
@@ -156,15 +158,23 @@ class AxSearcher(Searcher):
         queue = self._queue_of_this_session()
         if self._max_concurrent is not None and self._trials.num_running >= self._max_concurrent:
             return None
-        candidate = queue.suggest()
-        if candidate is None:
+        proposal = None if self._is_over(queue) else queue.suggest()
+        if self._is_over(queue):  # the queue may have learnt so meanwhile
+            return Searcher.FINISHED
+        if proposal is None:
             return Searcher.FINISHED if queue.is_exhausted else None
         assert self._space is not None
         assert self._ax is not None
-        self._trials.begin(trial_id, candidate.point, candidate.source, candidate.reason)
+        self._trials.begin(trial_id, proposal)
         self._ax.changed(trial_id)
         queue.start(trial_id)
-        return self._space.config(candidate.point)
+        return self._space.config(proposal.point)
+
+    def _is_over(self, queue: CandidateQueue) -> bool:
+        """Whether a stop rule has ended the search."""
+        if not self.ended_by:
+            self.ended_by = stop_rule(self.settings, self._trials.spent_s, queue.gain)
+        return bool(self.ended_by)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Adds an intermediate result to the trial's curve."""
@@ -192,7 +202,9 @@ class AxSearcher(Searcher):
         """
         if self._failure is not None and self._is_not_restored:
             raise self._failure
-        state = SavedSearch(self._given, self.records, self._space, self.settings)
+        state = SavedSearch(
+            self._given, self.records, self._space, self.settings, ended_by=self.ended_by
+        )
         write_state(Path(checkpoint_path), state)
 
     def restore(self, checkpoint_path: str) -> None:
@@ -210,27 +222,32 @@ class AxSearcher(Searcher):
         try:
             state = read_state(path)
             self._given, self._trials = state.given, Trials(state.records)
+            self.ended_by = state.ended_by
             self._restore_search(path, state)
             self._follow_tune(path.parent)
         except (RunError, SearchError) as error:
             self._failure, self._is_not_restored = error, True
 
     def continue_from(
-        self, records: Mapping[str, TrialRecord], points_to_evaluate: Sequence[Mapping[str, Any]]
+        self,
+        records: Mapping[str, TrialRecord],
+        points_to_evaluate: Sequence[Mapping[str, Any]],
+        spent_s: float = 0.0,
     ) -> None:
         """Goes on with a search whose ended trials are known, before the first `suggest`.
 
         Args:
             records: the ended trials by trial_id.
             points_to_evaluate: points to try first.
+            spent_s: seconds that the search has taken, interrupted trials included.
         """
-        self._trials = Trials(dict(records))
+        self._trials = Trials(dict(records), spent_s=spent_s)
         self._given = [dict(point) for point in points_to_evaluate]
 
     def run_again(self, trial_id: str, record: TrialRecord) -> dict[str, Any]:
         """Goes on with an interrupted trial; its configuration."""
         # Before the queue: a search of one trial without a space has nothing else to offer.
-        self.records[trial_id] = replace(record, status="running")
+        self._trials.begin_again(trial_id, record)
         queue = self._queue_of_this_session()
         assert self._space is not None
         assert self._ax is not None
@@ -351,6 +368,7 @@ class AxSearcher(Searcher):
             )
         earlier = [r for r in self._earlier if r.curve and space.contains(r.point)]
         self._session = session_id()
+        self._trials.begin_session()
         self._ax = AxProcess(space, self.settings, earlier, self.records)
         self._queue = CandidateQueue(
             self.settings,

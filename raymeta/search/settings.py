@@ -31,6 +31,13 @@ def least_completed(num_sobol: int) -> int:
     return max(1, num_sobol // 3)  # early stopping may leave few
 
 
+def _is_positive(value: object) -> bool:
+    """Whether it is a finite number > 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 < value < math.inf
+
+
 @dataclass(frozen=True)
 class OutcomeBound:
     """A bound on a reported metric, such as `latency <= 0.1`."""
@@ -79,6 +86,10 @@ class SearchSettings:
         step_metric: the metric in which trainables report their progress.
         max_steps: the budget in `step_metric`; a trial that ends below it was stopped early.  None
             takes every regular end for complete.
+        budget_s: seconds after which no new trial starts, over all sessions; None for no limit.
+        stop_when_gain_below: the search ends when the model's bound on what is still to gain (see
+            `raymeta.search.gain`) falls below this, in the units of the objective; None to make all
+            trials.
         sem_suffix: trainables report the standard error of metric `m` as `m` + this; where it is
             missing, Ax infers the noise.
     """
@@ -94,6 +105,8 @@ class SearchSettings:
     curves: CurveUse = "extrapolate"
     step_metric: str = "training_iteration"
     max_steps: int | None = None
+    budget_s: float | None = None
+    stop_when_gain_below: float | None = None
     sem_suffix: str = "_sem"
 
     def __post_init__(self) -> None:
@@ -112,6 +125,20 @@ class SearchSettings:
             is_whole = isinstance(number, int) and not isinstance(number, bool) and number > 0
             if not is_whole and (name, number) != ("max_steps", None):
                 raise SearchError(f"{name} must be a whole number > 0, but got {number!r}")
+        for name in ("budget_s", "stop_when_gain_below"):
+            limit = getattr(self, name)
+            if limit is not None and not _is_positive(limit):
+                raise SearchError(f"{name} must be a number > 0, but got {limit!r}")
+        if self.stop_when_gain_below is not None and self.method != "bo":
+            raise SearchError(
+                f"stop_when_gain_below needs the model of method bo, but method is {self.method}; "
+                "leave one of them out"
+            )
+        if self.stop_when_gain_below is not None and len(self.objectives) > 1:
+            raise SearchError(
+                "stop_when_gain_below is for one objective, but there are "
+                f"{len(self.objectives)}; leave it out, or limit the time by budget_s"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise SearchError(f"seed must be a whole number >= 0, but got {self.seed!r}")
         names = [name for name, _ in self.objectives]

@@ -32,7 +32,8 @@ class LoggedTrials:
     `errors` says why trials failed or have no finite result; `num_skipped` counts their skipped
     meta-steps; `halves` has the last scores of ended trials on two halves of the validation;
     `earlier` holds the trials of an earlier run that the search learns from (None if
-    not noted yet); `notes` says what was damaged and what stands in for it.
+    not noted yet); `ended_by` is what ended the search, in words; `notes` says what was damaged and
+    what stands in for it.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class LoggedTrials:
     num_skipped: dict[str, int] = field(default_factory=dict)
     halves: dict[str, tuple[float, float]] = field(default_factory=dict)
     earlier: list[TrialRecord] | None = None
+    ended_by: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -93,7 +95,11 @@ class TrialLog:
         """
         if record.curve:
             others = {name: curve[-1] for name, curve in record.others.items()}
-            report = {"curve": record.curve[-1], "others": others}
+            report = {
+                "curve": record.curve[-1],
+                "others": others,
+                "latest_s": record.latest_s,
+            }
             self._append({"trial": trial_id, "report": report}, safe=False)
 
     def fail(self, trial_id: str, error: str) -> None:
@@ -111,6 +117,14 @@ class TrialLog:
             RunError: the record cannot be written.
         """
         self._append({"earlier": [asdict(record) for record in earlier]}, safe=True)
+
+    def end(self, rule: str) -> None:
+        """Notes what ended the search, in words.
+
+        Raises:
+            RunError: the record cannot be written.
+        """
+        self._append({"ended_by": rule}, safe=True)
 
     def flush(self) -> None:
         """Writes what could not be written before.
@@ -180,6 +194,9 @@ def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
     if "earlier" in entry:
         found.earlier = [TrialRecord.from_json(record) for record in entry["earlier"]]
         return
+    if "ended_by" in entry:
+        found.ended_by = str(entry["ended_by"])
+        return
     trial_id = entry["trial"]
     if not _is_trial_id(trial_id):
         raise ValueError(f"{trial_id!r} cannot be the name of a trial")
@@ -198,6 +215,7 @@ def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
         step, mean, sem = report["curve"]
         if not record.curve or step > record.curve[-1][0]:
             record.curve.append((step, mean, sem))
+            record.latest_s = report.get("latest_s", record.latest_s)
             for name, (at, value, spread) in report["others"].items():
                 record.others.setdefault(name, []).append((at, value, spread))
 

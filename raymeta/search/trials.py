@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raymeta.errors import SearchError
 from raymeta.search.observations import Observation, observe
-from raymeta.search.records import Curve, Source, Status, TrialRecord
+from raymeta.search.records import Curve, Proposal, Status, TrialRecord
 from raymeta.search.settings import SearchSettings
-from raymeta.search.space import Point
 from raymeta.search.tune_space import TuneSpace
 
 _log = logging.getLogger(__name__)
@@ -21,10 +22,21 @@ class Trials:
 
     Args:
         records: trials known before, by Tune's trial_id.
+        spent_s: seconds that the search has taken in earlier sessions, if that is more than these
+            trials tell.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, records: dict[str, TrialRecord] | None = None) -> None:
+    def __init__(
+        self,
+        records: dict[str, TrialRecord] | None = None,
+        *,
+        spent_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.records = {} if records is None else records  # in order of suggestion
+        self._clock, self._least_s = clock, spent_s
+        self.begin_session()
         self.mistake: SearchError | None = None  # of the trainable, which ends the search
         self._num_unusable = 0  # trials that ended without a usable value
         self._has_warned_of_step = False
@@ -34,10 +46,33 @@ class Trials:
         """How many trials run."""
         return sum(record.status == "running" for record in self.records.values())
 
-    def begin(self, trial_id: str, point: Point, source: Source, reason: str = "") -> TrialRecord:
+    def begin_session(self) -> None:
+        """Has the search's time go on from the last news of a trial."""
+        times = [record.latest_s for record in self.records.values()]
+        self._before_s = max([self._least_s, *times])
+        self._since = self._clock()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that the search has taken so far, over all sessions."""
+        return self._before_s + self._clock() - self._since
+
+    def begin(self, trial_id: str, proposal: Proposal) -> TrialRecord:
         """Adds the record of a trial that runs."""
-        record = self.records[trial_id] = TrialRecord(dict(point), source, reason=reason)
+        now = self.spent_s
+        record = self.records[trial_id] = TrialRecord(
+            dict(proposal.point),
+            proposal.source,
+            reason=proposal.reason,
+            began_s=now,
+            latest_s=now,
+            gain=proposal.gain,
+        )
         return record
+
+    def begin_again(self, trial_id: str, record: TrialRecord) -> None:
+        """Goes on with a trial of an earlier session."""
+        self.records[trial_id] = replace(record, status="running")
 
     def report(
         self,
@@ -58,6 +93,7 @@ class Trials:
         elif observation.problem is None and observation.step is None:
             self._warn_of_missing_step(settings)
         elif observation.step is not None and _add(record, observation.step, observation):
+            record.latest_s = self.spent_s
             return True
         return status_before != "running"
 
@@ -76,6 +112,7 @@ class Trials:
             return False
         observation = None if result is None else observe(result, settings)
         record.status = self._final_status(trial_id, record, observation, settings, error=error)
+        record.latest_s = self.spent_s
         return True
 
     def abandon_running(self, reason: str) -> list[str]:
@@ -104,7 +141,7 @@ class Trials:
                     "trial %s is unknown to the search, which learns nothing from it", trial_id
                 )
                 return None
-            return self.begin(trial_id, point, "given")
+            return self.begin(trial_id, Proposal(point, "given"))
         if record.status == "failed":
             record.status = "running"
         return record if record.status == "running" else None

@@ -92,7 +92,7 @@ def is_damaged(run: Run, trial_id: str, notes: list[str]) -> bool:
 
 def num_new_trials(experiment: Experiment, run: Run, trials: LoggedTrials) -> int:
     """How many trials are still to be begun."""
-    if run.has_best:
+    if run.has_best or trials.ended_by:
         return 0
     wanted = experiment.search.num_trials if experiment.search.space else 1
     return max(0, wanted - len(trials.records))
@@ -132,7 +132,14 @@ def run_search(
         unfinished,
         num_new_trials(experiment, run, trials),
     )
-    return run_trials(batch, run, observer=observer, trials_at_once=trials_at_once, say=say)
+    ended = run_trials(batch, run, observer=observer, trials_at_once=trials_at_once, say=say)
+    if experiment.search.space:
+        rule = logged_trials(run).ended_by
+        if not rule:
+            rule = f"num_trials: all {experiment.search.num_trials} were made"
+            TrialLog(run).end(rule)
+        say(f"the search has ended by {rule}")
+    return ended
 
 
 def run_trials(
@@ -226,13 +233,16 @@ def _searcher(
         acquisition=search.acquisition,
         num_sobol=search.num_sobol,
         seed=experiment.seed,
+        budget_s=search.budget_s,
+        stop_when_gain_below=search.stop_when_gain_below,
         points_to_evaluate=[prepared.point],
         earlier=prepared.earlier,
     )
     if records:
         is_tried = any(record.source == "given" for record in records.values())
         ended = {i: record for i, record in records.items() if i not in unfinished}
-        searcher.continue_from(ended, [] if is_tried else [prepared.point])
+        spent_s = max(record.latest_s for record in records.values())
+        searcher.continue_from(ended, [] if is_tried else [prepared.point], spent_s)
     return searcher
 
 

@@ -18,6 +18,7 @@ from raymeta.run_folder import Run
 from raymeta.search.explanation import explain_search
 from raymeta.search.progress import TrialEvent
 from raymeta.search.results import best_trial, checkpoints, default_trial, read_trials
+from raymeta.search.trial_log import logged_trials
 from raymeta.search.warm_start import earlier_trials
 from raymeta.training.checkpoint import CHECKPOINT_NAME
 from tests.search.helpers import (
@@ -154,6 +155,22 @@ def test_a_search_with_conditional_keys_learns_from_an_earlier_one(tmp_path: Pat
         assert ("model.hidden_size" in point) == (point["model.cell"] == "lstm")
         assert ("maml.first_order" in point) == (point["maml.adapt"] == "all")
     assert [trial.record.source for trial in trials][:2] == ["given", "bo"]  # no Sobol points
+
+
+@pytest.mark.slow
+def test_a_search_ends_by_its_time_and_its_run_tells_so(tmp_path: Path) -> None:
+    experiment = tiny_experiment(
+        "search.num_trials=50",
+        "search.budget_s=0.001",
+        "resources.max_concurrent_trials=1",
+        "search.space.maml.inner_lr={low: 0.01, high: 1, log: true}",
+    )
+    run = Run.create(tmp_path, experiment)
+    trials = search(experiment, run)
+    assert [trial.record.status for trial in trials] == ["completed"]
+    assert trials[0].record.latest_s > trials[0].record.began_s
+    assert logged_trials(run).ended_by == "budget_s: 0.001 s were spent"
+    assert search(experiment, run) == trials  # resumed before it was written up
 
 
 @pytest.mark.slow

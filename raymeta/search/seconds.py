@@ -1,0 +1,70 @@
+"""How long trials take: a Gaussian process on the logarithms of their seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from ax.adapter.torch import TorchAdapter
+from ax.core.observation import ObservationFeatures
+from ax.core.types import TParameterization
+from botorch.fit import fit_gpytorch_mll
+from botorch.models.transforms.outcome import Standardize
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from torch import Tensor
+
+from raymeta.search.categorical_gp import CategoricalGP
+from raymeta.search.gain import model_space
+from raymeta.search.records import TrialRecord
+
+FEWEST_TRIALS = 3  # with known seconds, before there is a model of them
+
+
+def seconds_of(record: TrialRecord, max_steps: int | None) -> float | None:
+    """How long a trial takes to its budget, from its beginning to its last report.
+
+    One that was stopped early is taken to go on as fast.  None for failed and running trials, and
+    where nothing is known, as of trials that raymeta has not timed.
+    """
+    seconds = record.latest_s - record.began_s
+    if seconds <= 0 or not record.curve or record.status not in ("completed", "early_stopped"):
+        return None
+    if record.status == "completed" or max_steps is None:
+        return seconds
+    return seconds * max_steps / max(record.curve[-1][0], 1)
+
+
+class SecondsModel:
+    """The expected logarithm of a trial's seconds.
+
+    Args:
+        adapter: Ax's model of the metric, fitted, for its view of the search space.
+        known: seconds by trial, all > 0.
+        points: the trials' points as Ax has them, by trial.
+    """
+
+    def __init__(
+        self,
+        adapter: TorchAdapter,
+        known: Mapping[str, float],
+        points: Mapping[str, TParameterization],
+    ) -> None:
+        self._model: CategoricalGP | None = None
+        if len(known) < FEWEST_TRIALS:
+            return
+        features = [ObservationFeatures(dict(points[trial])) for trial in known]
+        x = adapter.transform_observation_features(features)
+        logs = torch.tensor([[math.log(seconds)] for seconds in known.values()]).to(x)
+        digest, _ = model_space(adapter)
+        self._model = CategoricalGP(
+            x, logs, digest.categorical_features, outcome_transform=Standardize(m=1)
+        )
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(self._model.likelihood, self._model))
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """For points of shape (..., parameters), shape (...); all alike with too few trials."""
+        if self._model is None:
+            return torch.zeros(points.shape[:-1]).to(points)
+        mean: Tensor = self._model.posterior(points).mean
+        return mean.squeeze(-1)

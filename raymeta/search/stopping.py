@@ -1,0 +1,26 @@
+"""When a search ends before its last trial; running trials end by their own."""
+
+from __future__ import annotations
+
+from raymeta.search.settings import SearchSettings
+
+
+def stop_rule(settings: SearchSettings, spent_s: float, gain: float | None) -> str:
+    """The rule that ends a search, in words; empty if none does.
+
+    Args:
+        settings: of the search.
+        spent_s: seconds that the search has taken, over all sessions.
+        gain: the model's latest bound on what is still to gain, in the metric's units; None where
+            there is none.
+    """
+    budget, least = settings.budget_s, settings.stop_when_gain_below
+    if budget is not None and spent_s >= budget:
+        return f"budget_s: {budget:g} s were spent"
+    if least is not None and gain is not None and gain < least:
+        metric = settings.metrics[0]
+        return (
+            f"stop_when_gain_below: by the model, {metric} has at most {gain:.3g} to gain, which "
+            f"is less than {least:g}"
+        )
+    return ""
