@@ -32,7 +32,7 @@ class LogNEIPerSecond(qLogNoisyExpectedImprovement):
         self._log_seconds = log_seconds
 
     @t_batch_mode_transform()  # type: ignore[arg-type]
-    def forward(self, X: Tensor) -> Tensor:  # noqa: N803  (as BoTorch calls them)
+    def forward(self, X: Tensor) -> Tensor:
         """Of `b` sets of `q` points, which one trial after another tries: shape (b)."""
         improvement: Tensor = super().forward(X)
         return improvement - torch.logsumexp(self._log_seconds(X), dim=-1)
