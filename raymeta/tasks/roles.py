@@ -29,7 +29,7 @@ SEQUENCES = (
 )  # fmt: skip
 TIMES = (
     "ds", "timestamp", "time_idx", "timepoints", "timepoint", "time", "datetime", "date", "t",
-    "seconds", "step", "frame", "cycle",
+    "milliseconds", "seconds", "second", "sec", "minutes", "hours", "step", "frame", "cycle",
 )  # fmt: skip
 TARGETS = ("target", "y", "label", "class", "class_label", "activity", "category")
 GROUPS = (
