@@ -55,7 +55,8 @@ class TrialRecord:
     Sobol sequence, its model (Bayesian optimisation), drawn at random, drawn at random because the
     model failed (`fallback`; `reason` is then the library's message), or an earlier search.
     `began_s` and `latest_s` say when it began and when it was last heard of, in seconds of the
-    search, over all sessions; `gain` is that of the proposal.
+    search, over all sessions (None: nobody knows); trials are equal whenever they ran.  `gain` is
+    that of the proposal.
     """
 
     point: Point
@@ -64,8 +65,8 @@ class TrialRecord:
     curve: Curve = field(default_factory=list)
     others: dict[str, Curve] = field(default_factory=dict)
     reason: str = ""
-    began_s: float = 0.0
-    latest_s: float = 0.0
+    began_s: float | None = field(default=None, compare=False)
+    latest_s: float = field(default=0.0, compare=False)
     gain: float | None = None
 
     def curve_of(self, number: int, metric: str) -> Curve:
@@ -86,7 +87,7 @@ class TrialRecord:
             curve=curve(content["curve"]),
             others={name: curve(points) for name, points in content.get("others", {}).items()},
             reason=content.get("reason", ""),
-            began_s=content.get("began_s", 0.0),
+            began_s=content.get("began_s"),
             latest_s=content.get("latest_s", 0.0),
             gain=content.get("gain"),
         )

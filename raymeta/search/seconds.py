@@ -27,6 +27,8 @@ def seconds_of(record: TrialRecord, max_steps: int | None) -> float | None:
     One that was stopped early is taken to go on as fast.  None for failed and running trials, and
     where nothing is known, as of trials that raymeta has not timed.
     """
+    if record.began_s is None:
+        return None
     seconds = record.latest_s - record.began_s
     if seconds <= 0 or not record.curve or record.status not in ("completed", "early_stopped"):
         return None

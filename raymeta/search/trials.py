@@ -141,7 +141,9 @@ class Trials:
                     "trial %s is unknown to the search, which learns nothing from it", trial_id
                 )
                 return None
-            return self.begin(trial_id, Proposal(point, "given"))
+            record = self.begin(trial_id, Proposal(point, "given"))
+            record.began_s = None
+            return record
         if record.status == "failed":
             record.status = "running"
         return record if record.status == "running" else None

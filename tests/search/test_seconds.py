@@ -56,7 +56,7 @@ def test_the_model_learns_seconds_that_vary_tenfold() -> None:
     model.learn(known)
     _, adapter = model.fitted()
     points = {trial: model.ax_space.to_ax(r.point) for trial, r in known.items()}
-    seconds = {trial: r.latest_s - r.began_s for trial, r in known.items()}
+    seconds = {trial: seconds_of(r, None) or 0.0 for trial, r in known.items()}
     found = SecondsModel(adapter, seconds, points)
     # Ax's columns: x, and the place of the choice.
     for place, power in enumerate((0.0, 0.3, 0.6)):

@@ -168,7 +168,9 @@ def test_a_search_ends_by_its_time_and_its_run_tells_so(tmp_path: Path) -> None:
     run = Run.create(tmp_path, experiment)
     trials = search(experiment, run)
     assert [trial.record.status for trial in trials] == ["completed"]
-    assert trials[0].record.latest_s > trials[0].record.began_s
+    began_s = trials[0].record.began_s
+    assert began_s is not None
+    assert trials[0].record.latest_s > began_s
     assert logged_trials(run).ended_by == "budget_s: 0.001 s were spent"
     assert search(experiment, run) == trials  # resumed before it was written up
 
