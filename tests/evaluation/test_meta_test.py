@@ -23,8 +23,8 @@ ADAPTING = ["tuned", "unadapted", "default", "random", "joint"]
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        ("pen-maml", ["class_mean", "dtw"]),
-        ("sinusoid", ["support_mean"]),
+        ("pen-maml", ["class_mean", "dtw", "minirocket"]),
+        ("sinusoid", ["support_mean", "kernel_ridge"]),
         ("sentiment", ["class_mean", "words"]),
     ],
 )
