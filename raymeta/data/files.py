@@ -17,7 +17,6 @@ Stamp = tuple[str, int, float]
 
 # How the names of table files end; `raymeta.data.readers.arrow` reads them.
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow")
-_SHOWN = 80  # characters of a value that a message quotes
 
 
 def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
@@ -136,15 +135,6 @@ def read_utf8(path: AnyPath, what: str) -> str:
     if not text.strip():
         raise DataError(f"{path}: cannot be read as {what}: the file is empty")
     return text
-
-
-def shown(value: object) -> str:
-    """A value as a message quotes it: at most 80 characters."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints
-        return f"a {type(value).__name__} too long to print"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 @lru_cache(maxsize=64)

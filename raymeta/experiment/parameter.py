@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raymeta.errors import shown
+
 Scalar = bool | int | float | str
 
 MOST_CHOICES = 1_000  # Ax takes no more
 LARGEST_CHOICE = 2**53  # of whole numbers: larger ones are equal as floats, and overflow in Ax
-_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +208,3 @@ def is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond the largest float
         return False
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write whole numbers of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

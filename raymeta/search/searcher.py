@@ -14,8 +14,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raymeta.errors import RunError, SearchError
-from raymeta.experiment.parameter import Parameter, shown
+from raymeta.errors import RunError, SearchError, shown
+from raymeta.experiment.parameter import Parameter
 from raymeta.ray_patches import correct_trial_count
 from raymeta.search.ax_process import AxProcess, session_id
 from raymeta.search.candidates import CandidateQueue

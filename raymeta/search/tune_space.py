@@ -13,14 +13,13 @@ from typing import Any
 from ray.tune.search import sample
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from raymeta.errors import SearchError
+from raymeta.errors import SearchError, shown
 from raymeta.experiment.parameter import (
     LARGEST_CHOICE,
     MOST_CHOICES,
     Parameter,
     Scalar,
     is_finite,
-    shown,
 )
 from raymeta.search.hidden_domains import has_domain, is_mark, marks, refuse_hidden_domains
 from raymeta.search.space import Point, Space

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from raymeta.data.files import shown
 from raymeta.data.readers.columns import Column
-from raymeta.errors import DataError
+from raymeta.errors import DataError, shown
 from raymeta.finding import Finding
 
 # Names in lower case: Nixtla (unique_id, ds, y), AutoGluon and GluonTS (item_id, timestamp,

@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
-from raymeta.data.files import TABLE_SUFFIXES, files_in, shown, table_files
+from raymeta.data.files import TABLE_SUFFIXES, files_in, table_files
+from raymeta.errors import shown
 from raymeta.sections import Probability, Section, Seed
 from raymeta.storage.paths import AnyPath, path_at
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.files import read_each, shown, unread_files
+from raymeta.data.files import read_each, unread_files
 from raymeta.data.missing import (
     carried,
     interpolated,
@@ -32,7 +32,7 @@ from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
-from raymeta.errors import DataError, RunError
+from raymeta.errors import DataError, RunError, shown
 from raymeta.storage.paths import path_at
 from raymeta.tasks.dealt import Dealt, sizes
 from raymeta.tasks.inputs import Inputs, check_facts

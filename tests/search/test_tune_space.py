@@ -178,7 +178,7 @@ def test_what_is_clearly_meant_is_the_parameters_own_value(changes: dict[str, An
         ({"x": None}, "x must be a number from 0 to 1, but got None"),
         ({"x": float("nan")}, "x must be a number from 0 to 1, but got nan"),
         ({"clip": 0.25}, "clip must be one of"),
-        ({"x": 10**400}, "x must be a number from 0 to 1, but got 1000"),
+        ({"x": 10**400}, "x must be a number from 0 to 1, but got a number of 1329 bits"),
         ({"data": {"path": "there"}}, "data/path is constant .* must be 'here', but got 'there'"),
         ({"data": {"road": 1}}, "data/road is constant in the search space"),
         ({"data": None}, "data is constant in the search space and must be {'path': 'here'}"),

@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as ds
 
-from raymeta.data.files import shown
-from raymeta.errors import DataError
+from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
 # How a file's name ends -> Arrow's name of the format, and ours.

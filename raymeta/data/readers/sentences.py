@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from raymeta.data.files import read_utf8, shown
+from raymeta.data.files import read_utf8
 from raymeta.data.readers.arrow import labels, read_columns
 from raymeta.data.sequences import Sequences
-from raymeta.errors import DataError
+from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
 
 # Words of a–z (contractions whole), numbers and marks; a Chinese or Japanese character each; words

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raymeta.data.files import shown
 from raymeta.data.readers.arrow import labels, numbers, read_columns, refuse_missing, times
 from raymeta.data.sequences import Sequences
-from raymeta.errors import DataError
+from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
 
 

@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 
-from raymeta.data.files import read_utf8, shown
+from raymeta.data.files import read_utf8
 from raymeta.data.sequences import Sequences
-from raymeta.errors import DataError
+from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
 
 _GROUP = re.compile(r"^\.COMMENT Class #\d+: \[\S+\] = \{(?P<members>.*)\}$")
