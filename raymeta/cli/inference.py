@@ -53,7 +53,8 @@ def adapt(
 
     A table has one row a time step, as in meta-training: for `source: table` the experiment's own
     columns of sequence, features, target and time; for pen sequence, x, y, stroke (its number) and
-    class; for sinusoid x and y, one row a point; for sentiment text and class (0 blame, 1 praise).
+    class; for sinusoid x and y, one row a point; for sentiment text and class (0 blame, 1 praise);
+    for `source: text` the experiment's own columns of text and label.
     """
     console = open_console()
     from raymeta.inference import files  # noqa: PLC0415  (torch takes seconds to import)

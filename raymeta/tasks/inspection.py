@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raymeta.data.readers.columns import read_table
-from raymeta.episodes import SPLITS
+from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
@@ -88,19 +88,22 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
     findings = [*leaks, *(Finding("data", text, "warning") for text in dealt.warnings)]
     if isinstance(tasks, TableTasks):
         findings += _unnamed_groups(tasks, dealt)
-    findings.append(_enough(experiment, dealt))
+    enough, distribution = _enough(experiment, dealt)
+    findings.append(enough)
     is_sound = all(finding.level != "error" for finding in findings)
-    return Inspection(
-        experiment, dealt, tuple(findings), _episode(experiment, dealt) if is_sound else ()
-    )
+    ways = _ways(experiment, dealt, distribution) if is_sound and distribution is not None else ()
+    return Inspection(experiment, dealt, tuple(findings), ways)
 
 
-def _enough(experiment: Experiment, dealt: Dealt) -> Finding:
-    """Whether the data serve the episodes, as the loader itself says; else what would fit."""
+def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribution | None]:
+    """Whether the data serve the episodes, as the loader itself says, and what it has loaded.
+
+    Where they do not: what would fit.
+    """
     tasks = experiment.tasks
     asked = tasks.num_ways, tasks.num_shots + tasks.num_queries
     try:
-        load_tasks(experiment)
+        distribution = load_tasks(experiment)
     except DataError as error:
         ways, examples = dealt.fitting(*asked)
         text = f"{error}"
@@ -110,14 +113,15 @@ def _enough(experiment: Experiment, dealt: Dealt) -> Finding:
                 f"; what would fit: num_ways: {ways}, num_shots: {shots}, num_queries: "
                 f"{examples - shots}"
             )
-        return Finding("enough", text, "error")
+        return Finding("enough", text, "error"), None
     ways, examples = asked
-    return Finding("enough", f"every split serves {ways} ways with {examples} sequences each")
+    text = f"every split serves {ways} ways with {examples} sequences each"
+    return Finding("enough", text), distribution
 
 
-def _episode(experiment: Experiment, dealt: Dealt) -> tuple[Way, ...]:
+def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) -> tuple[Way, ...]:
     """The classes and sequences of episode 0 of the meta-test."""
-    episode, tested = load_tasks(experiment).episode("test", 0), dealt.chosen["test"]
+    episode, tested = distribution.episode("test", 0), dealt.chosen["test"]
     assert episode.support_ids is not None
     assert episode.query_ids is not None
     tasks = experiment.tasks
