@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 
 from raymeta.episodes import Episodes, Examples
+from raymeta.meta.learner import Learner
+from raymeta.meta.learners.imaml import Imaml
 from raymeta.meta.learners.maml import Maml
 from raymeta.meta.learners.maml_plus_plus import MamlPlusPlus
 from raymeta.meta.learners.proto_maml import ProtoMaml
-from raymeta.meta.memory import MemoryPlan, plan_memory
+from raymeta.meta.memory import GraphMode, MemoryPlan, plan_memory
 from raymeta.nn.networks import NetworkSpec, Params, init_params
 from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
@@ -100,10 +104,25 @@ def peak_bytes(step: Callable[[], None]) -> int:
         Maml(adaptation_steps=8),
         MamlPlusPlus(adaptation_steps=8, first_order_share=0).at_progress(0.0),
         ProtoMaml(adaptation_steps=8),
+        Imaml(adaptation_steps=8),
     ],
     ids=lambda learner: learner.name,
 )
-def test_estimate_is_within_a_factor_of_two_of_the_measured_peak(cell, mode, learner):
+def test_estimate_is_within_a_factor_of_two_of_the_measured_peak(cell, mode, learner, apart):
+    ratio = apart.submit(ratio_to_peak, cell, mode, learner).result()
+    assert 0.5 < ratio < 2, ratio
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """A process without the freed memory of other tests, which a step would take up unseen."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def ratio_to_peak(cell: Cell, mode: GraphMode, learner: Learner) -> float:
+    """The planned memory of a meta-step as a multiple of the measured one."""
+    torch.set_num_threads(1)
     spec, params, episodes = problem(cell, size=64, episodes=48)
     params = learner.init_meta_params(params)
     chosen = plan_memory(learner, spec, params, episodes, mode=mode)
@@ -114,5 +133,4 @@ def test_estimate_is_within_a_factor_of_two_of_the_measured_peak(cell, mode, lea
         )
 
     step()  # whatever is made once is made now
-    ratio = chosen.num_bytes / peak_bytes(step)
-    assert 0.5 < ratio < 2, ratio
+    return chosen.num_bytes / peak_bytes(step)
