@@ -126,6 +126,7 @@ KNOWN_TO = {
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
+        "raymeta.data.readers.archives",
         "raymeta.data.readers.arrow",
         "raymeta.data.readers.table",
         "raymeta.inference.examples",

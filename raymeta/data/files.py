@@ -16,7 +16,10 @@ R = TypeVar("R")
 Stamp = tuple[str, int, float]
 
 # How the names of table files end; `raymeta.data.readers.arrow` reads them.
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow")
+TABLE_SUFFIXES = (
+    *(".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow"),
+    *(".ts", ".tsf"),
+)
 
 
 def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:

@@ -1,4 +1,4 @@
-"""Table files of every format that Arrow reads, and their columns as labels, numbers and times.
+"""Table files of every format that is read, and their columns as labels, numbers and times.
 
 CSV files are read as text, which is checked here: Arrow's own guess of a column's type goes by its
 first rows.  Rows count from 1, without the header.
@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset as ds
 
+from raymeta.data.readers.archives import ARCHIVES
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
-# How a file's name ends -> Arrow's name of the format, and ours.
+# How a file's name ends -> Arrow's name of the format, and ours; beside those of `ARCHIVES`.
 FORMATS = {
     "csv": ("csv", "CSV"),
     "tsv": ("csv", "TSV"),
@@ -53,9 +54,15 @@ def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
         DataError: the file is broken, or a column is missing or there twice.
     """
     suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
+    if suffix in ARCHIVES:
+        table = ARCHIVES[suffix](path)
+        wanted = list(table.column_names if columns is None else dict.fromkeys(columns))
+        refuse_missing(path, table.column_names, wanted)
+        return table.select(wanted)
     form, kind = FORMATS.get(suffix, ("", ""))
     if not form:
-        raise DataError(f"{path}: must end in one of .{', .'.join(FORMATS)}, by its format")
+        known = ", .".join([*FORMATS, *ARCHIVES])
+        raise DataError(f"{path}: must end in one of .{known}, by its format")
     try:
         if form in ("csv", "json") and b"\0" in read_regular(path, _BEGINNING):
             raise DataError(
