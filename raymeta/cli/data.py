@@ -1,7 +1,8 @@
-"""The commands for a user's own data: new, inspect."""
+"""The commands for a user's own data and its experiment file: new, inspect, schema."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path, PurePosixPath
@@ -69,3 +70,31 @@ def inspect(experiment: ExperimentArgument = None, overrides: SetOption = None) 
     print_inspection(console, inspection)
     if not inspection.is_sound:
         raise DataError("the experiment cannot run on these data as they are")
+
+
+def schema(
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="A file to write, not the terminal."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of experiment files: every key, for an editor that completes them.
+
+    In an editor with a YAML language server, write `raymeta schema -o raymeta.json` once and begin
+    a file with the line `# yaml-language-server: $schema=raymeta.json`.
+    """
+    console = open_console()
+    from raymeta.experiment.json_schema import json_schema  # noqa: PLC0415  (imports pydantic)
+    from raymeta.storage.atomic import write_file  # noqa: PLC0415
+
+    text = json.dumps(json_schema(), indent=1) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        return
+    write_file(output, text.encode())
+    first_line = f"# yaml-language-server: $schema={output.name}"
+    console.print(
+        f"wrote {output}; begin a file beside it with:\n{first_line}",
+        highlight=False,
+        soft_wrap=True,
+    )

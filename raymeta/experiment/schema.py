@@ -213,7 +213,11 @@ class Dimension(Section):
         """Whether `value` is one of the choices, or lies in the range and on its steps."""
         return self.parameter().contains(value)
 
-    @field_validator("when", mode="before")
+    @field_validator(
+        "when",
+        mode="before",
+        json_schema_input_type=dict[str, Scalar | list[Scalar]] | None,
+    )
     @classmethod
     def _one_or_several(cls, when: object) -> object:
         if not isinstance(when, dict):

@@ -172,7 +172,7 @@ class FileTasks(TaskSettings):
         "empty: every table file that is directly in it",
     )
 
-    @field_validator("files", mode="before")
+    @field_validator("files", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _one_or_several(cls, files: object) -> object:
         return [files] if isinstance(files, str) else files
