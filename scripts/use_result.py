@@ -1,6 +1,6 @@
 """From training to predictions: trains a small network, adapts it to a new task and uses it.
 
-    python scripts/use_result.py [--meta-steps N] [--runs-dir DIR]
+    python scripts/use_result.py [--meta-steps N] [--episodes N] [--runs-dir DIR]
 
 The new task is five digits written by somebody whose hand meta-training has not seen: one example
 of each to adapt to, another one to recognise.
@@ -40,14 +40,15 @@ def main() -> None:
     """Reads the command line, trains, adapts, predicts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--meta-steps", type=int, default=300)
+    parser.add_argument("--episodes", type=int, default=100, help="of the meta-test")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     report = raymeta.train(
         "pen",
         overrides={
             "training.meta_steps": arguments.meta_steps,
-            "training.val_episodes": 50,
-            "evaluation.num_episodes": 100,
+            "training.val_episodes": max(2, arguments.episodes // 2),
+            "evaluation.num_episodes": arguments.episodes,
             "search.refit": None,
         },
         runs_dir=arguments.runs_dir,

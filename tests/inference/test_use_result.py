@@ -15,7 +15,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "use_result.py"
 @pytest.mark.slow
 def test_a_network_goes_from_training_to_predictions(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT), "--meta-steps", "8", "--runs-dir", str(tmp_path)],
+        [
+            *(sys.executable, str(SCRIPT), "--meta-steps", "8", "--episodes", "8"),
+            *("--runs-dir", str(tmp_path)),
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -18,7 +18,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
 from raymeta.run_folder import Run
-from raymeta.search import AxSearcher
+from raymeta.search import AxSearcher, ax_model, ax_process
 from raymeta.search.preflight import prepare
 from raymeta.search.progress import Observer
 from raymeta.search.results import TrialSummary
@@ -85,6 +85,21 @@ def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
             return point
         time.sleep(0.05)
     pytest.fail("no point came")
+
+
+def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has Ax run in this process, not in an actor, and search its acquisition function less.
+
+    For tests of what becomes of many trials, in which no one minds how good a point is.
+    """
+
+    def call(self: ax_process.AxProcess, method: str, *args: Any) -> Any:
+        if self._actor is None:
+            self._actor = ax_model.AxModel(*self._arguments)
+        return ray.put(getattr(self._actor, method)(*args))
+
+    monkeypatch.setattr(ax_process.AxProcess, "_call", call)
+    monkeypatch.setattr(ax_model, "_ACQUISITION_SEARCH", ax_model._QUICK_SEARCH)
 
 
 def ax_pids() -> list[int]:

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.space import Point
 from raymeta.search.tune_space import joined
-from tests.search.helpers import TIMEOUT_S, local_ray, wait_for_point
+from tests.search.helpers import TIMEOUT_S, local_ray, run_ax_here, wait_for_point
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -93,7 +93,11 @@ def end(searcher: AxSearcher, trial_id: str, fate: str) -> None:
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_every_trial_ends_in_ax_as_what_it_was(configuration: str, tmp_path: Path) -> None:
+def test_every_trial_ends_in_ax_as_what_it_was(
+    configuration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if configuration != "defaults":
+        run_ax_here(monkeypatch)
     searcher = new_searcher(configuration)
     assert searcher.set_max_concurrency(2)
     running: list[str] = []
@@ -126,8 +130,9 @@ def test_every_trial_ends_in_ax_as_what_it_was(configuration: str, tmp_path: Pat
 @pytest.mark.parametrize("method", ["bo", "sobol", "random"])
 @pytest.mark.parametrize("slots", [1, 5])
 def test_an_exhausted_space_ends_the_search_and_no_point_is_tried_twice(
-    method: str, slots: int
+    method: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_ax_here(monkeypatch)
     space = [
         Parameter(name="cell", choices=("rnn", "lstm")),
         Parameter(name="size", low=1, high=5, integer=True, when=("cell", ("lstm",))),

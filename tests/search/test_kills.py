@@ -19,8 +19,8 @@ from tests.search.helpers import kill_driver, local_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NUM_KILLS = 12
-NUM_TRIALS = 34  # more than twelve interrupted sessions can finish
+NUM_KILLS = 8
+NUM_TRIALS = 24  # more than eight interrupted sessions can finish
 STEPS = 3
 TIMEOUT_S = 120
 LAST_TIMEOUT_S = 600  # of the session that is left in peace
@@ -139,7 +139,7 @@ def search_until_done(found: Killed, rng: random.Random, address: str) -> None:
 def test_the_search_was_killed_at_many_moments_and_came_to_its_end(killed: Killed) -> None:
     assert killed.kills == NUM_KILLS
     counts = {len(finished) for finished in killed.finished_before}
-    assert len(counts) >= NUM_KILLS // 5  # it went on in between
+    assert len(counts) >= NUM_KILLS // 4  # it went on in between
 
 
 def test_no_trial_is_lost_and_none_is_there_twice(killed: Killed) -> None:
