@@ -42,7 +42,7 @@ def new(
         ),
     ] = None,
 ) -> None:
-    """Look at a table of sequences, and write an experiment file for it."""
+    """Look at a table of sequences or of texts, and write an experiment file for it."""
     console = open_console()
     from raymeta.console.inspection import print_guess  # noqa: PLC0415  (imports numpy, torch)
     from raymeta.storage.atomic import write_file  # noqa: PLC0415

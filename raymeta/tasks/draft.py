@@ -7,14 +7,14 @@ import re
 from typing import Any
 
 from raymeta.errors import ExperimentError
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.settings import FileTasks, TableTasks, TextTasks
 
 _PLAIN = re.compile(
     r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z_][A-Za-z0-9_ .-]*", re.IGNORECASE
 )
 
 # What the comment beside a key says, in the order of the file.
-_COMMENTS = {
+_OF_TABLE = {
     "kind": "a task is new classes (classes), or one group (groups)",
     "data_dir": "a relative folder is looked for where raymeta is run",
     "files": "names or patterns in data_dir; [] is every table file in it",
@@ -35,13 +35,26 @@ _COMMENTS = {
     "test_groups": "held out for the meta-test",
     "max_steps": "rows of a sequence; longer ones are refused",
 }
+_OF_TEXTS = {
+    "data_dir": _OF_TABLE["data_dir"],
+    "files": _OF_TABLE["files"],
+    "text": "what the network reads",
+    "label": "the class of a text",
+    "domain": "a task is one domain, with the labels of all",
+    "num_ways": "the labels that there are",
+    "num_shots": "support texts a label",
+    "num_queries": "query texts a label",
+    "test_domains": "held out whole for the meta-test",
+    "max_tokens": "longer texts are cut here",
+    "encoder": "a pretrained Transformer, a folder or a hub name; needs raymeta[text]",
+}
 _ONLY = {
     "groups": ("val_groups", "test_groups"),
     "classes": ("val_classes", "test_classes"),
 }
 
 # The budget of a first look, as `pen` has it.
-_REST = """
+_REST_OF_TABLE = """
 learner: prototypes
 
 model: {cell: gru, hidden_size: 64, bidirectional: true, pooling: attention}
@@ -68,9 +81,38 @@ search:
 
 evaluation: {num_episodes: 600, adaptation_steps: 10}
 """
+# The same, as `sentiment` has it.
+_REST_OF_TEXTS = """
+learner: maml
+
+model: {cell: gru, hidden_size: 32, embedding_size: 32, dropout: 0.2, pooling: mean}
+
+training:
+  meta_steps: 200             # more for a final result
+  meta_batch_size: 4
+  outer_lr: 0.002
+  eval_every: 40
+  weight_decay: 0.01
+  val_episodes: 100
+
+resources: {num_workers: 1, max_concurrent_trials: 2}
+
+search:
+  num_trials: 8
+  num_sobol: 4
+  grace_steps: 80
+  space:
+    learner: {choices: [maml, prototypes, ridge]}
+    maml.inner_lr: {low: 0.01, high: 1.0, log: true, when: {learner: maml}}
+    training.outer_lr: {low: 5e-4, high: 1e-2, log: true}
+    model.dropout: {low: 0.0, high: 0.5}
+    tasks.token_dropout: {low: 0.0, high: 0.4}
+
+evaluation: {num_episodes: 600, adaptation_steps: 5}
+"""
 
 
-def draft(name: str, settings: TableTasks, command: str, file: str) -> str:
+def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     """The text of an experiment file.
 
     Args:
@@ -84,16 +126,15 @@ def draft(name: str, settings: TableTasks, command: str, file: str) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip("-_.")[:60] or "own"
     values = settings.model_dump()
+    comments, rest = _OF_TABLE, _REST_OF_TABLE
+    if isinstance(settings, TextTasks):
+        comments, rest = _OF_TEXTS, _REST_OF_TEXTS
     lines = []
-    for key in ("source", *_COMMENTS):
-        is_other = any(key in keys and kind != settings.kind for kind, keys in _ONLY.items())
-        if is_other or (key.endswith("_groups") and not settings.groups):
-            continue
-        default = TableTasks.model_fields[key].default
-        if key in ("time_differences", "max_steps") and values[key] == default:
+    for key in ("source", *comments):
+        if isinstance(settings, TableTasks) and _is_idle(key, settings):
             continue
         entry = f"  {key}: {_yaml(values[key])}"
-        comment = _COMMENTS.get(key)
+        comment = comments.get(key)
         lines.append(entry if comment is None else f"{entry:<30}  # {comment}")
     shown = command.encode("unicode_escape").decode()  # a comment ends with its line
     head = [
@@ -103,7 +144,17 @@ def draft(name: str, settings: TableTasks, command: str, file: str) -> str:
         "",
         "tasks:",
     ]
-    return "\n".join([*head, *lines, _REST])
+    return "\n".join([*head, *lines, rest])
+
+
+def _is_idle(key: str, settings: TableTasks) -> bool:
+    """Whether a key is of another kind of tasks, or says what goes without saying."""
+    if any(key in keys and kind != settings.kind for kind, keys in _ONLY.items()):
+        return True
+    if key.endswith("_groups") and not settings.groups:
+        return True
+    default = TableTasks.model_fields[key].default
+    return key in ("time_differences", "max_steps") and getattr(settings, key) == default
 
 
 def _yaml(value: Any) -> str:

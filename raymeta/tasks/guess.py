@@ -18,6 +18,7 @@ from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.roles import Roles
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table
+from raymeta.tasks.text_guess import guess_texts, text_column
 
 _MAX_WAYS, _MAX_QUERIES = 5, 3  # what a first experiment asks for, where the data have it
 _HELD_OUT = 0.2  # of classes and groups, for validation and for the test each
@@ -27,7 +28,7 @@ _HELD_OUT = 0.2  # of classes and groups, for validation and for the test each
 class Guess:
     """Settings that a table can serve, how they were found, and the classes and groups found."""
 
-    settings: TableTasks
+    settings: Any  # TableTasks, or TextTasks for a table of texts
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -44,7 +45,7 @@ def guess_tasks(
     Args:
         location: a file, a folder, or a pattern such as `recordings/*.csv`.
         target: the column of the class, if it is known; as are the following.
-        task: the columns whose groups are tasks, or stay together.
+        task: the columns whose groups are tasks, or stay together; of texts, their domain.
         sequence: the column of the sequence that a row belongs to.
         time: the column that orders a sequence's rows.
 
@@ -57,6 +58,11 @@ def guess_tasks(
         raise DataError(f"{location}: no table file found there")
     columns = read_table(files)
     roles = Roles(columns, location)
+    text = text_column(columns)
+    if text is not None and sequence is None and time is None:
+        place = {"data_dir": folder, "files": names}
+        texts = guess_texts(roles, text, target=target, task=list(task), files=place)
+        return Guess(texts, roles.findings)
     label = roles.target(target)
     own = roles.sequence(sequence, label)
     clock = roles.time(time, own)

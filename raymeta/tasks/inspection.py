@@ -82,8 +82,10 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
     axes = [*dealt.groups, *([""] if dealt.task is None else [])]
     leaks = find_leaks(dealt.chosen, axes)
     if not leaks:
-        named = " or ".join([*dealt.groups, *([dealt.target] if dealt.task is None else [])])
-        text = f"no {named} and no equal sequence is in two splits; no rows are shared"
+        # Texts of a domain for training may be for validation too: there are no units to part.
+        units = [*dealt.groups, *([dealt.target] if dealt.task is None else [])]
+        named = f"no {' or '.join(units)} and " if units else ""
+        text = f"{named}no equal sequence is in two splits; no rows are shared"
         leaks = [Finding("leaks", text)]
     findings = [*leaks, *(Finding("data", text, "warning") for text in dealt.warnings)]
     if isinstance(tasks, TableTasks):
