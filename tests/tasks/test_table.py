@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -532,10 +533,14 @@ def test_groups_have_all_classes_as_ways(load: Load) -> None:
         load(sets=("tasks.kind=groups",))
 
 
-@pytest.mark.parametrize("form", ["tsv", "jsonl", "feather", "arrow"])
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "feather", "arrow", "stream.arrow"])
 def test_every_format_is_the_same_data(load: Load, tmp_path: Path, form: str) -> None:
     csv, file = load(), tmp_path / f"all.{form}"
     match form:
+        case "stream.arrow":  # as Hugging Face's save_to_disk writes it
+            table = pa.Table.from_pandas(gestures())
+            with pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table, max_chunksize=10)
         case "tsv":
             gestures().to_csv(file, index=False, sep="\t")
         case "jsonl":

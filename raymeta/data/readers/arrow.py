@@ -41,6 +41,8 @@ MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None")
 
 # How Arrow begins each message about a file, which it names twice.
 _ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invalid: )?", re.DOTALL)
+# A file with an index begins so; a stream without one, as Hugging Face's save_to_disk writes, not.
+_ARROW_FILE = b"ARROW1"
 _BEGINNING = 4096  # bytes that are looked at first
 _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -71,7 +73,11 @@ def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
             )
         if form == "json":
             _refuse_nested(path)
-        dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
+        if suffix == "arrow" and not read_regular(path, 6).startswith(_ARROW_FILE):
+            table = pa.ipc.open_stream(read_regular(path)).read_all()
+            dataset = ds.dataset(table)
+        else:
+            dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
         wanted = list(dict.fromkeys(dataset.schema.names) if columns is None else columns)
         refuse_missing(path, dataset.schema.names, wanted)
         if form == "csv":

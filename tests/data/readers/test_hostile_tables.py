@@ -50,6 +50,14 @@ def csv(**changes: Any) -> bytes:
     return frame().assign(**changes).to_csv(index=False).encode()
 
 
+def arrow_stream() -> bytes:
+    """The table as Arrow without an index at its end."""
+    table, sink = pa.Table.from_pandas(frame()), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
 def row_2(text: str) -> bytes:
     """The table as CSV with another second row."""
     lines = CSV.splitlines()
@@ -164,6 +172,13 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         "column kind: must hold text or whole numbers, but holds binary",
     ),
     "text called Feather": ("feather", CSV.encode(), "read as Feather: Not an Arrow file"),
+    "text called Arrow": ("arrow", CSV.encode(), "cannot be read as Arrow"),
+    "an Arrow stream cut off": ("arrow", arrow_stream()[:-300], "cannot be read as Arrow"),
+    "an Arrow stream of noise": (
+        "arrow",
+        arrow_stream()[:100] + bytes(range(256)) * 4,
+        "cannot be read as Arrow",
+    ),
     "a list of JSON": ("jsonl", b"[{}]", "changed from object to array"),
     "JSON cut off": ("jsonl", (JSONL + '{"id":').encode(), "cannot be read as JSON lines"),
     "JSON of another type": ("jsonl", JSONL.replace(':0,"x"', ':"a","x"', 1).encode(), "(/t)"),
