@@ -109,6 +109,15 @@ def test_links_out_of_the_folder_and_endless_files_are_refused(tmp_path: Path) -
         read_facts(run)
 
 
+def test_an_experiment_cannot_take_values_from_a_file_elsewhere(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    (tmp_path / "secret.yaml").write_text("name: secret\ntasks: {source: pen}\n")
+    file = Path(str(run.experiment_file))
+    file.write_text(f'"base": {tmp_path / "secret.yaml"}\n{file.read_text()}')
+    with pytest.raises(RunError, match="names a base, which may be any file"):
+        read_facts(run)
+
+
 def test_an_index_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     explained(run)
