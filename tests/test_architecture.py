@@ -123,6 +123,14 @@ KNOWN_TO = {
         "raymeta.console.progress",
         "raymeta.console.tables",
         "raymeta.console.terminal",
+        "raymeta.console.watch",
+    },
+    "plotly": {
+        "raymeta.report.comparison",
+        "raymeta.report.model_plots",
+        "raymeta.report.page",
+        "raymeta.report.plots",
+        "raymeta.report.trial_plots",
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
