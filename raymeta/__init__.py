@@ -1,9 +1,9 @@
 """raymeta: meta-trained recurrent networks, tuned by Bayesian optimisation on Ray.
 
-The functions are those of the command line: `tune`, `train`, `evaluate` and `explain`; `runs` lists
-the runs.  `load` opens a run's network, which adapts to new tasks; `load_adapted` reads what was
-adapted; `FewShotClassifier` and `FewShotRegressor` do the same as scikit-learn has it.  All are
-imported on first use, since torch and Ray take seconds to import.
+The functions are those of the command line: `tune`, `train`, `evaluate`, `explain`,
+`write_report` and `compare`; `runs` lists the runs.  `load` opens a run's network, which adapts to
+new tasks; `load_adapted` reads what was adapted; `FewShotClassifier` and `FewShotRegressor` do the
+same as scikit-learn has it.  All are imported on first use, since torch and Ray take seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raymeta.api import evaluate, explain, train, tune
+    from raymeta.api import compare, evaluate, explain, train, tune, write_report
     from raymeta.inference.estimators import FewShotClassifier, FewShotRegressor
     from raymeta.inference.files import load, load_adapted
     from raymeta.run_folder import runs
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FewShotClassifier",
     "FewShotRegressor",
+    "compare",
     "evaluate",
     "explain",
     "load",
@@ -27,11 +28,13 @@ __all__ = [
     "runs",
     "train",
     "tune",
+    "write_report",
 ]
 
 _HOMES = {
     "FewShotClassifier": "raymeta.inference.estimators",
     "FewShotRegressor": "raymeta.inference.estimators",
+    "compare": "raymeta.api",
     "evaluate": "raymeta.api",
     "explain": "raymeta.api",
     "load": "raymeta.inference.files",
@@ -39,6 +42,7 @@ _HOMES = {
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",
+    "write_report": "raymeta.api",
 }
 
 

@@ -1,4 +1,6 @@
-"""What raymeta does, as functions: tune, train, evaluate, explain.  The command line calls them.
+"""What raymeta does, as functions: tune, train, evaluate, explain, write_report, compare.
+
+The command line calls them.
 
 from raymeta import tune
 report = tune("pen", overrides={"search.num_trials": 8})
@@ -28,6 +30,7 @@ from raymeta.evaluation.networks import (
     open_further,
     open_networks,
 )
+from raymeta.evaluation.query_scores import SCORES_FILE, QueryScores
 from raymeta.evaluation.scores import MetaTest
 from raymeta.evaluation.sealed import record_look
 from raymeta.experiment.file import (
@@ -37,6 +40,9 @@ from raymeta.experiment.file import (
     with_values,
 )
 from raymeta.experiment.schema import Experiment
+from raymeta.report.comparison import Comparison, compared, comparison_page
+from raymeta.report.facts import RESULTS_FILE, read_results
+from raymeta.report.write import report_summary, write_page
 from raymeta.run_folder import DEFAULT_ROOT, Run, check_run_name
 from raymeta.search.explanation import explain_search
 from raymeta.search.preflight import Prepared, prepare
@@ -46,9 +52,9 @@ from raymeta.search.refit import refit, search_outcome, unfinished_trainings
 from raymeta.search.session import start_ray, stop_ray
 from raymeta.search.trial_log import TrialLog, logged_trials
 from raymeta.search.tuner import run_search, unfinished_trials
+from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, list_matching, path_at, remove_file
 
-RESULTS_FILE = "results.json"
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
@@ -85,6 +91,10 @@ class Report:
     meta_test: MetaTest
     seconds: float
     ended_by: str = ""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer and the meta-test, without scripts."""
+        return report_summary(self.meta_test, self.run)
 
 
 def tune(
@@ -191,7 +201,7 @@ def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
     """Finds out from a run's trials which keys matter and how; see `raymeta.search.explain`.
 
     A search does so at its end; this does it while a search is under way, or was interrupted.  The
-    tables and plots are in `Run.search_dir`.
+    tables are in `Run.search_dir`, the plots in RUN/report.html.
 
     Raises:
         RunError: there is no such run.
@@ -202,6 +212,42 @@ def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
     if not experiment.search.space:
         raise SearchError(f"{found.path}: nothing was searched in this run")
     explain_search(experiment, found)
+    write_page(found)
+    return found
+
+
+def write_report(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> AnyPath:
+    """Writes a run's page, RUN/report.html, anew: of any run, finished or not.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: there is no such run, or its files cannot be read.
+    """
+    return write_page(Run.open(str(run), path_at(runs_dir)))
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    runs_dir: str | AnyPath = DEFAULT_ROOT,
+) -> Comparison:
+    """Puts runs side by side; each is compared with the first over the same meta-test queries.
+
+    Args:
+        runs: names or paths, at least two.
+        output: where a page of it is written; None for none.
+        runs_dir: where runs are looked for by name: a folder or a URI.
+
+    Raises:
+        RunError: there are fewer than two runs, one cannot be read, or the page not be written.
+    """
+    root = path_at(runs_dir)
+    found = compared([Run.open(str(run), root) for run in runs])
+    if output is not None:
+        write_file(path_at(str(output)), comparison_page(found).encode())
     return found
 
 
@@ -211,16 +257,9 @@ def load_report(run: Run) -> Report | None:
     Raises:
         RunError: a file of the run is damaged.
     """
-    results = run.read_json(RESULTS_FILE)
-    if results is None:
+    result = read_results(run)
+    if result is None:
         return None
-    try:
-        result = MetaTest.from_json(results["meta_test"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{run.path / RESULTS_FILE}: is damaged, or of an earlier version; `raymeta evaluate "
-            f"{run.path.name}` makes it anew"
-        ) from error
     trials = logged_trials(run)
     return Report(
         run=run,
@@ -305,7 +344,8 @@ def _start(
         with run.locked():
             TrialLog(run).begin(prepared.earlier)
             _search(prepared, run, watcher, trials_at_once)
-    return _meta_test(run, watcher, None)
+    with run.locked():
+        return _meta_test(run, watcher, None)
 
 
 def _resume(
@@ -357,7 +397,8 @@ def _resume(
                     for event in past_events(experiment, records):
                         watcher.trial(event)
                 _search(prepared, run, watcher, trials_at_once)
-    return load_report(run) or _meta_test(run, watcher, None)
+    with run.locked():
+        return load_report(run) or _meta_test(run, watcher, None)
 
 
 @contextmanager
@@ -398,7 +439,7 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
             return  # the trials that ran again have changed nothing
         # What is there belongs to another network.
         networks = list_matching(run.path / "models", "*.safetensors")
-        records = [run.path / name for name in (RESULTS_FILE, "best.yaml", REFIT_FILE)]
+        records = [run.path / name for name in (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE)]
         for file in (*records, *networks):
             remove_file(file)
     for name, checkpoint in found.checkpoints.items():
@@ -424,6 +465,7 @@ def _meta_test(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
     own, networks = open_networks(run, device, watcher.phase)
+    kept = list[QueryScores]()
     result = meta_test(
         own,
         networks,
@@ -431,10 +473,13 @@ def _meta_test(
         num_episodes=num_episodes or experiment.evaluation.num_episodes,
         further=open_further(run, device),
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
+        keep=kept.append,
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
+    kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
+    write_page(run)
     trials = logged_trials(run)
     return Report(run, experiment, best, trials.records, result, run.seconds, trials.ended_by)

@@ -5,12 +5,14 @@ RUN/experiment.yaml     the experiment as it ran, defaults and overrides include
 RUN/trials.jsonl        the record of trials, which a resumed search goes by
 RUN/tune/               Ray Tune's files: checkpoints of trials, and a cache of their results
 RUN/trials.json         the table of trials, for other programs
-RUN/search/             the explanation of the search: report.html and its data
+RUN/report.html         all that follows as a page for people
+RUN/search/             what the model of the search makes of its space
 RUN/refit/              the trials of the refit: trials.jsonl, tune/ and trials.json, as above
 RUN/refit.json          which trainings of the refit were kept
 RUN/best.yaml           the experiment with the best trial's values, and the refit's meta-steps
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
+RUN/scores.safetensors  the score of every query of the meta-test
 RUN/sealed.jsonl        the looks at the sealed deal
 RUN/time.json           the time spent
 RUN/.lock               locked by the process that searches
@@ -43,6 +45,7 @@ from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import AnyPath, RemotePath, StorageError, path_at, read_regular
 
 DEFAULT_ROOT = Path("runs")
+ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
 LOCK_S = 10  # to wait for a process that is about to end
 _FOLDERS = {"models", "search", "tune", "refit", "refit/tune"}  # those that raymeta writes to
 
@@ -146,7 +149,7 @@ class Run:
 
     @property
     def search_dir(self) -> AnyPath:
-        """What the search has found out about its space."""
+        """What the model of the search makes of its space."""
         return self.path / "search"
 
     @property
@@ -189,6 +192,23 @@ class Run:
             yield
         finally:
             os.close(file)
+
+    @property
+    def is_locked(self) -> bool | None:
+        """Whether a process is at work in the run; None where storage has no locks."""
+        if isinstance(self.path, RemotePath):
+            return None
+        try:
+            file = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return True if isinstance(error, BlockingIOError) else None
+        finally:
+            os.close(file)
+        return False
 
     def _check_links(self, folder: Path) -> None:
         """Refuses links by which a file of the run would be written elsewhere."""

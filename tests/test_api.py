@@ -66,7 +66,7 @@ def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:
     assert not hasattr(raymeta, "list")
     assert set(raymeta.__all__) == {
         *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted"),
-        *("evaluate", "explain", "runs", "train", "tune"),
+        *("compare", "evaluate", "explain", "runs", "train", "tune", "write_report"),
     }
     for name in raymeta.__all__:
         assert callable(getattr(raymeta, name))

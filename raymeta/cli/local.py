@@ -1,4 +1,4 @@
-"""The commands that work on this machine: tune, train, evaluate, explain, list."""
+"""The commands that work on this machine: to run an experiment and to look at runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ from raymeta.cli.options import (
     open_console,
 )
 from raymeta.console.progress import ProgressView
-from raymeta.console.tables import print_importance, print_report, print_runs
+from raymeta.console.tables import (
+    print_comparison,
+    print_importance,
+    print_report,
+    print_runs,
+)
 from raymeta.errors import EndedBySignalError, RunError
-from raymeta.run_folder import DEFAULT_ROOT, runs
+from raymeta.run_folder import DEFAULT_ROOT, Run, runs
+from raymeta.storage.paths import path_at
 
 
 def tune(
@@ -100,6 +106,57 @@ def explain(run: FolderArgument, runs_dir: RunsDirOption = str(DEFAULT_ROOT)) ->
     from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
 
     print_importance(console, api.explain(run, runs_dir=runs_dir))
+
+
+def report(run: FolderArgument, runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:
+    """Write RUN/report.html, a page for the person who decides, of a run in any state."""
+    console = open_console()
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    console.print(f"{api.write_report(run, runs_dir=runs_dir)}", highlight=False, soft_wrap=True)
+
+
+def watch(
+    run: FolderArgument,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+    verbose: VerboseOption = False,
+) -> None:
+    """Show a run live from its folder, also while another process searches in it."""
+    console = open_console(verbose)
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+    from raymeta.console.watch import watch as watched  # noqa: PLC0415
+
+    found = Run.open(run, path_at(runs_dir))
+    try:
+        is_finished = watched(found, console, verbose=verbose)
+    except KeyboardInterrupt:
+        raise RunError(f"{found.path}: no longer watched; the run itself goes on") from None
+    finished = api.load_report(found) if is_finished else None
+    if finished is None:
+        raise RunError(
+            f"{found.path}: no process is at work in this run, which is {found.status}; go on with "
+            f"`{found.resume_command}`"
+        )
+    print_report(console, finished)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN…", help="Names or paths of run folders.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write a page as well: an .html."),
+    ] = None,
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+) -> None:
+    """Put runs side by side: scores, paired differences to the first, and what differs in them."""
+    console = open_console()
+    from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
+
+    print_comparison(console, api.compare(runs, output=output, runs_dir=runs_dir))
+    if output is not None:
+        console.print(f"page: {output}", highlight=False, soft_wrap=True)
 
 
 def list_runs(runs_dir: RunsDirOption = str(DEFAULT_ROOT)) -> None:

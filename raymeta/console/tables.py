@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,18 +14,19 @@ from raymeta.console.text import clock_text, leaf, plus_minus, value_text
 from raymeta.errors import RaymetaError, RunError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
+from raymeta.report.words import interval_lines, refit_lines, trial_lines, verdict_lines
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
     from raymeta.api import Report
     from raymeta.deploy.jobs.client import Job
-    from raymeta.evaluation.scores import MetaTest, Row, Score, Verdict
+    from raymeta.evaluation.scores import Row, Score
+    from raymeta.report.comparison import Comparison
     from raymeta.search.records import TrialRecord
-    from raymeta.search.trial_log import LoggedTrials
 
 LONGEST_WHOLE_CURVE = 10  # in adaptation steps
 LAST_LINES = 10  # of a log
-SHOWN_ERRORS = 5  # of trials
+SHOWN_DIFFERENCES = 40  # of keys
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -76,146 +76,11 @@ def print_report(console: Console, report: Report) -> None:
     for text, style in verdict_lines(result):
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"\n{clock_text(report.seconds)} in all; files in {report.run.path}",
+        f"\n{clock_text(report.seconds)} in all; the report is {report.run.path / 'report.html'}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-
-
-def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
-    """How the trials of a run ended, where their points came from, and what went wrong.
-
-    Returns:
-        Lines with their styles.
-    """
-    records = trials.records.values()
-    statuses = Counter(record.status for record in records)
-    sources = Counter(record.source for record in records)
-    lines = [(f"{len(records)} trials: {_counts(statuses, _STATUS_WORDS)}", "")]
-    if trials.ended_by:
-        lines.append((f"the search has ended by {trials.ended_by}", ""))
-    if sources.keys() != {"given"}:
-        lines.append((f"points: {_counts(sources, _SOURCE_WORDS)}", ""))
-    if sources["fallback"]:
-        failed = f"{sources['fallback']} of {len(records)} points were drawn at random"
-        reason = next((record.reason for record in records if record.reason), "see the log")
-        lines.append((f"{failed} because the search's model failed: {reason}", "yellow"))
-    lines += agreement_lines(trials)
-    numbers = {trial_id: number for number, trial_id in enumerate(trials.records, start=1)}
-    skipped = {i: count for i, count in trials.num_skipped.items() if count}
-    if skipped:
-        named = ", ".join(f"{count} of trial {numbers[i]}" for i, count in skipped.items())
-        lines.append((f"meta-steps skipped because they were not finite: {named}", "yellow"))
-    errors = list(trials.errors.items())
-    for trial_id, error in errors[:SHOWN_ERRORS]:
-        reason = (error.strip().splitlines() or ["no reason is known"])[-1]
-        lines.append((f"trial {numbers.get(trial_id, '?')}: {reason}", "yellow"))
-    if len(errors) > SHOWN_ERRORS:
-        rest = len(errors) - SHOWN_ERRORS
-        lines.append((f"and {rest} more trials with an error: see trials.json", "yellow"))
-    lines += [(note, "yellow") for note in trials.notes]
-    return lines
-
-
-def agreement_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
-    """Whether the validation tells the finished trials apart, or the best of them was luck."""
-    from raymeta.search.agreement import FEWEST_TRIALS, agreement  # noqa: PLC0415  (imports SciPy)
-
-    found = agreement(trials)
-    if found is None or found.num_trials < 2:
-        return []
-    ranked = f"ranked by halves of the validation's tasks: Spearman's ρ = {found.rho:.2f}"
-    if found.num_trials < FEWEST_TRIALS:
-        few = f"{found.num_trials} trials came to their end: too few to say that the best is better"
-        return [(few, "dim")]
-    if found.is_chance:
-        ranked = f"no better than chance ({ranked})"
-        return [(f"validation separates the {found.num_trials} finished trials {ranked}", "yellow")]
-    return [(f"validation separates the {found.num_trials} finished trials ({ranked})", "dim")]
-
-
-def refit_lines(run: Run) -> list[tuple[str, str]]:
-    """What became of the refit, if there was one: lines with their styles."""
-    experiment = run.experiment()
-    if experiment.search.refit is None:
-        return []
-    from raymeta.evaluation.networks import Refitted  # noqa: PLC0415  (it imports torch)
-    from raymeta.search.trial_log import logged_trials  # noqa: PLC0415  (it imports Ray)
-
-    kept, trials, asked = Refitted.of(run), logged_trials(run.refit), experiment.search.refit.seeds
-    steps = f"{experiment.refit_meta_steps} meta-steps each"
-    lines = [(f"refit: {len(kept.seeds)} of {asked} trainings of the winner, {steps}", "")]
-    if not kept.seeds:
-        text = "refit: no training of the winner came to its end; the network is the search's own"
-        lines = [(text, "yellow")]
-    for trial_id, error in list(trials.errors.items())[:SHOWN_ERRORS]:
-        reason = (error.strip().splitlines() or ["no reason is known"])[-1]
-        record = trials.records.get(trial_id)
-        seed = "?" if record is None else record.point["training.seed"]
-        lines.append((f"refit, training.seed {seed}: {reason}", "yellow"))
-    return [*lines, *((note, "yellow") for note in trials.notes)]
-
-
-def _counts(found: Counter[Any], words: Mapping[Any, str]) -> str:
-    return ", ".join(f"{found[key]} {word}" for key, word in words.items() if found[key])
-
-
-def interval_lines(result: MetaTest) -> list[str]:
-    """What the intervals of the meta-test are over, and what they leave out."""
-    several = [f"{count} × {axis}" for axis, count in result.units.items() if count > 1]
-    single = [axis for axis, count in result.units.items() if count == 1]
-    lines = [f"only 1 × {axis}: nothing here holds for another {axis}" for axis in single]
-    if not result.units:
-        return ["intervals are over episodes: the tasks do not say what is new at deployment"]
-    if not several:
-        return ["no intervals: there are too few units", *lines]
-    if num_seeds := len(result.rows[0].seeds):
-        lines = [f"the first row's, and what it is ahead by, also over {num_seeds} seeds", *lines]
-    spread = result.rows[0].over_episodes.half_width or 0.0
-    return [
-        f"intervals are over what is new to the network: {', '.join(several)}",
-        *lines,
-        f"for more episodes of the same, the first row's would be ± {spread:.3f}",
-    ]
-
-
-def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
-    """What the meta-test says of the controls, the bad news first: lines with their styles."""
-    named: dict[Verdict, list[str]] = {}
-    for row in result.controls:
-        named.setdefault(result.verdict(row), []).append(row.label)
-    if set(named) == {"beaten"}:
-        return [("every control is beaten: the network is ahead of each by more than 0", "green")]
-    headings: dict[Verdict, tuple[str, str]] = {
-        "better": ("NOT beaten, the control is better", "red"),
-        "undecided": ("NOT beaten, the interval of the difference holds 0", "yellow"),
-        "too few units": ("no verdict, too few units for an interval", "yellow"),
-        "not finite": ("no verdict, a score is not finite", "yellow"),
-        "beaten": ("beaten", "green"),
-    }
-    return [
-        (f"{heading}: {'; '.join(named[verdict])}", style)
-        for verdict, (heading, style) in headings.items()
-        if verdict in named
-    ]
-
-
-_STATUS_WORDS = {
-    "completed": "completed",
-    "early_stopped": "stopped early",
-    "failed": "failed",
-    "abandoned": "without a finite result",
-    "running": "unfinished",
-}
-_SOURCE_WORDS = {
-    "given": "from the file",
-    "sobol": "from the Sobol sequence",
-    "bo": "from the model",
-    "random": "random",
-    "fallback": "random because the model failed",
-    "earlier": "from an earlier run",
-}
 
 
 def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> Table:
@@ -302,10 +167,38 @@ def print_importance(console: Console, run: Run) -> None:
     console.print(table)
     console.print(
         "by the search's model; an interaction counts for each of its keys\n"
-        f"plots: {run.search_dir / 'report.html'}; their data beside it",
+        f"plots: {run.path / 'report.html'}; their data in {run.search_dir}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Runs side by side, what their differences leave out, and the keys that differ."""
+    from raymeta.report.comparison import HEAD  # noqa: PLC0415  (it imports Ray)
+
+    names = [facts.name for facts in comparison.runs]
+
+    def show(title: str, rows: Sequence[Sequence[str]]) -> None:
+        table = _table(title)
+        for name in ("", *names):
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    # A column a run, so that it fits a terminal; the names are in the head.
+    show("Runs side by side", list(zip(HEAD, *comparison.rows(), strict=True))[1:])
+    for note in comparison.notes():
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)
+    console.print()
+    rows = [(key, *values) for key, values in comparison.differences.items()]
+    show(
+        "What differs in their experiments (a searched key has the winner's value)",
+        rows[:SHOWN_DIFFERENCES],
+    )
+    if len(rows) > SHOWN_DIFFERENCES:
+        console.print(f"and {len(rows) - SHOWN_DIFFERENCES} more: the page of -o has them all")
 
 
 def print_runs(console: Console, runs: Sequence[Run]) -> None:

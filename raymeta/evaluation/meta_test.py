@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from raymeta.errors import RunError
 from raymeta.evaluation import controls
 from raymeta.evaluation.controls.contract import Contest, Judgement, Network, TrainedControl
 from raymeta.evaluation.ensemble import ensemble_curves
+from raymeta.evaluation.query_scores import DrawnQueries, QueryScores
 from raymeta.evaluation.scores import ENSEMBLE, MetaTest, Row, Score
 from raymeta.training.curves import adaptation_curves
 from raymeta.uncertainty import Units
@@ -37,6 +39,7 @@ def meta_test(
     num_episodes: int,
     further: Sequence[Network] = (),
     progress: Callable[[str], None] = lambda _: None,
+    keep: Callable[[QueryScores], object] = lambda _: None,
 ) -> MetaTest:
     """Judges a network and all controls that serve its tasks on the same meta-test episodes.
 
@@ -48,6 +51,7 @@ def meta_test(
         num_episodes: meta-test episodes.
         further: more trainings of the same configuration, of a refit.
         progress: told what is being judged.
+        keep: receives the score of every query.
 
     Raises:
         RunError: the network's scores are not finite.
@@ -63,11 +67,12 @@ def meta_test(
     if further:
         seeds = tuple(every.mean(dim=(1, 2)).tolist())
         row = replace(row, score=Score.over(every, of_trainings), seeds=seeds)
-    rows = [row]
+    rows, judged = [row], dict[str, np.ndarray]()
 
     def judge(name: str, title: str, judgement: Judgement) -> None:
         lead = recipe.problem.sign * (every - judgement.scores)
         row = _row(name, title, judgement, units)
+        judged[name] = judgement.scores.double().numpy()
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))
 
     if further:
@@ -83,6 +88,8 @@ def meta_test(
         if is_ready and control.serves(tasks):
             progress(control.label)
             judge(control.name, control.label, control.judge(contest))
+    drawn = DrawnQueries.of(tasks, num_episodes)
+    keep(QueryScores(every.numpy(), scores[..., 0].numpy(), judged, drawn))
     return MetaTest(
         metric=recipe.problem.metric,
         higher_is_better=recipe.problem.higher_is_better,

@@ -1,7 +1,7 @@
-"""What a search has found out about its space, as Ax's own analyses: tables and one page of plots.
+"""What a search's model makes of its space, by Ax's own analyses; RUN/report.html draws them.
 
-RUN/search/report.html      all plots, to be opened in a browser; it needs no network
-RUN/search/*.csv            the data of each
+RUN/search/*.csv            the data of each analysis
+RUN/search/analyses.json    which file holds what, and why an analysis is missing
 RUN/search/importance.json  the parameters' shares of the objective's variance
 """
 
@@ -10,18 +10,17 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 import pandas as pd
 import torch
 from ax.analysis.plotly.plotly_analysis import PlotlyAnalysisCard
 from ax.core.analysis_card import AnalysisCardBase
-from plotly.graph_objects import Figure
 
 from raymeta.errors import SearchError
+from raymeta.run_folder import ANALYSES_FILE
 from raymeta.search.ax_model import AxModel
 from raymeta.search.ax_parameters import AxSpace
 from raymeta.search.plots import PLOTS
@@ -39,13 +38,11 @@ _LONGEST_FILE_NAME = 60  # characters; a file system counts bytes
 
 @dataclass(frozen=True)
 class Analysis:
-    """One of Ax's analyses: what it shows, its data and its plot."""
+    """The data of one of Ax's analyses: `name` is of its file, `shows` begins with its kind."""
 
     name: str
-    title: str
-    subtitle: str
+    shows: str
     table: pd.DataFrame
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,9 @@ class Explanation:
     analyses: list[Analysis]
     importance: dict[str, float]
     missing: dict[str, str]  # by analysis, why there is none
-    ended_by: str = ""  # what ended the search, in words
 
     def write(self, folder: AnyPath) -> None:
-        """Leaves the page and the data in a folder.
+        """Leaves the data in a folder.
 
         Raises:
             RunError: it cannot be written.
@@ -71,22 +67,12 @@ class Explanation:
         for analysis in self.analyses:
             content = analysis.table.to_csv(index=False)
             write_file(folder / f"{analysis.name}.csv", content.encode())
-        write_file(folder / "report.html", self._page().encode())
+        index = {
+            "analyses": [{"file": f"{a.name}.csv", "shows": a.shows} for a in self.analyses],
+            "missing": self.missing,
+        }
+        write_file(folder / ANALYSES_FILE, json.dumps(index, indent=1).encode())
         write_file(folder / IMPORTANCE_FILE, json.dumps(self.importance, indent=1).encode())
-
-    def _page(self) -> str:
-        parts = ["<!DOCTYPE html><meta charset='utf-8'><title>The search</title>", _STYLE]
-        if self.ended_by:
-            parts.append(f"<p>{escape(f'The search has ended by {self.ended_by}.')}</p>")
-        for number, analysis in enumerate(self.analyses):
-            plot = analysis.figure.to_html(full_html=False, include_plotlyjs=number == 0)
-            title, subtitle = escape(analysis.title), escape(analysis.subtitle)
-            parts.append(f"<h2>{title}</h2><p>{subtitle}</p>{plot}")
-        parts += [f"<p>{escape(f'no {name}: {why}')}</p>" for name, why in self.missing.items()]
-        return "\n".join(parts)
-
-
-_STYLE = "<style>body {font-family: sans-serif; max-width: 60em; margin: 2em auto}</style>"
 
 
 def explain(
@@ -135,7 +121,7 @@ def _computed(search: FittedSearch) -> tuple[list[Analysis], dict[str, str]]:
                 file = _file_name(f"{name} {number}" if len(cards) > 1 else name)
                 while any(file.lower() == other.name.lower() for other in analyses):
                     file += "-"
-                analyses.append(_in_own_names(file, card, search.names))
+                analyses.append(Analysis(file, name, _in_own_names(card, search.names)))
     return analyses, missing
 
 
@@ -143,8 +129,8 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)[:_LONGEST_FILE_NAME]
 
 
-def _in_own_names(file: str, card: PlotlyAnalysisCard, names: AxSpace) -> Analysis:
-    """A card of Ax's with our names in place of Ax's."""
+def _in_own_names(card: PlotlyAnalysisCard, names: AxSpace) -> pd.DataFrame:
+    """The data of a card of Ax's with our names in place of Ax's."""
 
     def own(value: Any) -> Any:
         return names.own_text(value) if isinstance(value, str) else value
@@ -153,20 +139,7 @@ def _in_own_names(file: str, card: PlotlyAnalysisCard, names: AxSpace) -> Analys
     for column in table.columns:
         if not pd.api.types.is_numeric_dtype(table[column]):
             table[column] = table[column].map(own)
-    return Analysis(
-        file, own(card.title), own(card.subtitle), table, _relabelled(card.get_figure(), own)
-    )
-
-
-def _relabelled(figure: Figure, own: Callable[[Any], Any]) -> Figure:
-    def relabelled(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: relabelled(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [relabelled(value) for value in node]
-        return own(node)
-
-    return Figure(relabelled(json.loads(figure.to_json())))
+    return table
 
 
 def _reason(result: AnalysisCardBase) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
@@ -32,5 +31,4 @@ def explain_search(experiment: Experiment, run: Run) -> None:
         seed=experiment.seed,
     )
     trials = logged_trials(run)
-    found = explain(search_space(experiment), settings, trials.records)
-    replace(found, ended_by=trials.ended_by).write(run.search_dir)
+    explain(search_space(experiment), settings, trials.records).write(run.search_dir)

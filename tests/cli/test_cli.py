@@ -180,6 +180,18 @@ def test_tune_evaluate_and_list_as_a_newcomer_runs_them(tmp_path):
     assert run.path.name in listed.stdout
     assert f"{second['rows'][0]['score']['mean']:.3f}" in listed.stdout
 
+    page = Path(str(run.path)) / "report.html"
+    assert "12 episodes of tasks" in page.read_text(encoding="utf-8")
+    page.unlink()
+    assert raymeta("report", run.path.name, cwd=tmp_path).stdout == f"{page}\n"
+    assert page.is_file()
+    watched = raymeta("watch", run.path.name, cwd=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    assert "trial 3" in watched.stdout
+    assert "class-mean nearest" in watched.stdout
+    compared = raymeta("compare", run.path.name, cwd=tmp_path)
+    assert "at least two runs, but got 1" in compared.stderr
+
     explained = raymeta("explain", run.path.name, cwd=tmp_path)
     assert explained.returncode == 1
     assert "of 3 trials came to their end" in explained.stderr

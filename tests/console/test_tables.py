@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,20 +10,13 @@ from rich.table import Table
 
 from raymeta.console.tables import (
     _score_table,
-    agreement_lines,
-    interval_lines,
     print_runs,
-    refit_lines,
-    trial_lines,
-    verdict_lines,
 )
 from raymeta.console.terminal import Terminal
 from raymeta.evaluation.networks import Refitted
 from raymeta.evaluation.scores import MetaTest, Row, Score
 from raymeta.experiment.file import load_experiment
 from raymeta.run_folder import Run
-from raymeta.search.records import TrialRecord
-from raymeta.search.trial_log import LoggedTrials, TrialLog
 
 
 def row(label: str, mean: float, ahead: Score | None = None) -> Row:
@@ -37,123 +29,6 @@ UNDECIDED = row("joint", 0.79, Score(0.01, 0.02))
 BETTER = row("DTW", 0.85, Score(-0.05, 0.02))
 BROKEN = row("broken", math.nan, Score(math.nan, math.nan))
 FEW = row("words", 0.7, Score(0.1, None))
-
-
-def lines(*controls: Row) -> list[str]:
-    judged = MetaTest("accuracy", True, 600, UNITS, "", (row("tuned", 0.8), *controls))
-    return [text for text, _ in verdict_lines(judged)]
-
-
-def test_only_a_meta_test_in_which_the_network_is_ahead_of_each_says_that_all_are_beaten():
-    assert lines(BEATEN, row("unadapted", 0.2, Score(0.6, 0.5))) == [
-        "every control is beaten: the network is ahead of each by more than 0"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("control", "fragment"),
-    [
-        (UNDECIDED, "NOT beaten, the interval of the difference holds 0: joint"),
-        (BETTER, "NOT beaten, the control is better: DTW"),
-        (FEW, "no verdict, too few units for an interval: words"),
-        (BROKEN, "no verdict, a score is not finite: broken"),
-    ],
-)
-def test_every_control_that_is_not_beaten_is_named(control, fragment):
-    assert lines(BEATEN, control) == [fragment, "beaten: random"]
-    assert lines(control) == [fragment]
-
-
-@pytest.mark.parametrize(
-    ("units", "expected"),
-    [
-        (
-            UNITS,
-            [
-                "intervals are over what is new to the network: 10 × shape, 2 × writer",
-                "for more episodes of the same, the first row's would be ± 0.004",
-            ],
-        ),
-        (
-            {"sentence": 996, "domain": 1},
-            [
-                "intervals are over what is new to the network: 996 × sentence",
-                "only 1 × domain: nothing here holds for another domain",
-                "for more episodes of the same, the first row's would be ± 0.004",
-            ],
-        ),
-        (
-            {"writer": 1},
-            [
-                "no intervals: there are too few units",
-                "only 1 × writer: nothing here holds for another writer",
-            ],
-        ),
-        ({}, ["intervals are over episodes: the tasks do not say what is new at deployment"]),
-    ],
-)
-def test_what_intervals_are_over_is_said_in_words(units, expected):
-    judged = MetaTest("accuracy", True, 600, units, "", (row("tuned", 0.8),))
-    assert interval_lines(judged) == expected
-
-
-def test_every_control_is_in_one_line():
-    text = "\n".join(lines(BEATEN, UNDECIDED, BETTER, BROKEN))
-    assert all(text.count(control.label) == 1 for control in (BEATEN, BETTER, BROKEN))
-    assert "every control is beaten" not in text
-
-
-def record(source: str, status: str = "completed") -> TrialRecord:
-    return TrialRecord({}, source, status)  # type: ignore[arg-type]
-
-
-def test_the_sources_of_all_points_are_counted():
-    trials = LoggedTrials(
-        {
-            "a": record("given"),
-            "b": record("sobol"),
-            "c": record("bo", "early_stopped"),
-            "d": record("bo"),
-            "e": record("random"),
-        }
-    )
-    assert [text for text, _ in trial_lines(trials)] == [
-        "5 trials: 4 completed, 1 stopped early",
-        "points: 1 from the file, 1 from the Sobol sequence, 2 from the model, 1 random",
-    ]
-
-
-def test_points_that_are_random_because_the_model_failed_are_named_apart():
-    failed = [replace(record("fallback"), reason=f"NanError: {part}") for part in ("fit", "x")]
-    trials = LoggedTrials({"a": record("bo"), "b": failed[0], "c": failed[1]})
-    assert [text for text, _ in trial_lines(trials)][2:] == [
-        "2 of 3 points were drawn at random because the search's model failed: NanError: fit"
-    ]
-
-
-def test_skipped_steps_and_the_reasons_of_trials_without_a_result_are_told():
-    trials = LoggedTrials(
-        {"a": record("given"), "b": record("bo", "abandoned"), "c": record("bo", "failed")},
-        errors={"b": "lower maml.inner_lr", "c": "Traceback\n  …\nRayActorError: it died\n"},
-        num_skipped={"a": 3, "c": 0},
-        notes=["a line of trials.jsonl was damaged"],
-    )
-    lines = [text for text, _ in trial_lines(trials)]
-    assert "3 trials: 1 completed, 1 failed, 1 without a finite result" in lines
-    assert "meta-steps skipped because they were not finite: 3 of trial 1" in lines
-    assert "trial 2: lower maml.inner_lr" in lines
-    assert "trial 3: RayActorError: it died" in lines
-    assert "a line of trials.jsonl was damaged" in lines
-
-
-def test_many_errors_are_cut_short():
-    names = [f"t{number}" for number in range(40)]
-    trials = LoggedTrials(
-        {name: record("bo", "failed") for name in names}, errors=dict.fromkeys(names, "it died")
-    )
-    lines = [text for text, _ in trial_lines(trials)]
-    assert len(lines) < 12
-    assert lines[-1] == "and 35 more trials with an error: see trials.json"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -195,54 +70,13 @@ def test_the_title_names_ways_and_shots_of_the_tasks(name, title):
     assert title in str(_score_table(report).title)  # type: ignore[arg-type]
 
 
-def test_the_report_says_whether_validation_separates_the_finished_trials() -> None:
-    trials = LoggedTrials({str(n): record("sobol") for n in range(6)})
-    assert not agreement_lines(trials)
-    trials.halves = {str(n): (0.1 * n, 0.2 * n) for n in range(6)}
-    ((text, style),) = agreement_lines(trials)
-    assert text.startswith("validation separates the 6 finished trials (ranked by halves")
-    assert "ρ = 1.00" in text
-    trials.halves = {str(n): (0.1 * n, 0.2 * (n % 2)) for n in range(6)}
-    ((text, style),) = agreement_lines(trials)
-    assert "validation separates the 6 finished trials no better than chance" in text
-    assert style == "yellow"
-    trials.halves = {str(n): (0.1 * n, 0.2 * n) for n in range(4)}
-    ((text, _),) = agreement_lines(trials)
-    assert text == "4 trials came to their end: too few to say that the best is better"
-
-
 def test_an_ensemble_is_no_control_and_seeds_are_told_with_their_spread():
     tuned = replace(row("tuned", 0.8), seeds=(0.79, 0.81, 0.805))
     ensemble = row("ensemble", 0.9, Score(-0.1, 0.02))
     judged = MetaTest("accuracy", True, 600, UNITS, "", (tuned, ensemble, BEATEN))
-    assert [style for _, style in verdict_lines(judged)] == ["green"]
-    assert "the first row's, and what it is ahead by, also over 3 seeds" in interval_lines(judged)
     report = SimpleNamespace(experiment=load_experiment("pen"), meta_test=judged)
     text = shown(_score_table(report))  # type: ignore[arg-type]
     assert "tuned (3 seeds: 0.790 to 0.810)" in text
-
-
-def test_what_became_of_a_refit_is_told(tmp_path):
-    run = Run.create(tmp_path, load_experiment("pen", ["search.refit={steps: 2, seeds: 2}"]))
-    log = TrialLog(run.refit)
-    Path(str(run.refit.trials_dir)).mkdir()
-    point = {"training.meta_steps": 10, "training.seed": 1}
-    log.set("a", TrialRecord(point, "given", "abandoned"), error="diverged\nlower the rate")
-    steps = run.experiment().refit_meta_steps
-    assert refit_lines(run) == [
-        (
-            "refit: no training of the winner came to its end; the network is the search's own",
-            "yellow",
-        ),
-        ("refit, training.seed 1: lower the rate", "yellow"),
-    ]
-    Refitted((0,), steps).keep(run)
-    assert refit_lines(run)[0] == (
-        f"refit: 1 of 2 trainings of the winner, {steps} meta-steps each",
-        "",
-    )
-    plain = Run.create(tmp_path, load_experiment("pen-maml"))
-    assert refit_lines(plain) == []
 
 
 def test_the_list_of_runs_says_which_were_refitted(tmp_path):

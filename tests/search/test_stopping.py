@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 from ray.tune.search import Searcher
 
-from raymeta.console.tables import trial_lines
 from raymeta.errors import SearchError
 from raymeta.experiment.schema import Search
+from raymeta.report.words import trial_lines
 from raymeta.run_folder import Run
 from raymeta.search import AxSearcher, Parameter, searcher
 from raymeta.search.records import Proposal, TrialRecord

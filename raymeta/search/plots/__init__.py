@@ -1,4 +1,4 @@
-"""The plots of a search's report: one file each, and one line each here.
+"""What a report shows of a search's model: one file each, and one line each here.
 
 A plot is a function of a `FittedSearch` that yields names and Ax's cards.
 """
@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterator
 
 from ax.core.analysis_card import AnalysisCardBase
 
-from raymeta.search.plots.best_value import best_value
 from raymeta.search.plots.contour import contour
 from raymeta.search.plots.cross_validation import cross_validation
 from raymeta.search.plots.fitted import FittedSearch
-from raymeta.search.plots.front import front
 from raymeta.search.plots.importance import importance
 from raymeta.search.plots.slices import slices
 
 PLOTS: tuple[Callable[[FittedSearch], Iterator[tuple[str, AnalysisCardBase]]], ...] = (
-    best_value,
-    front,
     cross_validation,
     importance,
     slices,

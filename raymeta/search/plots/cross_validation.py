@@ -1,4 +1,4 @@
-"""How well the model predicts each trial from the others."""
+"""How well the model predicts each trial from the others, in the metrics' own units."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ from raymeta.search.plots.fitted import FittedSearch
 
 def cross_validation(search: FittedSearch) -> Iterator[tuple[str, AnalysisCardBase]]:
     """One plot for each metric."""
-    metrics = [search.names.metrics[metric] for metric in search.settings.metrics]
-    yield "cross_validation", search.compute(CrossValidationPlot(metric_names=metrics))
+    for metric in search.settings.metrics:
+        plot = CrossValidationPlot([search.names.metrics[metric]], untransform=True)
+        yield f"cross_validation {metric}", search.compute(plot)

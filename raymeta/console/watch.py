@@ -1,0 +1,99 @@
+"""Draws a run from its folder while another process searches in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from raymeta.console.progress import ProgressView
+from raymeta.experiment.schema import Experiment
+from raymeta.run_folder import Run
+from raymeta.search.progress import EventKind, TrialEvent
+from raymeta.search.records import TrialRecord
+from raymeta.search.trial_log import LoggedTrials, logged_trials
+from raymeta.trial.workers import STEP_METRIC
+
+POLL_S = 1.0
+_FREE_POLLS = 5  # without a lock before a run counts as left: a driver takes it within seconds
+
+
+def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = POLL_S) -> bool:
+    """Shows a run until it ends, or until no process is at work in it any more.
+
+    In storage without locks only the meta-test's results end it.
+
+    Returns:
+        Whether the run is finished.
+
+    Raises:
+        RunError: the run cannot be read.
+    """
+    experiment = run.experiment()
+    trials = logged_trials(run)
+    spent = max((record.latest_s for record in trials.records.values()), default=0.0)
+    seen: dict[str, tuple[str, int]] = {}
+    free, phase = 0, ""
+    began = time.monotonic() - spent
+    with ProgressView(console, verbose, _start=began) as view:
+        view.started(run, experiment)
+        while True:
+            # The lock first: what is read after it was given up is complete.
+            is_locked = run.is_locked
+            status = run.status
+            for part in (run, run.refit):
+                if part is run or part.trials_dir.is_dir():
+                    for event in _news(experiment, logged_trials(part), seen):
+                        view.trial(event)
+            if status == "done" and not is_locked:
+                return True
+            free = free + 1 if is_locked is False else 0
+            if free >= _FREE_POLLS:
+                return False
+            if status != phase:
+                phase = status
+                text = {"searched": "meta-test", "refitting": "refit"}.get(status)
+                if text is not None:
+                    view.phase(text)
+            time.sleep(poll_s)
+
+
+def _news(
+    experiment: Experiment, trials: LoggedTrials, seen: dict[str, tuple[str, int]]
+) -> Iterator[TrialEvent]:
+    """An event for each trial that has changed since it was last `seen`."""
+    for trial_id, record in trials.records.items():
+        state = record.status, len(record.curve)
+        if seen.get(trial_id) == state:
+            continue
+        if trial_id not in seen:
+            yield TrialEvent(trial_id, "started", record.point, {})
+        seen[trial_id] = state
+        if record.status != "running" or record.curve:
+            kinds: Mapping[str, EventKind] = {"running": "result", "failed": "failed"}
+            kind = kinds.get(record.status, "completed")
+            result = _result(experiment, record) | _remarks(trials, trial_id, record)
+            yield TrialEvent(trial_id, kind, record.point, result)
+
+
+def _result(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:
+    if not record.curve:
+        return {}
+    step, mean, sem = record.curve[-1]
+    result: dict[str, Any] = {STEP_METRIC: step, experiment.metric: mean}
+    result |= {} if sem is None else {f"{experiment.metric}_sem": sem}
+    if record.began_s is not None and record.latest_s > record.began_s:
+        result["meta_steps_per_s"] = step / (record.latest_s - record.began_s)
+    return result
+
+
+def _remarks(trials: LoggedTrials, trial_id: str, record: TrialRecord) -> dict[str, Any]:
+    remarks: dict[str, Any] = {"num_skipped": trials.num_skipped.get(trial_id, 0)}
+    if record.status == "abandoned":
+        remarks["outcome"] = "diverged"
+    if trial_id in trials.errors:
+        lines = trials.errors[trial_id].strip().splitlines() or ["no reason is known"]
+        remarks["training_error"] = lines[-1]
+    return remarks

@@ -1,0 +1,179 @@
+"""What the search's model makes of its space, drawn from the data that `raymeta explain` left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from plotly import graph_objects as go
+
+from raymeta.console.text import leaf
+from raymeta.experiment.schema import Experiment
+from raymeta.report.facts import Analysis
+from raymeta.report.plots import BLUE, GREY, ORANGE, label
+
+_Z_95 = 1.96
+
+
+def importance_figure(importance: dict[str, float], metric: str) -> go.Figure:
+    """Each key's share of the metric's variance, the greatest on top."""
+    keys = sorted(importance, key=lambda key: importance[key])
+    figure = go.Figure(
+        go.Bar(
+            x=[100 * importance[key] for key in keys],
+            y=[label(key, 40) for key in keys],
+            orientation="h",
+            marker={"color": BLUE},
+            hovertemplate="%{y}: %{x:.0f} %<extra></extra>",
+        )
+    )
+    return figure.update_layout(
+        height=110 + 32 * len(keys),
+        xaxis={"title": {"text": f"share of the variance of {label(metric)}, %"}},
+        yaxis={"automargin": True, "type": "category"},
+    )
+
+
+def analysis_figure(analysis: Analysis, experiment: Experiment) -> go.Figure | None:
+    """The plot of an analysis in the metric's own units; None for a kind without one."""
+    drawers = {"slice": _slice, "contour": _contour, "cross_validation": _cross_validation}
+    drawer = drawers.get(analysis.kind)
+    return None if drawer is None else drawer(analysis, experiment)
+
+
+def analysis_title(analysis: Analysis) -> str:
+    """The heading of its plot."""
+    words = {
+        "slice": "Along one key",
+        "contour": "Over two keys",
+        "cross_validation": "Each trial predicted from the others",
+    }
+    keys = [name for name in _parameters(analysis) if analysis.kind != "cross_validation"]
+    of = " and ".join(keys) or analysis.of
+    return f"{words.get(analysis.kind, analysis.kind)}: {of}"
+
+
+def _parameters(analysis: Analysis) -> list[str]:
+    """The searched keys among the columns of a slice or a contour: those before the mean."""
+    names = list(analysis.columns)
+    mean = analysis.ending("_mean")
+    return names[: names.index(mean)] if mean else []
+
+
+def _axis(key: str, experiment: Experiment) -> dict[str, object]:
+    parameter = experiment.search.space.get(key)
+    is_log = parameter is not None and parameter.log
+    return {"title": {"text": label(leaf(key), 40)}, "type": "log" if is_log else None}
+
+
+def _is_numeric(values: Sequence[float]) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _slice(analysis: Analysis, experiment: Experiment) -> go.Figure | None:
+    keys, mean_column = _parameters(analysis), analysis.ending("_mean")
+    if len(keys) != 1 or not analysis.columns[mean_column]:
+        return None
+    metric = mean_column.removesuffix("_mean")
+    mean = np.array(analysis.numbers(mean_column))
+    spread = _Z_95 * np.nan_to_num(analysis.numbers(f"{metric}_sem"))
+    xs = analysis.numbers(keys[0])
+    sampled = np.array([text == "True" for text in analysis.columns.get("sampled", [])])
+    if not _is_numeric(xs):  # a choice
+        names = analysis.columns[keys[0]]
+        first = {name: n for n, name in reversed(list(enumerate(names)))}
+        rows = list(first.values())
+        dots = go.Scatter(
+            x=[label(names[n], 24) for n in rows],
+            y=mean[rows],
+            mode="markers",
+            marker={"size": 10, "color": BLUE},
+            error_y={"type": "data", "array": spread[rows]},
+            showlegend=False,
+        )
+        return go.Figure(dots).update_layout(yaxis={"title": {"text": label(metric)}})
+    order = np.argsort(xs, kind="stable")
+    x, mean, spread = np.array(xs)[order], mean[order], spread[order]
+    band = go.Scatter(
+        x=[*x, *x[::-1]],
+        y=[*(mean + spread), *(mean - spread)[::-1]],
+        fill="toself",
+        fillcolor=BLUE,
+        opacity=0.18,
+        line={"width": 0},
+        hoverinfo="skip",
+        name="95 % of the model",
+    )
+    line = go.Scatter(x=x, y=mean, line={"color": BLUE}, name="model", mode="lines")
+    figure = go.Figure([band, line])
+    if len(sampled) == len(x):
+        at = sampled[order]
+        ticks = {"symbol": "line-ns-open", "size": 11, "color": ORANGE}
+        figure.add_trace(
+            go.Scatter(x=x[at], y=mean[at], mode="markers", marker=ticks, name="values tried")
+        )
+    return figure.update_layout(
+        xaxis=_axis(keys[0], experiment), yaxis={"title": {"text": label(metric)}}
+    )
+
+
+def _contour(analysis: Analysis, experiment: Experiment) -> go.Figure | None:
+    keys, mean_column = _parameters(analysis), analysis.ending("_mean")
+    if len(keys) != 2 or not analysis.columns[mean_column]:
+        return None
+    metric = mean_column.removesuffix("_mean")
+    x, y, z = (np.array(analysis.numbers(c)) for c in (*keys, mean_column))
+    sampled = np.array([text == "True" for text in analysis.columns.get("sampled", [])])
+    if not (_is_numeric(x.tolist()) and _is_numeric(y.tolist())) or len(sampled) != len(x):
+        return None
+    grid = ~sampled
+    surface = go.Contour(
+        x=x[grid],
+        y=y[grid],
+        z=z[grid],
+        colorscale="Viridis",
+        contours={"coloring": "heatmap"},
+        colorbar={"title": {"text": label(metric, 16)}, "thickness": 12, "tickformat": ".4g"},
+        hovertemplate=f"{label(leaf(keys[0]))} %{{x:.3g}}<br>{label(leaf(keys[1]))} %{{y:.3g}}"
+        f"<br>{label(metric)} %{{z:.3f}}<extra></extra>",
+    )
+    dots = go.Scatter(
+        x=x[sampled],
+        y=y[sampled],
+        mode="markers",
+        marker={"color": "white", "size": 7, "line": {"color": "black", "width": 1}},
+        name="trials",
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    return go.Figure([surface, dots]).update_layout(
+        xaxis=_axis(keys[0], experiment), yaxis=_axis(keys[1], experiment)
+    )
+
+
+def _cross_validation(analysis: Analysis, _: Experiment) -> go.Figure | None:
+    observed, predicted = analysis.numbers("observed"), analysis.numbers("predicted")
+    if not observed or not predicted:
+        return None
+    ends = [min(observed + predicted), max(observed + predicted)]
+    figure = go.Figure(
+        go.Scatter(
+            x=ends, y=ends, mode="lines", line={"dash": "dot", "color": GREY}, name="as observed"
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=observed,
+            y=predicted,
+            mode="markers",
+            marker={"size": 8, "color": BLUE},
+            error_x={"type": "data", "array": analysis.numbers("observed_95_ci"), "thickness": 1},
+            error_y={"type": "data", "array": analysis.numbers("predicted_95_ci"), "thickness": 1},
+            name="trials",
+            hovertemplate="observed %{x:.3f}, predicted %{y:.3f}",
+        )
+    )
+    return figure.update_layout(
+        xaxis={"title": {"text": f"observed {label(analysis.of)}"}},
+        yaxis={"title": {"text": "predicted from the other trials"}},
+    )
