@@ -69,6 +69,7 @@ KNOWN_TO = {
     "ax": {
         "raymeta.search.ax_model",
         "raymeta.search.ax_parameters",
+        "raymeta.search.ax_strategy",
         "raymeta.search.explain",
         "raymeta.search.gain",
         "raymeta.search.seconds",
@@ -91,6 +92,7 @@ KNOWN_TO = {
         "raymeta.acquisitions.per_second",
         "raymeta.acquisitions.ucb",
         "raymeta.search.ax_model",
+        "raymeta.search.ax_strategy",
         "raymeta.search.categorical_gp",
         "raymeta.search.gain",
         "raymeta.search.seconds",

@@ -12,44 +12,31 @@ from typing import Any
 import numpy as np
 import torch
 from ax.adapter.base import Adapter
-from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
 from ax.adapter.torch import TorchAdapter
-from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
-from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
-from ax.api.utils.structs import GenerationStrategyDispatchStruct
-from ax.core.data_utils import DataLoaderConfig
 from ax.core.experiment import Experiment
-from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
-from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
-from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
 from botorch.exceptions.warnings import InputDataWarning
-from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
 from torch import Tensor
 
 from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
-from raymeta.search.ax_parameters import FEASIBLE, MOST_LISTED, AxSpace
-from raymeta.search.categorical_gp import CategoricalGP
-from raymeta.search.constraints import nearest_feasible
+from raymeta.search.ax_parameters import FEASIBLE, AxSpace
+from raymeta.search.ax_strategy import model_node, show_failures, strategy_of
 from raymeta.search.curves import final_values
-from raymeta.search.feasibility import Feasibility
+from raymeta.search.feasibility import likelier_to_succeed, successes
 from raymeta.search.gain import gain_bound
 from raymeta.search.records import Proposal, Source, TrialRecord
-from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
 from raymeta.search.seconds import SecondsModel, seconds_of
-from raymeta.search.settings import SearchSettings, least_completed
+from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
+from raymeta.search.tried_points import TriedPoints
 
-_MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
 _LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain single failures away
 _AHEAD = "ahead "  # of proposals that no trial has taken up yet
-_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
-_MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
 _LONGEST_REASON = 300  # characters of a library's message
 # More starts than these found no better points, only later.
 _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
@@ -57,14 +44,6 @@ _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 # pending points every start takes long.
 _MANY_AT_ONCE = 16
 _QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}
-
-
-class _WithFailures(DataLoaderConfig):
-    """Lets the model see the data of failed trials: that they failed."""
-
-    @property
-    def statuses_to_fit(self) -> set[TrialStatus]:
-        return {*super().statuses_to_fit, TrialStatus.FAILED}
 
 
 class AxModel:
@@ -83,9 +62,7 @@ class AxModel:
         set_ax_logger_levels(logging.ERROR)
         self._space, self._settings = space, settings
         self.ax_space = AxSpace(space, settings)
-        self._sampler = PointSampler(space)
-        self._is_discrete = all(p.num_values is not None for p in space.parameters)
-        self._points = all_points(space, MOST_DRAWS)  # of a small discrete space
+        self._tried = TriedPoints(space)
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
         self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
@@ -103,7 +80,7 @@ class AxModel:
         """
         self.learn(changes)
         self._seconds = None
-        if self._points is not None and all(self._is_tried(point) for point in self._points):
+        if self._tried.are_all:
             return None
         if self._settings.method == "random":
             return self._draw()
@@ -127,16 +104,16 @@ class AxModel:
                 raise
             self._discard()
             return self._draw("fallback", self._brief(error))
-        likelier = self._likelier_to_succeed(point) if source == "bo" else None
+        likelier = self._likelier(point) if source == "bo" else None
         if likelier is not None:
             self._discard()
             point = likelier
         elif point != proposed:
             self._discard()  # Ax is told of the point that is tried, not of the one before rounding
-            point = self._made_feasible(point)
-        if self._is_discrete and self._is_tried(point):
+            point = self._tried.made_feasible(point)
+        if self._tried.is_discrete and point in self._tried:
             self._discard()
-            neighbour = self._untried_neighbour(point)
+            neighbour = self._tried.untried_neighbour(point)
             if neighbour is None:
                 return self._draw(reason="Ax proposed a point that was tried before")
             point = neighbour
@@ -170,7 +147,7 @@ class AxModel:
                 }
             )
             for number in range(1, len(found) + 1):
-                self._tried.discard(self._key(self._records.pop(f"{_AHEAD}{number}").point))
+                self._tried.forget(self._records.pop(f"{_AHEAD}{number}").point)
                 del self._indices[f"{_AHEAD}{number}"]
         return found
 
@@ -204,7 +181,7 @@ class AxModel:
         Raises:
             SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        node = _model_node(self._strategy())
+        node = model_node(self._new_strategy())
         if node is None:
             raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
@@ -231,7 +208,7 @@ class AxModel:
         self._client.configure_optimization(
             ax_space.objective, outcome_constraints=ax_space.outcome_constraints or None
         )
-        self._generation_strategy = self._strategy()
+        self._generation_strategy = self._new_strategy()
         self._client.set_generation_strategy(self._generation_strategy)
         self._is_failing = False  # whether Ax knows of failed trials
         self._told_feasible: set[str] = set()
@@ -239,53 +216,19 @@ class AxModel:
         self._indices: dict[str, int] = {}  # Ax's trial_index by Tune's trial_id
         self._open = None
         self._estimates: dict[str, dict[str, tuple[float, float]]] = {}  # of stopped trials
-        self._tried: set[frozenset[tuple[str, Any]]] = set()
+        self._tried.clear()
         self._noise_known = self._knows_noise()
         for trial_id, record in self._records.items():
             self._tell(trial_id, record)
 
-    def _strategy(self) -> GenerationStrategy:
-        settings = self._settings
-        saas = settings.model == "saas" or (
-            settings.model == "auto" and len(self._space.parameters) >= _MANY_PARAMETERS
+    def _new_strategy(self) -> GenerationStrategy:
+        return strategy_of(
+            self._space,
+            self._settings,
+            len(self._records),
+            self._acquisition_search,
+            self._log_seconds(),
         )
-        model = (
-            ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
-            if saas
-            else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
-        )
-        is_random = settings.method == "sobol"
-        acquisition = BY_NAME.get(settings.acquisition)  # None leaves the choice to Ax
-        strategy = choose_generation_strategy(
-            GenerationStrategyDispatchStruct(
-                method="random_search" if is_random else "custom",
-                initialization_budget=settings.num_sobol,
-                # A search that goes on after a restart needs Sobol points it has not seen.
-                initialization_random_seed=settings.seed + len(self._records),
-                min_observed_initialization_trials=least_completed(settings.num_sobol),
-                initialize_with_center=False,
-                use_existing_trials_for_initialization=True,
-                allow_exceeding_initialization_budget=True,
-                torch_device=settings.device,
-            ),
-            model_config=None if is_random else model,
-            botorch_acqf_class=None if acquisition is None else acquisition.load(),
-        )
-        for node in strategy._nodes:  # noqa: SLF001  (there is no other way to these options)
-            for spec in node.generator_specs:
-                if node.name == "MBM":
-                    spec.generator_kwargs["fit_tracking_metrics"] = False
-                    # SAAS has no kernel for unordered choices: it gets a column of each value.
-                    inputs = MBM_X_trans if saas else Mixed_transforms
-                    spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
-                    options: dict[str, Any] = {"optimizer_kwargs": self._acquisition_search}
-                    if acquisition is not None and acquisition.needs_seconds:
-                        # A function, and not a model: Ax copies everything else.
-                        options["acquisition_function_kwargs"] = {
-                            "log_seconds": self._log_seconds()
-                        }
-                    spec.generator_gen_kwargs["model_gen_options"] = options
-        return strategy
 
     def _tell(self, trial_id: str, record: TrialRecord) -> None:
         """Brings Ax's trial up to date with a record."""
@@ -296,7 +239,7 @@ class AxModel:
             else:
                 index = self._client.attach_trial(self.ax_space.to_ax(record.point))
             self._indices[trial_id] = index
-            self._tried.add(self._key(record.point))
+            self._tried.add(record.point)
         elif self._client._experiment.trials[index].status.is_terminal:  # noqa: SLF001
             return
         match record.status:
@@ -361,14 +304,7 @@ class AxModel:
             self._is_failing = True
             bounds = [*self.ax_space.outcome_constraints, self.ax_space.feasibility_constraint]
             self._client.configure_optimization(self.ax_space.objective, outcome_constraints=bounds)
-            for node in self._generation_strategy._nodes:  # noqa: SLF001
-                if node.name == "MBM":
-                    for spec in node.generator_specs:
-                        spec.generator_kwargs["data_loader_config"] = _WithFailures()
-                        # No power transform makes 0 and 1 normal: their noise becomes infinite.
-                        metrics = list(self.ax_space.metrics.values())
-                        configs = {"PowerTransformY": {"metrics": metrics}}
-                        spec.generator_kwargs["transform_configs"] = configs
+            show_failures(self._generation_strategy, self.ax_space)
         for trial_id, value in known.items():
             if trial_id not in self._told_feasible:
                 self._client.attach_data(self._indices[trial_id], {FEASIBLE: (value, _LABEL_SEM)})
@@ -376,36 +312,12 @@ class AxModel:
 
     def _successes(self) -> dict[str, float]:
         """By trial, 1 where it gave a value and 0 where it failed."""
-        values = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
-        return {
-            trial_id: values[record.status]
-            for trial_id, record in self._records.items()
-            if record.status in values and not trial_id.startswith(_AHEAD)
-        }
+        return successes({i: r for i, r in self._records.items() if not i.startswith(_AHEAD)})
 
-    def _likelier_to_succeed(self, point: Point) -> Point | None:
-        """A point to try in place of one that is likely to fail; None where there is none.
-
-        It is the nearest of random points that are likely to succeed, the likeliest if none is.
-        """
-        known = self._successes()
-        succeeded = [self._records[trial_id].point for trial_id, value in known.items() if value]
-        failed = [self._records[trial_id].point for trial_id, value in known.items() if not value]
-        if not succeeded or not failed:
-            return None
-        feasibility = Feasibility(self._space, succeeded, failed)
-        if feasibility.probabilities([point])[0] >= _LEAST_LIKELY:
-            return None
-        drawn = [self._sampler.draw(self._rng) for _ in range(_MOST_REDRAWN)]
-        points = [p for p in drawn if not self._is_tried(p)]
-        if not points:
-            return None
-        likely = feasibility.probabilities(points)
-        distances = feasibility.distances(points, point)
-        if likely.max() < _LEAST_LIKELY:
-            return points[int(likely.argmax())]
-        distances[likely < _LEAST_LIKELY] = np.inf
-        return points[int(distances.argmin())]
+    def _likelier(self, point: Point) -> Point | None:
+        """A point to try in place of one that is likely to fail; None where there is none."""
+        labels = [(self._records[i].point, value) for i, value in self._successes().items()]
+        return likelier_to_succeed(self._space, labels, point, self._tried, self._rng)
 
     def _gain(self) -> float | None:
         """The model's bound on what is still to gain, where the search may end by it."""
@@ -438,7 +350,7 @@ class AxModel:
 
     def _adapter(self) -> TorchAdapter:
         """Ax's model, as it was last fitted."""
-        node = _model_node(self._generation_strategy)
+        node = model_node(self._generation_strategy)
         assert node is not None
         adapter = node.generator_specs[0].fitted_adapter
         assert isinstance(adapter, TorchAdapter)
@@ -469,64 +381,15 @@ class AxModel:
             self._client.mark_trial_failed(self._open[0], "was not tried")
             self._open = None
 
-    # ------------------------------------------------------------------- points
-
-    def _made_feasible(self, point: Point) -> Point:
-        """Mends what rounding to whole numbers has done to the constraints."""
-        constraints = self._space.linear_constraints
-        if all(constraint.holds(point) for constraint in constraints):
-            return point
-        return nearest_feasible(point, self._space.parameters, constraints)
-
-    def _untried_neighbour(self, point: Point) -> Point | None:
-        """The nearest untried point along a wide range of whole numbers or steps.
-
-        To Ax such a range is one of real numbers, of which several are rounded to the same point.
-        """
-        constraints = self._space.linear_constraints
-        for distance in range(1, len(self._tried) + 1):
-            for parameter in self._space.parameters:
-                count = parameter.num_values or 0
-                if parameter.name not in point or parameter.choices or count <= MOST_LISTED:
-                    continue
-                for way in (distance, -distance):
-                    value = point[parameter.name] + way * (parameter.step or 1)
-                    near = {**point, parameter.name: parameter.snapped(value)}
-                    if not self._is_tried(near) and all(c.holds(near) for c in constraints):
-                        return near
-        return None
-
-    def _is_tried(self, point: Point) -> bool:
-        return self._key(point) in self._tried
-
-    def _key(self, point: Point) -> frozenset[tuple[str, Any]]:
-        return frozenset(
-            (p.name, p.exact(point[p.name])) for p in self._space.parameters if p.name in point
-        )
-
     def _draw(self, source: Source = "random", reason: str = "") -> Proposal | None:
         """Draws a random point; from a discrete space an untried one, None if there is none."""
-        point = self._untried_point()
+        point = self._tried.draw_untried(self._rng)
         return None if point is None else Proposal(point, source, reason)
 
     def _brief(self, error: BaseException) -> str:
         """The kind of an error and the start of its message, on one line and in our names."""
         text = self.ax_space.own_text(" ".join(f"{type(error).__name__}: {error}".split()))
         return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
-
-    def _untried_point(self) -> Point | None:
-        if not self._is_discrete:
-            return self._sampler.draw(self._rng)
-        if self._points is None:
-            points = (self._sampler.draw(self._rng) for _ in range(MOST_DRAWS))
-            return next((point for point in points if not self._is_tried(point)), None)
-        left = [point for point in self._points if not self._is_tried(point)]
-        return left[int(self._rng.integers(len(left)))] if left else None
-
-
-def _model_node(strategy: GenerationStrategy) -> GenerationNode | None:
-    """The part of a strategy that has a model; None where there is none."""
-    return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
 
 
 def _is_raised_here(error: BaseException) -> bool:

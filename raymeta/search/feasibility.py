@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from raymeta.experiment.parameter import Parameter
+from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point, Space
+from raymeta.search.tried_points import TriedPoints
 
 _POWER = 4  # of the distance: the nearest trials decide, and several failures outvote one success
 _LEAST_SQUARE = 1e-12  # of a distance
+_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
+_MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
+_VALUES = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
+
+
+def successes(records: Mapping[str, TrialRecord]) -> dict[str, float]:
+    """By trial, 1 where it gave a value and 0 where it failed."""
+    return {i: _VALUES[record.status] for i, record in records.items() if record.status in _VALUES}
+
+
+def likelier_to_succeed(
+    space: Space,
+    labels: Sequence[tuple[Point, float]],
+    point: Point,
+    tried: TriedPoints,
+    rng: np.random.Generator,
+) -> Point | None:
+    """A point to try in place of one that is likely to fail; None where there is none.
+
+    It is the nearest of random points that are likely to succeed, the likeliest if none is.
+
+    Args:
+        space: the search space.
+        labels: the trials' points, each with 1 for success or 0 for failure.
+        point: the one to try otherwise.
+        tried: the points that were tried, of which none is taken.
+        rng: of the random points.
+    """
+    succeeded = [known for known, value in labels if value]
+    failed = [known for known, value in labels if not value]
+    if not succeeded or not failed:
+        return None
+    feasibility = Feasibility(space, succeeded, failed)
+    if feasibility.probabilities([point])[0] >= _LEAST_LIKELY:
+        return None
+    drawn = [tried.draw(rng) for _ in range(_MOST_REDRAWN)]
+    points = [p for p in drawn if p not in tried]
+    if not points:
+        return None
+    likely = feasibility.probabilities(points)
+    distances = feasibility.distances(points, point)
+    if likely.max() < _LEAST_LIKELY:
+        return points[int(likely.argmax())]
+    distances[likely < _LEAST_LIKELY] = np.inf
+    return points[int(distances.argmin())]
 
 
 class Feasibility:

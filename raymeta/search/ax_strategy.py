@@ -1,0 +1,106 @@
+"""What Ax does at each step of a search: quasi-random points, then a model and its acquisition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
+from ax.adapter.transforms.power_transform_y import PowerTransformY
+from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
+from ax.api.utils.structs import GenerationStrategyDispatchStruct
+from ax.core.data_utils import DataLoaderConfig
+from ax.core.trial_status import TrialStatus
+from ax.generation_strategy.generation_node import GenerationNode
+from ax.generation_strategy.generation_strategy import GenerationStrategy
+from ax.generators.torch.botorch_modular.surrogate import ModelConfig
+from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
+from torch import Tensor
+
+from raymeta.acquisitions import BY_NAME
+from raymeta.search.ax_parameters import AxSpace
+from raymeta.search.categorical_gp import CategoricalGP
+from raymeta.search.settings import SearchSettings, least_completed
+from raymeta.search.space import Space
+
+_MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
+
+
+class _WithFailures(DataLoaderConfig):
+    """Lets the model see the data of failed trials: that they failed."""
+
+    @property
+    def statuses_to_fit(self) -> set[TrialStatus]:
+        return {*super().statuses_to_fit, TrialStatus.FAILED}
+
+
+def strategy_of(
+    space: Space,
+    settings: SearchSettings,
+    num_known: int,
+    acquisition_search: Mapping[str, Any],
+    log_seconds: Callable[[Tensor], Tensor],
+) -> GenerationStrategy:
+    """Ax's strategy for a search.
+
+    Args:
+        space: the search space.
+        settings: of the search.
+        num_known: trials that Ax is told of at its start.
+        acquisition_search: options of the search for the best point; Ax reads them each time.
+        log_seconds: the expected logarithms of the seconds of points, as the model sees them.
+    """
+    saas = settings.model == "saas" or (
+        settings.model == "auto" and len(space.parameters) >= _MANY_PARAMETERS
+    )
+    model = (
+        ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
+        if saas
+        else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
+    )
+    is_random = settings.method == "sobol"
+    acquisition = BY_NAME.get(settings.acquisition)  # None leaves the choice to Ax
+    strategy = choose_generation_strategy(
+        GenerationStrategyDispatchStruct(
+            method="random_search" if is_random else "custom",
+            initialization_budget=settings.num_sobol,
+            # A search that goes on after a restart needs Sobol points it has not seen.
+            initialization_random_seed=settings.seed + num_known,
+            min_observed_initialization_trials=least_completed(settings.num_sobol),
+            initialize_with_center=False,
+            use_existing_trials_for_initialization=True,
+            allow_exceeding_initialization_budget=True,
+            torch_device=settings.device,
+        ),
+        model_config=None if is_random else model,
+        botorch_acqf_class=None if acquisition is None else acquisition.load(),
+    )
+    node = model_node(strategy)
+    if node is None:
+        return strategy
+    for spec in node.generator_specs:  # there is no other way to these options
+        spec.generator_kwargs["fit_tracking_metrics"] = False
+        # SAAS has no kernel for unordered choices: it gets a column of each value.
+        inputs = MBM_X_trans if saas else Mixed_transforms
+        spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
+        options: dict[str, Any] = {"optimizer_kwargs": acquisition_search}
+        if acquisition is not None and acquisition.needs_seconds:
+            # A function, and not a model: Ax copies everything else.
+            options["acquisition_function_kwargs"] = {"log_seconds": log_seconds}
+        spec.generator_gen_kwargs["model_gen_options"] = options
+    return strategy
+
+
+def model_node(strategy: GenerationStrategy) -> GenerationNode | None:
+    """The part of a strategy that has a model; None where there is none."""
+    return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
+
+
+def show_failures(strategy: GenerationStrategy, ax_space: AxSpace) -> None:
+    """Lets the model of a strategy see failed trials, of which 0 and 1 say that they failed."""
+    node = model_node(strategy)
+    for spec in node.generator_specs if node is not None else ():
+        spec.generator_kwargs["data_loader_config"] = _WithFailures()
+        # No power transform makes 0 and 1 normal: their noise becomes infinite.
+        metrics = list(ax_space.metrics.values())
+        spec.generator_kwargs["transform_configs"] = {"PowerTransformY": {"metrics": metrics}}
