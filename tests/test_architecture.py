@@ -96,6 +96,7 @@ KNOWN_TO = {
         "raymeta.search.categorical_gp",
         "raymeta.search.gain",
         "raymeta.search.seconds",
+        "raymeta.search.transfer",
     },
     "yaml": {"raymeta.experiment.yaml_lines"},
     "pydantic": {
@@ -107,7 +108,7 @@ KNOWN_TO = {
         "raymeta.sections",
         "raymeta.tasks.settings",
     },
-    "sklearn": {"raymeta.inference.estimators"},
+    "sklearn": {"raymeta.inference.estimators", "raymeta.search.feasibility"},
     "huggingface_hub": {"raymeta.data.encoder"},
     "tokenizers": {"raymeta.data.encoder"},
     "transformers": {"raymeta.data.encoder"},

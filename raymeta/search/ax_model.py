@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from ax.adapter.base import Adapter
-from ax.adapter.torch import TorchAdapter
 from ax.api.client import Client
 from ax.core.experiment import Experiment
 from ax.exceptions.core import SearchSpaceExhausted
@@ -25,19 +24,27 @@ from torch import Tensor
 from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
 from raymeta.search.ax_parameters import FEASIBLE, AxSpace
-from raymeta.search.ax_strategy import model_node, show_failures, strategy_of
-from raymeta.search.curves import final_values
-from raymeta.search.feasibility import likelier_to_succeed, successes
+from raymeta.search.ax_strategy import (
+    fitted_adapter,
+    model_node,
+    show_failures,
+    strategy_of,
+)
+from raymeta.search.curves import estimates
+from raymeta.search.feasibility import likelier_to_succeed, nearest_allowed, successes
 from raymeta.search.gain import gain_bound
-from raymeta.search.records import Proposal, Source, TrialRecord
-from raymeta.search.seconds import SecondsModel, seconds_of
+from raymeta.search.library_errors import brief, is_raised_here
+from raymeta.search.records import Proposal, Source, TrialRecord, noise_known
+from raymeta.search.seconds import SecondsModel, known_seconds
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
+from raymeta.search.transfer import SourceModel, best_points
 from raymeta.search.tried_points import TriedPoints
 
 _LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain single failures away
+_REFUSED = "refused "  # points that were known to fail
+_MOST_REFUSED = 2  # proposals of the model, before a point near to the last one is drawn
 _AHEAD = "ahead "  # of proposals that no trial has taken up yet
-_LONGEST_REASON = 300  # characters of a library's message
 # More starts than these found no better points, only later.
 _ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 # Of many candidates at once each is worth less care, and slots wait for them; with dozens of
@@ -57,15 +64,22 @@ class AxModel:
     """
 
     def __init__(
-        self, space: Space, settings: SearchSettings, earlier: Sequence[TrialRecord] = ()
+        self,
+        space: Space,
+        settings: SearchSettings,
+        earlier: Sequence[TrialRecord] = (),
+        why_not: Callable[[Point], str] | None = None,
+        sources: Sequence[Sequence[TrialRecord]] = (),
     ) -> None:
         set_ax_logger_levels(logging.ERROR)
-        self._space, self._settings = space, settings
+        self._space, self._settings, self._why_not = space, settings, why_not
         self.ax_space = AxSpace(space, settings)
         self._tried = TriedPoints(space)
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
         self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._sources = sources
+        self._starts = best_points(sources, settings)
         self._seconds: SecondsModel | None = None  # of the trials known by now
         self._start_over()
 
@@ -77,13 +91,46 @@ class AxModel:
         Returns:
             None when every point of a discrete space has been tried.  Where a library fails to fit
             or optimise the model, a random point whose source is `fallback`, with the reason.
+
+        Raises:
+            SearchError: no point was found that is not known to fail.
         """
         self.learn(changes)
+        proposal = self._propose()
+        if self._why_not is None or proposal is None:
+            return proposal
+        reasons = []
+        while reason := self._why_not(proposal.point):
+            reasons.append(reason)
+            if proposal.source != "bo" or len(reasons) > _MOST_REFUSED:
+                break
+            # To the model it has failed: that moves the next proposal away.
+            refused = TrialRecord(proposal.point, proposal.source, "failed", reason=reason)
+            self.learn({f"{_REFUSED}{len(self._records)}": refused})
+            again = self._propose()
+            if again is None:
+                return None
+            proposal = again
+        if not reasons:
+            return proposal
+        if reason:
+            self._discard()
+            point = nearest_allowed(
+                self._space, proposal.point, self._tried, self._rng, self._why_not
+            )
+            proposal = replace(proposal, point=point)
+        return replace(proposal, passed_over=reasons[0])
+
+    def _propose(self) -> Proposal | None:
         self._seconds = None
         if self._tried.are_all:
             return None
         if self._settings.method == "random":
             return self._draw()
+        if len(self._records) < self._settings.num_sobol:
+            for point in self._starts:
+                if point not in self._tried:
+                    return Proposal(point, "earlier")
         try:
             self._refresh_estimates()
             self._refresh_feasibility()
@@ -98,12 +145,12 @@ class AxModel:
                 source: Source = "bo" if table["generation_node"].iloc[0] == "MBM" else "sobol"
                 gain = self._gain() if source == "bo" else None
         except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
-            return self._draw(reason=self._brief(error))
+            return self._draw(reason=brief(error, self.ax_space.own_text))
         except Exception as error:  # four libraries raise whatever they like when a fit fails
-            if _is_raised_here(error):
+            if is_raised_here(error):
                 raise
             self._discard()
-            return self._draw("fallback", self._brief(error))
+            return self._draw("fallback", brief(error, self.ax_space.own_text))
         likelier = self._likelier(point) if source == "bo" else None
         if likelier is not None:
             self._discard()
@@ -159,7 +206,7 @@ class AxModel:
             reopened |= before is not None and before.status not in ("running", record.status)
             self._records[trial_id] = record
         # Ax neither reopens a trial nor has both known and unknown noise in one metric.
-        if reopened or self._noise_known != self._knows_noise():
+        if reopened or self._noise_known != noise_known(self._records, self._settings.metrics):
             self._start_over()
             return
         for trial_id, record in changes.items():
@@ -181,8 +228,7 @@ class AxModel:
         Raises:
             SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        node = model_node(self._new_strategy())
-        if node is None:
+        if (node := model_node(self._new_strategy())) is None:
             raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
         try:
@@ -190,10 +236,10 @@ class AxModel:
             node._fit(experiment)  # noqa: SLF001
             return experiment, node.generator_specs[0].fitted_adapter
         except Exception as error:  # as in `propose`
-            if _is_raised_here(error):
+            if is_raised_here(error):
                 raise
             raise SearchError(
-                f"no model can be fitted to these trials: {self._brief(error)}"
+                f"no model can be fitted to these trials: {brief(error, self.ax_space.own_text)}"
             ) from error
 
     # ------------------------------------------------------------------- within
@@ -217,7 +263,7 @@ class AxModel:
         self._open = None
         self._estimates: dict[str, dict[str, tuple[float, float]]] = {}  # of stopped trials
         self._tried.clear()
-        self._noise_known = self._knows_noise()
+        self._noise_known = noise_known(self._records, self._settings.metrics)
         for trial_id, record in self._records.items():
             self._tell(trial_id, record)
 
@@ -228,6 +274,7 @@ class AxModel:
             len(self._records),
             self._acquisition_search,
             self._log_seconds(),
+            self._source_models() if self._sources else None,
         )
 
     def _tell(self, trial_id: str, record: TrialRecord) -> None:
@@ -246,14 +293,14 @@ class AxModel:
             case "running":
                 pass
             case "completed":
-                finals = {m: c[-1][1:] for m, c in self._curves(record).items()}
+                finals = {m: c[-1][1:] for m, c in record.curves(self._settings.metrics).items()}
                 self._client.attach_data(index, self._data(finals))
                 self._client.complete_trial(index)
             case "early_stopped":
                 # As what it is, beside the metric that is optimised: that one gets an estimate.
                 seen = {
                     f"{self.ax_space.metrics[m]}_when_stopped": c[-1][1]
-                    for m, c in self._curves(record).items()
+                    for m, c in record.curves(self._settings.metrics).items()
                 }
                 self._client.attach_data(index, seen)
                 self._client.mark_trial_early_stopped(index)
@@ -266,27 +313,11 @@ class AxModel:
         """Tells Ax what stopped trials would have come to, as far as the others show it by now."""
         if self._settings.curves == "ignore":
             return
-        stopped = [i for i, record in self._records.items() if record.status == "early_stopped"]
-        if not stopped:
-            return
-        finished = [i for i, record in self._records.items() if record.status == "completed"]
-        by_metric = {}
-        for number, metric in enumerate(self._settings.metrics):
-            curves = {i: r.curve_of(number, metric) for i, r in self._records.items()}
-            found = final_values(curves, finished, stopped)
-            if metric not in self._noise_known:
-                # Without noise of its own, an estimate must not be vaguer than the differences
-                # between trials.
-                ends = [curves[i][-1][1] for i in finished]
-                spread = float(np.std(ends)) if len(ends) > 1 else 0.0
-                found = {i: (mean, std) for i, (mean, std) in found.items() if std <= spread}
-            by_metric[metric] = found
-        for trial_id in stopped:
-            if all(trial_id in found for found in by_metric.values()):
-                estimate = {metric: found[trial_id] for metric, found in by_metric.items()}
-                if estimate != self._estimates.get(trial_id):
-                    self._client.attach_data(self._indices[trial_id], self._data(estimate))
-                    self._estimates[trial_id] = estimate
+        found = estimates(self._records, self._settings.metrics, self._noise_known)
+        for trial_id, estimate in found.items():
+            if estimate != self._estimates.get(trial_id):
+                self._client.attach_data(self._indices[trial_id], self._data(estimate))
+                self._estimates[trial_id] = estimate
 
     def _refresh_feasibility(self) -> None:
         """Tells Ax where trials have failed, as a bounded metric; nothing before the first failure.
@@ -297,8 +328,7 @@ class AxModel:
         known = self._successes()
         if not 0 < sum(known.values()) < len(known):
             return
-        acquisition = BY_NAME.get(self._settings.acquisition)
-        if acquisition is not None and not acquisition.takes_failures:
+        if (known_as := BY_NAME.get(self._settings.acquisition)) and not known_as.takes_failures:
             return
         if not self._is_failing:
             self._is_failing = True
@@ -323,7 +353,7 @@ class AxModel:
         """The model's bound on what is still to gain, where the search may end by it."""
         if self._settings.stop_when_gain_below is None:
             return None
-        bound = gain_bound(self._adapter(), self._acquisition_search)
+        bound = gain_bound(fitted_adapter(self._generation_strategy), self._acquisition_search)
         return bound if math.isfinite(bound) else None
 
     def _log_seconds(self) -> Callable[[Tensor], Tensor]:
@@ -338,41 +368,28 @@ class AxModel:
         return log_seconds
 
     def _fitted_seconds(self) -> SecondsModel:
-        known = {
-            trial_id: seconds
-            for trial_id, record in self._records.items()
-            if (seconds := seconds_of(record, self._settings.max_steps)) is not None
-        }
-        points = {
-            trial_id: self.ax_space.to_ax(self._records[trial_id].point) for trial_id in known
-        }
-        return SecondsModel(self._adapter(), known, points)
+        known = known_seconds(self._records, self._settings.max_steps)
+        points = {i: self.ax_space.to_ax(self._records[i].point) for i in known}
+        return SecondsModel(fitted_adapter(self._generation_strategy), known, points)
 
-    def _adapter(self) -> TorchAdapter:
-        """Ax's model, as it was last fitted."""
-        node = model_node(self._generation_strategy)
-        assert node is not None
-        adapter = node.generator_specs[0].fitted_adapter
-        assert isinstance(adapter, TorchAdapter)
-        return adapter
+    def _source_models(self) -> Callable[[], list[SourceModel]]:
+        """The models of the earlier searches, fitted when they are needed first."""
+        found: list[SourceModel] = []
 
-    def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
-        return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}
+        def models() -> list[SourceModel]:
+            for records in self._sources[len(found) :]:
+                source = AxModel(self._space, replace(self._settings, method="bo"))
+                source.learn({str(number): record for number, record in enumerate(records)})
+                found.append(SourceModel(source.fitted()[1].generator.surrogate.model))
+            return found
+
+        return models
 
     def _data(self, values: Mapping[str, tuple[float, float | None]]) -> dict[str, Any]:
         """As Ax takes it: with the standard error where all trials have one."""
         return {
             self.ax_space.metrics[metric]: (mean, sem) if metric in self._noise_known else mean
             for metric, (mean, sem) in values.items()
-        }
-
-    def _knows_noise(self) -> set[str]:
-        """The metrics whose standard error every completed trial has reported."""
-        completed = [r for r in self._records.values() if r.status == "completed"]
-        return {
-            metric
-            for number, metric in enumerate(self._settings.metrics)
-            if completed and all(r.curve_of(number, metric)[-1][2] is not None for r in completed)
         }
 
     def _discard(self) -> None:
@@ -385,14 +402,3 @@ class AxModel:
         """Draws a random point; from a discrete space an untried one, None if there is none."""
         point = self._tried.draw_untried(self._rng)
         return None if point is None else Proposal(point, source, reason)
-
-    def _brief(self, error: BaseException) -> str:
-        """The kind of an error and the start of its message, on one line and in our names."""
-        text = self.ax_space.own_text(" ".join(f"{type(error).__name__}: {error}".split()))
-        return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
-
-
-def _is_raised_here(error: BaseException) -> bool:
-    """Whether raymeta's own code raised it: then it is a bug, not a fit that failed."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith("raymeta.")

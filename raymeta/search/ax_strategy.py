@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
+from ax.adapter.torch import TorchAdapter
 from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
 from ax.api.utils.structs import GenerationStrategyDispatchStruct
@@ -22,6 +23,7 @@ from raymeta.search.ax_parameters import AxSpace
 from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Space
+from raymeta.search.transfer import SourceModel, TransferGP
 
 _MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
 
@@ -40,6 +42,7 @@ def strategy_of(
     num_known: int,
     acquisition_search: Mapping[str, Any],
     log_seconds: Callable[[Tensor], Tensor],
+    sources: Callable[[], Sequence[SourceModel]] | None,
 ) -> GenerationStrategy:
     """Ax's strategy for a search.
 
@@ -49,15 +52,21 @@ def strategy_of(
         num_known: trials that Ax is told of at its start.
         acquisition_search: options of the search for the best point; Ax reads them each time.
         log_seconds: the expected logarithms of the seconds of points, as the model sees them.
+        sources: the models of earlier searches; None without any.
     """
     saas = settings.model == "saas" or (
-        settings.model == "auto" and len(space.parameters) >= _MANY_PARAMETERS
+        settings.model == "auto" and len(space.parameters) >= _MANY_PARAMETERS and sources is None
     )
-    model = (
-        ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
-        if saas
-        else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
-    )
+    if sources is not None:
+        metric = AxSpace(space, settings).metrics[settings.metrics[0]]
+        options = {"sources": sources, "metric": metric, "seed": settings.seed}
+        model = ModelConfig(
+            botorch_model_class=TransferGP, model_options=options, name="transfer GP"
+        )
+    elif saas:
+        model = ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
+    else:
+        model = ModelConfig(botorch_model_class=CategoricalGP, name="GP")
     is_random = settings.method == "sobol"
     acquisition = BY_NAME.get(settings.acquisition)  # None leaves the choice to Ax
     strategy = choose_generation_strategy(
@@ -83,17 +92,26 @@ def strategy_of(
         # SAAS has no kernel for unordered choices: it gets a column of each value.
         inputs = MBM_X_trans if saas else Mixed_transforms
         spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
-        options: dict[str, Any] = {"optimizer_kwargs": acquisition_search}
+        gen_options: dict[str, Any] = {"optimizer_kwargs": acquisition_search}
         if acquisition is not None and acquisition.needs_seconds:
             # A function, and not a model: Ax copies everything else.
-            options["acquisition_function_kwargs"] = {"log_seconds": log_seconds}
-        spec.generator_gen_kwargs["model_gen_options"] = options
+            gen_options["acquisition_function_kwargs"] = {"log_seconds": log_seconds}
+        spec.generator_gen_kwargs["model_gen_options"] = gen_options
     return strategy
 
 
 def model_node(strategy: GenerationStrategy) -> GenerationNode | None:
     """The part of a strategy that has a model; None where there is none."""
     return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
+
+
+def fitted_adapter(strategy: GenerationStrategy) -> TorchAdapter:
+    """The model of a strategy that has one, as it was last fitted."""
+    node = model_node(strategy)
+    assert node is not None
+    adapter = node.generator_specs[0].fitted_adapter
+    assert isinstance(adapter, TorchAdapter)
+    return adapter
 
 
 def show_failures(strategy: GenerationStrategy, ax_space: AxSpace) -> None:

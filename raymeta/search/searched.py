@@ -11,7 +11,8 @@ from typing import Any
 from raymeta.errors import SearchError, shown
 from raymeta.experiment.parameter import Parameter
 from raymeta.search.objectives import told
-from raymeta.search.settings import SearchSettings
+from raymeta.search.records import TrialRecord
+from raymeta.search.settings import FEWEST_OF_SOURCE, SearchSettings
 from raymeta.search.space import Point, Space
 from raymeta.search.tune_space import TuneSpace, tune_space
 
@@ -137,6 +138,35 @@ def complete_space(
             "tune.uniform(0, 1)"
         )
     return space.space
+
+
+def usable_sources(
+    sources: Sequence[Sequence[TrialRecord]], space: Space, settings: SearchSettings
+) -> list[list[TrialRecord]]:
+    """The trials of earlier searches that lie in the space.
+
+    Raises:
+        SearchError: too few of them do, or the search has no model that could learn from them.
+    """
+    if sources and (settings.method, settings.is_single) != ("bo", True):
+        raise SearchError(
+            "sources need method 'bo' and one objective, but there are method "
+            f"{settings.method!r} and {len(settings.objectives)}; leave the sources out"
+        )
+    if sources and (settings.model not in ("auto", "gp") or settings.outcome_constraints):
+        raise SearchError(
+            "sources need model 'gp' or 'auto' and no outcome constraints, but there are model "
+            f"{settings.model!r} and {list(settings.outcome_constraints)}; leave the sources out"
+        )
+    found = [[r for r in trials if r.curve and space.contains(r.point)] for trials in sources]
+    for number, trials in enumerate(found):
+        finished = sum(record.status == "completed" for record in trials)
+        if finished < FEWEST_OF_SOURCE:
+            raise SearchError(
+                f"sources[{number}] must have at least {FEWEST_OF_SOURCE} trials that came to "
+                f"their end within the search space, but got {finished}; leave it out"
+            )
+    return found
 
 
 def restored_settings(

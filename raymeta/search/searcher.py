@@ -7,7 +7,7 @@ lost Ax process, and a search restored from disk, are told all of them anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ from raymeta.search.searched import (
     refuse_overlap,
     restored_settings,
     same_space,
+    usable_sources,
 )
 from raymeta.search.settings import Mode, SearchSettings
-from raymeta.search.space import Space
+from raymeta.search.space import Point, Space
 from raymeta.search.stopping import stop_rule
 from raymeta.search.trials import Trials
 from raymeta.search.tune_call import tune_call
@@ -67,6 +68,11 @@ class AxSearcher(Searcher):
             its own.
         points_to_evaluate: points to try first, such as another search's `result.config`.
         earlier: trials of an earlier search to learn from; those outside the space are left out.
+        sources: trials of earlier searches, one sequence for each, whose models are the prior of
+            this search's model as far as they rank its own trials well; those outside the space
+            are left out.
+        why_not: says why a point, by the names of the parameters, is known to fail, such as for
+            lack of memory; empty for points that may be tried.  It is called in another process.
         keywords: settings by their names in `SearchSettings`, in place of `settings`.
 
     Raises:
@@ -83,6 +89,8 @@ class AxSearcher(Searcher):
         constraints: Sequence[str] = (),
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = (),
         earlier: Sequence[TrialRecord] = (),
+        sources: Sequence[Sequence[TrialRecord]] = (),
+        why_not: Callable[[Point], str] | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__()
@@ -94,7 +102,7 @@ class AxSearcher(Searcher):
         self._modes = mode
         self._constraints = tuple(constraints)
         self._given = given_points(points_to_evaluate)  # to be tried first
-        self._earlier = list(earlier)
+        self._earlier, self._sources, self._why_not = list(earlier), sources, why_not
         self._space: TuneSpace | None = None
         self._is_space_from_tuner = False
         self._trials = Trials()
@@ -327,9 +335,10 @@ class AxSearcher(Searcher):
             has_points=bool(self._given or self.records),
         )
         earlier = [r for r in self._earlier if r.curve and space.contains(r.point)]
+        sources = usable_sources(self._sources, space, self.settings)
         self._session = session_id()
         self._trials.begin_session()
-        self._ax = AxProcess(space, self.settings, earlier, self.records)
+        self._ax = AxProcess(space, self.settings, self.records, earlier, self._why_not, sources)
         self._queue = CandidateQueue(
             self.settings,
             self.records,

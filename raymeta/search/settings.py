@@ -23,6 +23,7 @@ _ALLOWED = {
     "curves": get_args(CurveUse),
 }
 
+FEWEST_OF_SOURCE = 4  # trials of an earlier search that came to their end, for a model of it
 _BOUND = re.compile(rf"(.*\S)\s*(<=|>=)\s*([+-]?{NUMBER})\s*", re.DOTALL)
 
 
