@@ -94,6 +94,7 @@ KNOWN_TO = {
         "raymeta.search.ax_model",
         "raymeta.search.ax_strategy",
         "raymeta.search.categorical_gp",
+        "raymeta.search.ensemble_gp",
         "raymeta.search.gain",
         "raymeta.search.seconds",
         "raymeta.search.transfer",

@@ -270,8 +270,10 @@ class Search(Section):
     method: Literal["bo", "sobol", "random"] = Field(
         "bo", description="Bayesian optimisation, or points that no result has a part in"
     )
-    model: Literal["auto", "gp", "saas"] = Field(
-        "auto", description="saas: few of many keys matter; auto: from 20 keys on"
+    model: Literal["auto", "gp", "gp-ensemble", "saas"] = Field(
+        "auto",
+        description="gp-ensemble: averages over the hyperparameters of the gp; saas: few of many "
+        "keys matter; auto: saas from 20 keys on, otherwise gp",
     )
     acquisition: AcquisitionName = AUTO
     curves: Literal["extrapolate", "ignore"] = Field(

@@ -21,6 +21,7 @@ from torch import Tensor
 from raymeta.acquisitions import BY_NAME
 from raymeta.search.ax_parameters import AxSpace
 from raymeta.search.categorical_gp import CategoricalGP
+from raymeta.search.ensemble_gp import EnsembleGP
 from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Space
 from raymeta.search.transfer import SourceModel, TransferGP
@@ -62,6 +63,11 @@ def strategy_of(
         options = {"sources": sources, "metric": metric, "seed": settings.seed}
         model = ModelConfig(
             botorch_model_class=TransferGP, model_options=options, name="transfer GP"
+        )
+    elif settings.model == "gp-ensemble":
+        options = {"seed": settings.seed}
+        model = ModelConfig(
+            botorch_model_class=EnsembleGP, model_options=options, name="GP ensemble"
         )
     elif saas:
         model = ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
