@@ -17,7 +17,7 @@ from raymeta.search.tried_points import TriedPoints
 _LENGTHS = (1.5, 10.0)  # of the classifier, in ranges: regions that fail are large, as a rule
 _SCALES = (10.0, 1e3)  # its prior variance: success is certain nearly everywhere, or failure
 _MOST_FITTED = 100  # trials that the classifier's length scales are fitted to
-_LEAST_LIKELY = 0.7  # probability of success of a point that is tried
+_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
 _NEARLY = 0.9  # of the greatest probability, where none is as likely as that
 _MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
 _VALUES = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
