@@ -25,6 +25,8 @@ from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
 from raymeta.search.ax_parameters import FEASIBLE, AxSpace
 from raymeta.search.ax_strategy import (
+    ACQUISITION_SEARCH,
+    QUICK_SEARCH,
     fitted_adapter,
     model_node,
     show_failures,
@@ -45,12 +47,7 @@ _LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain singl
 _REFUSED = "refused "  # points that were known to fail
 _MOST_REFUSED = 2  # proposals of the model, before a point near to the last one is drawn
 _AHEAD = "ahead "  # of proposals that no trial has taken up yet
-# More starts than these found no better points, only later.
-_ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
-# Of many candidates at once each is worth less care, and slots wait for them; with dozens of
-# pending points every start takes long.
-_MANY_AT_ONCE = 16
-_QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}
+_MANY_AT_ONCE = 16  # candidates, of which each is worth less care, since slots wait for them
 
 
 class AxModel:
@@ -77,13 +74,11 @@ class AxModel:
         self._tried = TriedPoints(space)
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
-        self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._acquisition_search = dict(ACQUISITION_SEARCH)  # Ax reads it at each proposal
         self._sources = sources
         self._starts = best_points(sources, settings)
         self._seconds: SecondsModel | None = None  # of the trials known by now
         self._start_over()
-
-    # ------------------------------------------------------------------- the searcher's calls
 
     def propose(self, changes: Mapping[str, TrialRecord]) -> Proposal | None:
         """Proposes a point, given all finished and running trials.
@@ -174,7 +169,7 @@ class AxModel:
             last of them, since the rest would fail alike.
         """
         quick = count >= _MANY_AT_ONCE
-        self._acquisition_search.update(_QUICK_SEARCH if quick else _ACQUISITION_SEARCH)
+        self._acquisition_search.update(QUICK_SEARCH if quick else ACQUISITION_SEARCH)
         found: list[Proposal] = []
         while len(found) < count:
             proposal = self.propose(changes)

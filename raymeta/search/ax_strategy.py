@@ -26,6 +26,12 @@ from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Space
 from raymeta.search.transfer import SourceModel, TransferGP
 
+# More starts than these found no better points, only later.
+ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
+QUICK_SEARCH = {
+    "num_restarts": 1,
+    "raw_samples": 64,
+}  # with dozens of pending points starts are slow
 _MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
 
 
