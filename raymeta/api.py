@@ -50,6 +50,7 @@ from raymeta.search.progress import TrialEvent, past_events
 from raymeta.search.records import TrialRecord
 from raymeta.search.refit import refit, search_outcome, unfinished_trainings
 from raymeta.search.session import start_ray, stop_ray
+from raymeta.search.sources import Sources
 from raymeta.search.trial_log import TrialLog, logged_trials
 from raymeta.search.tuner import run_search, unfinished_trials
 from raymeta.storage.atomic import write_file
@@ -281,7 +282,9 @@ def load_checked(
         ExperimentError: it breaks a rule of the schema.
         DataError: its data are broken, or cannot serve its episodes.
     """
-    return prepare(load(experiment, overrides), DEFAULT_ROOT, earlier=[]).experiment
+    return prepare(
+        load(experiment, overrides), DEFAULT_ROOT, earlier=[], sources=Sources()
+    ).experiment
 
 
 def load(experiment: str | Path | Experiment | None, overrides: Overrides = ()) -> Experiment:
@@ -342,7 +345,7 @@ def _start(
         prepared = replace(prepared, experiment=run.experiment())
         watcher.started(run, prepared.experiment)
         with run.locked():
-            TrialLog(run).begin(prepared.earlier)
+            TrialLog(run).begin(prepared.earlier, prepared.sources.trials)
             _search(prepared, run, watcher, trials_at_once)
     with run.locked():
         return _meta_test(run, watcher, None)
@@ -380,13 +383,14 @@ def _resume(
             f"{run.path}: was begun by raymeta 0.1, which deals out data and keeps trials in other "
             "ways; finish it with that version (`pip install raymeta==0.1.0`), or start a new run"
         )
-    prepared = prepare(experiment, run.path.parent, earlier=trials.earlier)
+    sources = None if trials.earlier is None else Sources(trials.sources)
+    prepared = prepare(experiment, run.path.parent, earlier=trials.earlier, sources=sources)
     origin.check_environment(prepared.tasks.fingerprint, run.path)
     watcher.started(run, experiment)
     with run.locked():
         trials = logged_trials(run)  # as the process that held the lock has left them
         if trials.earlier is None:
-            TrialLog(run).begin(prepared.earlier)
+            TrialLog(run).begin(prepared.earlier, prepared.sources.trials)
         is_unfinished = bool(unfinished_trials(experiment, run, trials))
         if not run.has_best or is_unfinished or unfinished_trainings(experiment, run):
             with _ray(experiment, watcher, verbose) as trials_at_once:

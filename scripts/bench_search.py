@@ -15,6 +15,12 @@
   against all of their trials (`search_economy.py`): the regret lost and the trials saved;
 - cost: `log_nei_per_second` against `log_nei` where trials take 1 to 10 s, at equal simulated time
   (`search_economy.py`); the start points are the same;
+- failure: trials that fail where a corner, a product of sizes or half a space does
+  (`search_learning.py`), of 25 with two at once, and the regret of the others;
+- learning: an earlier search that helps and one that misleads (`search.learn_from`) against none;
+- ensemble: `model: gp-ensemble` against `gp`: the regret and the time a candidate;
+- held-out: the engines of the part on regret, on problems on which nothing was ever tuned
+  (`search_held_out.py`);
 - large: 1,000 simulated trials, 64 at a time, each reporting five times: the time of the searcher's
   calls and the driver's memory as the search grows;
 - regret: against other engines from the same start points (`search_regret.py`), on test functions
@@ -50,11 +56,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import wilcoxon
 from search_economy import FUNCTIONS, function, regret_in_time, stopped
+from search_learning import FAILING, failures, paired, regret_of, regret_with
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
 from raymeta.search.ax_model import AxModel
 from raymeta.search.records import Curve, Status, TrialRecord
-from raymeta.search.settings import CurveUse, Mode, SearchSettings
+from raymeta.search.settings import CurveUse, Mode, Model, SearchSettings
 
 NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
@@ -62,7 +69,9 @@ LONGEST_LARGE_SECONDS = 7200  # of the part on a large search
 REPORTS = 5  # of a trial in the part on a large search
 LEAST_REGRET = 1e-3  # in % of the range; below, regrets count as equal
 RISK = 0.05
+MOST_FAILED = {"corner": 4.0, "memory": 5.0, "harmless": 4.0}  # they were 8.0, 7.2, 5.0
 QUICK_FUNCTIONS = ("branin", "levy4")
+QUICK_HELD_OUT = ("beale", "shekel_fails")
 QUICK_PROBLEMS = ("hartmann6", "levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
@@ -472,6 +481,103 @@ def cost_claims(problems: Sequence[str], seeds: int, budget_s: float = 100.0) ->
     ]
 
 
+# -------------------------------------------------------------------- failure, learning, ensemble
+
+
+def failure_claims(problems: Sequence[str], seeds: int, num_trials: int = 25) -> list[Claim]:
+    """How many trials fail, against what they were before failures had a model of their own."""
+    torch.set_num_threads(1)
+    claims = []
+    for name in problems:
+        found = [failures(FAILING[name](), seed, num_trials) for seed in range(seeds)]
+        failed = [count for count, _ in found]
+        most = MOST_FAILED[name]
+        claims.append(
+            Claim(
+                f"failing region, {name}: trials of {num_trials} that fail, {seeds} seeds",
+                f"mean ≤ {most:g}",
+                f"mean {statistics.mean(failed):.1f} ({min(failed)} to {max(failed)}); median "
+                f"regret {statistics.median(regret for _, regret in found):.3f}",
+                statistics.mean(failed) <= most,
+            )
+        )
+    return claims
+
+
+def learning_claims(seeds: int, num_trials: int = 12) -> list[Claim]:
+    """An earlier search that helps, and one that misleads, against none."""
+    torch.set_num_threads(1)
+    alone = [regret_with(None, seed, num_trials)[-1] for seed in range(seeds)]
+    claims = []
+    for source in ("helpful", "misleading"):
+        regrets = [regret_with(source, seed, num_trials)[-1] for seed in range(seeds)]
+        gains = paired(alone, regrets)
+        mean = statistics.mean(gains)
+        helps = source == "helpful"
+        can_tell = 0.5**seeds < RISK
+        p = float(wilcoxon(gains, alternative="greater" if helps else "less").pvalue)
+        right = (mean > 0 and p < RISK) if helps else p >= RISK
+        claims.append(
+            Claim(
+                f"learn_from, {source} run, Hartmann-6, {num_trials} trials, {seeds} seeds: log10 "
+                "of the regret saved",
+                "> 0, p < 0.05" if helps else "not below 0 by more than chance",
+                f"mean {mean:+.2f}, p {p:.2g}; median regret {statistics.median(regrets):.2f} "
+                f"against {statistics.median(alone):.2f} from nothing"
+                + ("" if can_tell else f"; {seeds} seeds cannot tell"),
+                right if can_tell else None,
+            )
+        )
+    return claims
+
+
+def ensemble_claims(names: Sequence[str], seeds: int, num_trials: int = 20) -> list[Claim]:
+    """Whether to average over hyperparameters pays."""
+    torch.set_num_threads(1)
+    models: tuple[Model, ...] = ("gp", "gp-ensemble")
+    gains: list[float] = []
+    seconds: dict[str, list[float]] = {model: [] for model in models}
+    for name in names:
+        regrets: dict[str, list[float]] = {model: [] for model in models}
+        for seed in range(seeds):
+            for model in models:
+                regret, one = regret_of(FUNCTIONS[name](), model, seed, num_trials)
+                regrets[model].append(regret)
+                seconds[model].append(one)
+        gains += paired(regrets["gp"], regrets["gp-ensemble"])
+    mean = statistics.mean(gains)
+    p = float(wilcoxon(gains, alternative="greater").pvalue)
+    took = {model: statistics.median(found) for model, found in seconds.items()}
+    return [
+        Claim(
+            f"gp-ensemble against gp, {len(names)} functions, {num_trials} trials, {seeds} seeds: "
+            "log10 of the regret saved",
+            "> 0, p < 0.05, to become the default",
+            f"mean {mean:+.2f}, p {p:.2g}",
+            mean > 0 and p < RISK,
+        ),
+        Claim(
+            "gp-ensemble: processor time a candidate",
+            "≤ 0.5 s",
+            f"{took['gp-ensemble']:.2f} s; gp {took['gp']:.2f} s",
+            took["gp-ensemble"] <= 0.5,
+        ),
+    ]
+
+
+def what_is_learnt(only: Sequence[str], seeds: int | None, *, full: bool) -> list[Claim]:
+    """The parts on failures, earlier searches and the ensemble."""
+    claims: list[Claim] = []
+    if "failure" in only:
+        claims += failure_claims(list(FAILING), seeds or (10 if full else 1))
+    if "learning" in only:
+        claims += learning_claims(seeds or (20 if full else 2))
+    if "ensemble" in only:
+        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
+        claims += ensemble_claims(functions, seeds or (10 if full else 1))
+    return claims
+
+
 # -------------------------------------------------------------------- large
 
 
@@ -553,17 +659,21 @@ def regret_claims(
     seeds: int,
     rows: Path | None,
     jobs: int,
+    *,
+    held_out: bool = False,
 ) -> list[Claim]:
     """Ranks, by regret at 40 trials and by that in the time of 40 trials; None: all problems."""
     # The other engines are not needed for the other parts.
+    from search_held_out import HELD_OUT  # noqa: PLC0415
     from search_problems import PROBLEMS  # noqa: PLC0415
     from search_regret import ENGINES, run_all, standings  # noqa: PLC0415
 
-    problems = list(PROBLEMS) if problems is None else problems
+    problems = list(HELD_OUT if held_out else PROBLEMS) if problems is None else problems
     engines = list(ENGINES)
     found = standings(run_all(engines, problems, concurrent, seeds, rows, jobs))
     best = min(found, key=lambda standing: standing.rank[0])
     claims = []
+    kind = "held-out " if held_out else ""
     for standing in found:
         ours = standing.engine == engines[0]
         rank, in_time = (
@@ -573,7 +683,7 @@ def regret_claims(
         worse = standing.worse_than_random
         claims.append(
             Claim(
-                f"average rank of {len(engines)}, {len(problems)} problems, {seeds} seeds: "
+                f"average rank of {len(engines)}, {len(problems)} {kind}problems, {seeds} seeds: "
                 f"{standing.engine}",
                 "the best" if ours else "",
                 f"{rank}, with its own time counted {in_time}{p}; {standing.seconds:.2f} s a trial",
@@ -605,8 +715,14 @@ def print_claims(console: Console, claims: Sequence[Claim]) -> None:
 def main() -> None:
     """Measures, prints the table, and writes it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("stalls", "state", "curves", "batches", "stop", "cost", "large", "regret")
-    parser.add_argument("--only", nargs="+", choices=parts, help="quick: all but batches")
+    parts = (
+        *("stalls", "state", "curves", "batches", "stop", "cost", "failure", "learning"),
+        *("ensemble", "large", "regret", "held-out"),
+    )
+    only_full = ("batches", "held-out")
+    parser.add_argument(
+        "--only", nargs="+", choices=parts, help="quick: all but batches and held-out"
+    )
     parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
     parser.add_argument("--seeds", type=int, help="of curves, batches and regret")
     parser.add_argument("--processes", type=int, default=2, help="for the part on regret")
@@ -614,7 +730,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     full = arguments.full
-    only = arguments.only or [part for part in parts if full or part != "batches"]
+    only = arguments.only or [part for part in parts if full or part not in only_full]
     console = Console(width=None if sys.stdout.isatty() else 150)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours
     claims: list[Claim] = []
@@ -632,6 +748,7 @@ def main() -> None:
     if "cost" in only:
         functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
         claims += cost_claims(functions, arguments.seeds or (5 if full else 2))
+    claims += what_is_learnt(only, arguments.seeds, full=full)
     if "large" in only:
         claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
     if "regret" in only:
@@ -639,6 +756,11 @@ def main() -> None:
         seeds = arguments.seeds or (10 if full else 2)
         concurrent = (1, 4) if full else (4,)
         claims += regret_claims(problems, concurrent, seeds, arguments.rows, arguments.processes)
+    if "held-out" in only:
+        chosen = None if full else QUICK_HELD_OUT
+        seeds = arguments.seeds or (10 if full else 1)
+        rows, jobs = arguments.rows, arguments.processes
+        claims += regret_claims(chosen, (1,), seeds, rows, jobs, held_out=True)
     print_claims(console, claims)
     if arguments.json is not None:
         content = {

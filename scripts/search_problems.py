@@ -28,13 +28,23 @@ PEN_TABLE = Path(__file__).with_name("pen_table.json")
 
 @dataclass(frozen=True)
 class Problem:
-    """A function of a point, its least value, and the noise that an observation adds."""
+    """A function of a point, its least value, and what makes it hard to observe.
+
+    Attributes:
+        noise_std: standard deviation of what an observation adds, the same everywhere.
+        noise_at: that of the noise that depends on the point, in its place.
+        fails: whether a trial at a point fails.
+        slowness: how many times as long a trial at a point takes.
+    """
 
     name: str
     parameters: tuple[Parameter, ...]
     value: Callable[[Mapping[str, Any]], float]
     optimum: float
     noise_std: float = 0.0
+    noise_at: Callable[[Mapping[str, Any]], float] | None = None
+    fails: Callable[[Mapping[str, Any]], bool] = lambda _: False
+    slowness: Callable[[Mapping[str, Any]], float] = lambda _: 1.0
 
     def point(self, unit: Sequence[float]) -> Point:
         """The point at a place in the unit cube."""
@@ -54,7 +64,8 @@ def _at(parameter: Parameter, unit: float) -> Any:
     return parameter.low + unit * (parameter.high - parameter.low)
 
 
-def _continuous(name: str, function: synthetic.SyntheticTestFunction, noise: float = 0) -> Problem:
+def continuous(name: str, function: synthetic.SyntheticTestFunction, noise: float = 0) -> Problem:
+    """A function of BoTorch over its own bounds."""
     bounds = function._bounds  # noqa: SLF001
     parameters = tuple(
         Parameter(name=f"x{i}", low=low, high=high) for i, (low, high) in enumerate(bounds)
@@ -103,7 +114,7 @@ def _mixed() -> Problem:
     return Problem("mixed Hartmann", parameters, value, float(values.min()))
 
 
-def _table(name: str, bench: Any, metric: str, sign: float) -> Problem:
+def table(name: str, bench: Any, metric: str, sign: float) -> Problem:
     """The mean of each configuration's recorded trainings."""
     grids = bench.search_space
     parameters = tuple(
@@ -152,17 +163,15 @@ def _pen() -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "branin": lambda: _continuous("branin", synthetic.Branin()),
-    "hartmann6": lambda: _continuous("hartmann6", synthetic.Hartmann(dim=6)),
-    "levy4": lambda: _continuous("levy4", synthetic.Levy(dim=4)),
-    "ackley10": lambda: _continuous("ackley10", synthetic.Ackley(dim=10)),
-    "rosenbrock4": lambda: _continuous("rosenbrock4", synthetic.Rosenbrock(dim=4)),
+    "branin": lambda: continuous("branin", synthetic.Branin()),
+    "hartmann6": lambda: continuous("hartmann6", synthetic.Hartmann(dim=6)),
+    "levy4": lambda: continuous("levy4", synthetic.Levy(dim=4)),
+    "ackley10": lambda: continuous("ackley10", synthetic.Ackley(dim=10)),
+    "rosenbrock4": lambda: continuous("rosenbrock4", synthetic.Rosenbrock(dim=4)),
     "mixed": _mixed,
-    "noisy_hartmann6": lambda: _continuous("noisy_hartmann6", synthetic.Hartmann(dim=6), 0.2),
-    "hpobench_car": lambda: _table("hpobench_car", HPOBench("car"), "val_acc", -1),
-    "hpolib_protein": lambda: _table("hpolib_protein", HPOLib("protein_structure"), "val_loss", 1),
-    "nasbench_cifar100": lambda: _table(
-        "nasbench_cifar100", NASBench201("cifar100"), "val_acc", -1
-    ),
+    "noisy_hartmann6": lambda: continuous("noisy_hartmann6", synthetic.Hartmann(dim=6), 0.2),
+    "hpobench_car": lambda: table("hpobench_car", HPOBench("car"), "val_acc", -1),
+    "hpolib_protein": lambda: table("hpolib_protein", HPOLib("protein_structure"), "val_loss", 1),
+    "nasbench_cifar100": lambda: table("nasbench_cifar100", NASBench201("cifar100"), "val_acc", -1),
     "pen_trials": _pen,
 }

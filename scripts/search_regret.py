@@ -35,6 +35,7 @@ from optuna.distributions import (
 )
 from optuna_integration import BoTorchSampler
 from scipy.stats import qmc, rankdata, wilcoxon
+from search_held_out import HELD_OUT
 from search_problems import PROBLEMS, Problem
 
 from raymeta.search import Parameter, Space
@@ -57,8 +58,8 @@ class Engine(Protocol):
     def ask(self, number: int) -> Point:
         """The point of a new trial."""
 
-    def tell(self, number: int, value: float) -> None:
-        """A trial has ended with a value, to be minimised."""
+    def tell(self, number: int, value: float | None) -> None:
+        """A trial has ended with a value, to be minimised, or failed."""
 
 
 class Raymeta:
@@ -83,10 +84,11 @@ class Raymeta:
         self.start(number, proposal.point)
         return proposal.point
 
-    def tell(self, number: int, value: float) -> None:
+    def tell(self, number: int, value: float | None) -> None:
         record = self._records[str(number)]
-        record.curve.append((1, value, None))
-        record.status = "completed"
+        if value is not None:
+            record.curve.append((1, value, None))
+        record.status = "failed" if value is None else "completed"
         self._changed.add(str(number))
 
 
@@ -111,8 +113,11 @@ class Ax:
         self._indices[number] = index
         return dict(point)
 
-    def tell(self, number: int, value: float) -> None:
-        self._client.complete_trial(self._indices[number], raw_data={"value": value})
+    def tell(self, number: int, value: float | None) -> None:
+        if value is None:
+            self._client.mark_trial_failed(self._indices[number])
+        else:
+            self._client.complete_trial(self._indices[number], raw_data={"value": value})
 
 
 class Optuna:
@@ -133,8 +138,9 @@ class Optuna:
         self._trials[number] = trial
         return dict(trial.params)
 
-    def tell(self, number: int, value: float) -> None:
-        self._study.tell(self._trials[number], value)
+    def tell(self, number: int, value: float | None) -> None:
+        state = optuna.trial.TrialState.FAIL if value is None else None
+        self._study.tell(self._trials[number], value, state=state)
 
 
 class Uniform:
@@ -150,7 +156,7 @@ class Uniform:
     def ask(self, number: int) -> Point:  # noqa: ARG002
         return self._problem.point(self._rng.random(len(self._problem.parameters)).tolist())
 
-    def tell(self, number: int, value: float) -> None:
+    def tell(self, number: int, value: float | None) -> None:
         """Nor on this."""
 
 
@@ -226,11 +232,12 @@ def run_search(key: Key, num_trials: int = 40) -> Search:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore")  # of the engines' libraries, about each other
-    problem = PROBLEMS[problem_name]()
+    problem = (PROBLEMS | HELD_OUT)[problem_name]()
     rng = np.random.default_rng(seed)
     starts = qmc.Sobol(len(problem.parameters), rng=rng).random(16)[:NUM_STARTS]
     durations = TRIAL_SECONDS * np.exp(SPREAD * rng.standard_normal(num_trials))
-    noise = problem.noise_std * rng.standard_normal(num_trials)
+    normal = rng.standard_normal(num_trials)
+    budget_s = _makespan(durations, concurrent)
     engine = ENGINES[engine_name](problem, seed, concurrent)
     running: list[tuple[float, int, Point]] = []
     best, regret = np.inf, np.inf
@@ -241,8 +248,9 @@ def run_search(key: Key, num_trials: int = 40) -> Search:
             end, ended, point = heapq.heappop(running)
             clock = max(clock, end)
             true = problem.value(point)
-            observed = true + noise[ended]
-            if observed < best:
+            noise = problem.noise_std if problem.noise_at is None else problem.noise_at(point)
+            observed = None if problem.fails(point) else true + noise * normal[ended]
+            if observed is not None and observed < best:
                 best, regret = observed, max(true - problem.optimum, 0.0)
             history.append((end, regret))
             began = time.process_time()
@@ -258,8 +266,9 @@ def run_search(key: Key, num_trials: int = 40) -> Search:
                 point = engine.ask(number)
             took = time.process_time() - began
             asking, clock = asking + took, clock + took
+            durations[number] *= problem.slowness(point)
             heapq.heappush(running, (clock + durations[number], number, point))
-    in_time = [regret for end, regret in history if end <= _makespan(durations, concurrent)]
+    in_time = [regret for end, regret in history if end <= budget_s]
     return Search(*key, [r for _, r in history[9::10]], in_time[-1], asking)
 
 

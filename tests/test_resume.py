@@ -33,6 +33,7 @@ OVERRIDES = [
     f"training.eval_every={EVAL_EVERY}",
     f"search.num_trials={NUM_TRIALS}",
     "search.num_sobol=2",
+    "search.model=gp-ensemble",
 ]
 DRIVER = """
 import sys

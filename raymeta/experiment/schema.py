@@ -274,8 +274,10 @@ class Search(Section):
     method: Literal["bo", "sobol", "random"] = Field(
         "bo", description="Bayesian optimisation, or points that no result has a part in"
     )
-    model: Literal["auto", "gp", "saas"] = Field(
-        "auto", description="saas: few of many keys matter; auto: from 20 keys on"
+    model: Literal["auto", "gp", "gp-ensemble", "saas"] = Field(
+        "auto",
+        description="gp-ensemble: averages over the hyperparameters of the gp; saas: few of many "
+        "keys matter; auto: saas from 20 keys on, otherwise gp",
     )
     acquisition: AcquisitionName = AUTO
     curves: Literal["extrapolate", "ignore"] = Field(
@@ -290,6 +292,11 @@ class Search(Section):
         None, description="train the winner again, longer and from several seeds; null: do not"
     )
     warm_start: str | None = Field(None, description="an earlier run to learn from: its folder")
+    learn_from: list[str] = Field(
+        [],
+        description="finished runs of like experiments, by folder: their models are the prior of "
+        "this search's model, each as far as it ranks this search's own trials well",
+    )
     constraints: list[str] = Field([], description="such as `KEY + 2 * KEY <= 3`")
     space: dict[str, Dimension] = Field({})
 
@@ -300,6 +307,23 @@ class Search(Section):
                 "`acquisition` must be auto beside `against`, but got "
                 f"{self.acquisition}, which is for one objective"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _learning_has_a_model(self) -> Self:
+        twice = [run for run in self.learn_from if self.learn_from.count(run) > 1]
+        if twice:
+            raise ValueError(f"`learn_from` must name each run once, but got {twice[0]} twice")
+        for key, wrong, right in (
+            ("method", self.method != "bo", "bo"),
+            ("model", self.model not in ("auto", "gp"), "auto or gp"),
+            ("against", self.against is not None, "null"),
+            ("warm_start", self.warm_start is not None, "null"),
+        ):
+            if self.learn_from and wrong:
+                raise ValueError(
+                    f"`{key}` must be {right} beside `learn_from`, but got {getattr(self, key)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -55,6 +55,10 @@ def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
         failed = f"{sources['fallback']} of {len(records)} points were drawn at random"
         reason = next((record.reason for record in records if record.reason), "see the log")
         lines.append((f"{failed} because the search's model failed: {reason}", "yellow"))
+    passed_over = [record.passed_over for record in records if record.passed_over]
+    if passed_over:
+        told = f"{len(passed_over)} of {len(records)} points took the place of one known to fail"
+        lines.append((f"{told}, such as: {passed_over[0]}", "yellow"))
     lines += agreement_lines(trials)
     numbers = {trial_id: number for number, trial_id in enumerate(trials.records, start=1)}
     skipped = {i: count for i, count in trials.num_skipped.items() if count}

@@ -4,67 +4,50 @@ from __future__ import annotations
 
 import logging
 import math
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from ax.adapter.base import Adapter
-from ax.adapter.registry import MBM_X_trans, Mixed_transforms, Y_trans
-from ax.adapter.torch import TorchAdapter
-from ax.adapter.transforms.power_transform_y import PowerTransformY
 from ax.api.client import Client
-from ax.api.utils.generation_strategy_dispatch import choose_generation_strategy
-from ax.api.utils.structs import GenerationStrategyDispatchStruct
-from ax.core.data_utils import DataLoaderConfig
 from ax.core.experiment import Experiment
-from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import SearchSpaceExhausted
 from ax.exceptions.generation_strategy import GenerationStrategyCompleted
-from ax.generation_strategy.generation_node import GenerationNode
 from ax.generation_strategy.generation_strategy import GenerationStrategy
-from ax.generators.torch.botorch_modular.surrogate import ModelConfig
 from ax.utils.common.logger import set_ax_logger_levels
 from botorch.exceptions.warnings import InputDataWarning
-from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
 from torch import Tensor
 
 from raymeta.acquisitions import BY_NAME
 from raymeta.errors import SearchError
-from raymeta.search.ax_parameters import FEASIBLE, MOST_LISTED, AxSpace
-from raymeta.search.categorical_gp import CategoricalGP
-from raymeta.search.constraints import nearest_feasible
-from raymeta.search.curves import final_values
-from raymeta.search.feasibility import Feasibility
+from raymeta.search.ax_parameters import FEASIBLE, AxSpace
+from raymeta.search.ax_strategy import (
+    ACQUISITION_SEARCH,
+    QUICK_SEARCH,
+    fitted_adapter,
+    model_node,
+    show_failures,
+    strategy_of,
+)
+from raymeta.search.curves import estimates
+from raymeta.search.feasibility import likelier_to_succeed, nearest_allowed, successes
 from raymeta.search.gain import gain_bound
-from raymeta.search.records import Proposal, Source, TrialRecord
-from raymeta.search.sampling import MOST_DRAWS, PointSampler, all_points
-from raymeta.search.seconds import SecondsModel, seconds_of
-from raymeta.search.settings import SearchSettings, least_completed
+from raymeta.search.library_errors import brief, is_raised_here
+from raymeta.search.records import Proposal, Source, TrialRecord, noise_known
+from raymeta.search.seconds import SecondsModel, known_seconds
+from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
+from raymeta.search.transfer import SourceModel, best_points
+from raymeta.search.tried_points import TriedPoints
 
-_MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
 _LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain single failures away
+_REFUSED = "refused "  # points that were known to fail
+_MOST_REFUSED = 2  # proposals of the model, before a point near to the last one is drawn
 _AHEAD = "ahead "  # of proposals that no trial has taken up yet
-_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
-_MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
-_LONGEST_REASON = 300  # characters of a library's message
-# More starts than these found no better points, only later.
-_ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
-# Of many candidates at once each is worth less care, and slots wait for them; with dozens of
-# pending points every start takes long.
-_MANY_AT_ONCE = 16
-_QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}
-
-
-class _WithFailures(DataLoaderConfig):
-    """Lets the model see the data of failed trials: that they failed."""
-
-    @property
-    def statuses_to_fit(self) -> set[TrialStatus]:
-        return {*super().statuses_to_fit, TrialStatus.FAILED}
+_MANY_AT_ONCE = 16  # candidates, of which each is worth less care, since slots wait for them
 
 
 class AxModel:
@@ -78,21 +61,24 @@ class AxModel:
     """
 
     def __init__(
-        self, space: Space, settings: SearchSettings, earlier: Sequence[TrialRecord] = ()
+        self,
+        space: Space,
+        settings: SearchSettings,
+        earlier: Sequence[TrialRecord] = (),
+        why_not: Callable[[Point], str] | None = None,
+        sources: Sequence[Sequence[TrialRecord]] = (),
     ) -> None:
         set_ax_logger_levels(logging.ERROR)
-        self._space, self._settings = space, settings
+        self._space, self._settings, self._why_not = space, settings, why_not
         self.ax_space = AxSpace(space, settings)
-        self._sampler = PointSampler(space)
-        self._is_discrete = all(p.num_values is not None for p in space.parameters)
-        self._points = all_points(space, MOST_DRAWS)  # of a small discrete space
+        self._tried = TriedPoints(space)
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
         self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
-        self._acquisition_search = dict(_ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._acquisition_search = dict(ACQUISITION_SEARCH)  # Ax reads it at each proposal
+        self._sources = sources
+        self._starts = best_points(sources, settings)
         self._seconds: SecondsModel | None = None  # of the trials known by now
         self._start_over()
-
-    # ------------------------------------------------------------------- the searcher's calls
 
     def propose(self, changes: Mapping[str, TrialRecord]) -> Proposal | None:
         """Proposes a point, given all finished and running trials.
@@ -100,13 +86,46 @@ class AxModel:
         Returns:
             None when every point of a discrete space has been tried.  Where a library fails to fit
             or optimise the model, a random point whose source is `fallback`, with the reason.
+
+        Raises:
+            SearchError: no point was found that is not known to fail.
         """
         self.learn(changes)
+        proposal = self._propose()
+        if self._why_not is None or proposal is None:
+            return proposal
+        reasons = []
+        while reason := self._why_not(proposal.point):
+            reasons.append(reason)
+            if proposal.source != "bo" or len(reasons) > _MOST_REFUSED:
+                break
+            # To the model it has failed: that moves the next proposal away.
+            refused = TrialRecord(proposal.point, proposal.source, "failed", reason=reason)
+            self.learn({f"{_REFUSED}{len(self._records)}": refused})
+            again = self._propose()
+            if again is None:
+                return None
+            proposal = again
+        if not reasons:
+            return proposal
+        if reason:
+            self._discard()
+            point = nearest_allowed(
+                self._space, proposal.point, self._tried, self._rng, self._why_not
+            )
+            proposal = replace(proposal, point=point)
+        return replace(proposal, passed_over=reasons[0])
+
+    def _propose(self) -> Proposal | None:
         self._seconds = None
-        if self._points is not None and all(self._is_tried(point) for point in self._points):
+        if self._tried.are_all:
             return None
         if self._settings.method == "random":
             return self._draw()
+        if len(self._records) < self._settings.num_sobol:
+            for point in self._starts:
+                if point not in self._tried:
+                    return Proposal(point, "earlier")
         try:
             self._refresh_estimates()
             self._refresh_feasibility()
@@ -121,22 +140,22 @@ class AxModel:
                 source: Source = "bo" if table["generation_node"].iloc[0] == "MBM" else "sobol"
                 gain = self._gain() if source == "bo" else None
         except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
-            return self._draw(reason=self._brief(error))
+            return self._draw(reason=brief(error, self.ax_space.own_text))
         except Exception as error:  # four libraries raise whatever they like when a fit fails
-            if _is_raised_here(error):
+            if is_raised_here(error):
                 raise
             self._discard()
-            return self._draw("fallback", self._brief(error))
-        likelier = self._likelier_to_succeed(point) if source == "bo" else None
+            return self._draw("fallback", brief(error, self.ax_space.own_text))
+        likelier = self._likelier(point) if source == "bo" else None
         if likelier is not None:
             self._discard()
             point = likelier
         elif point != proposed:
             self._discard()  # Ax is told of the point that is tried, not of the one before rounding
-            point = self._made_feasible(point)
-        if self._is_discrete and self._is_tried(point):
+            point = self._tried.made_feasible(point)
+        if self._tried.is_discrete and point in self._tried:
             self._discard()
-            neighbour = self._untried_neighbour(point)
+            neighbour = self._tried.untried_neighbour(point)
             if neighbour is None:
                 return self._draw(reason="Ax proposed a point that was tried before")
             point = neighbour
@@ -150,7 +169,7 @@ class AxModel:
             last of them, since the rest would fail alike.
         """
         quick = count >= _MANY_AT_ONCE
-        self._acquisition_search.update(_QUICK_SEARCH if quick else _ACQUISITION_SEARCH)
+        self._acquisition_search.update(QUICK_SEARCH if quick else ACQUISITION_SEARCH)
         found: list[Proposal] = []
         while len(found) < count:
             proposal = self.propose(changes)
@@ -170,7 +189,7 @@ class AxModel:
                 }
             )
             for number in range(1, len(found) + 1):
-                self._tried.discard(self._key(self._records.pop(f"{_AHEAD}{number}").point))
+                self._tried.forget(self._records.pop(f"{_AHEAD}{number}").point)
                 del self._indices[f"{_AHEAD}{number}"]
         return found
 
@@ -182,7 +201,7 @@ class AxModel:
             reopened |= before is not None and before.status not in ("running", record.status)
             self._records[trial_id] = record
         # Ax neither reopens a trial nor has both known and unknown noise in one metric.
-        if reopened or self._noise_known != self._knows_noise():
+        if reopened or self._noise_known != noise_known(self._records, self._settings.metrics):
             self._start_over()
             return
         for trial_id, record in changes.items():
@@ -204,8 +223,7 @@ class AxModel:
         Raises:
             SearchError: there is no model (Sobol, random), or a library cannot fit it.
         """
-        node = _model_node(self._strategy())
-        if node is None:
+        if (node := model_node(self._new_strategy())) is None:
             raise SearchError(f"method {self._settings.method} has no model")
         experiment = self._client._experiment  # noqa: SLF001
         try:
@@ -213,10 +231,10 @@ class AxModel:
             node._fit(experiment)  # noqa: SLF001
             return experiment, node.generator_specs[0].fitted_adapter
         except Exception as error:  # as in `propose`
-            if _is_raised_here(error):
+            if is_raised_here(error):
                 raise
             raise SearchError(
-                f"no model can be fitted to these trials: {self._brief(error)}"
+                f"no model can be fitted to these trials: {brief(error, self.ax_space.own_text)}"
             ) from error
 
     # ------------------------------------------------------------------- within
@@ -231,7 +249,7 @@ class AxModel:
         self._client.configure_optimization(
             ax_space.objective, outcome_constraints=ax_space.outcome_constraints or None
         )
-        self._generation_strategy = self._strategy()
+        self._generation_strategy = self._new_strategy()
         self._client.set_generation_strategy(self._generation_strategy)
         self._is_failing = False  # whether Ax knows of failed trials
         self._told_feasible: set[str] = set()
@@ -239,53 +257,20 @@ class AxModel:
         self._indices: dict[str, int] = {}  # Ax's trial_index by Tune's trial_id
         self._open = None
         self._estimates: dict[str, dict[str, tuple[float, float]]] = {}  # of stopped trials
-        self._tried: set[frozenset[tuple[str, Any]]] = set()
-        self._noise_known = self._knows_noise()
+        self._tried.clear()
+        self._noise_known = noise_known(self._records, self._settings.metrics)
         for trial_id, record in self._records.items():
             self._tell(trial_id, record)
 
-    def _strategy(self) -> GenerationStrategy:
-        settings = self._settings
-        saas = settings.model == "saas" or (
-            settings.model == "auto" and len(self._space.parameters) >= _MANY_PARAMETERS
+    def _new_strategy(self) -> GenerationStrategy:
+        return strategy_of(
+            self._space,
+            self._settings,
+            len(self._records),
+            self._acquisition_search,
+            self._log_seconds(),
+            self._source_models() if self._sources else None,
         )
-        model = (
-            ModelConfig(botorch_model_class=EnsembleMapSaasSingleTaskGP, name="SAAS")
-            if saas
-            else ModelConfig(botorch_model_class=CategoricalGP, name="GP")
-        )
-        is_random = settings.method == "sobol"
-        acquisition = BY_NAME.get(settings.acquisition)  # None leaves the choice to Ax
-        strategy = choose_generation_strategy(
-            GenerationStrategyDispatchStruct(
-                method="random_search" if is_random else "custom",
-                initialization_budget=settings.num_sobol,
-                # A search that goes on after a restart needs Sobol points it has not seen.
-                initialization_random_seed=settings.seed + len(self._records),
-                min_observed_initialization_trials=least_completed(settings.num_sobol),
-                initialize_with_center=False,
-                use_existing_trials_for_initialization=True,
-                allow_exceeding_initialization_budget=True,
-                torch_device=settings.device,
-            ),
-            model_config=None if is_random else model,
-            botorch_acqf_class=None if acquisition is None else acquisition.load(),
-        )
-        for node in strategy._nodes:  # noqa: SLF001  (there is no other way to these options)
-            for spec in node.generator_specs:
-                if node.name == "MBM":
-                    spec.generator_kwargs["fit_tracking_metrics"] = False
-                    # SAAS has no kernel for unordered choices: it gets a column of each value.
-                    inputs = MBM_X_trans if saas else Mixed_transforms
-                    spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
-                    options: dict[str, Any] = {"optimizer_kwargs": self._acquisition_search}
-                    if acquisition is not None and acquisition.needs_seconds:
-                        # A function, and not a model: Ax copies everything else.
-                        options["acquisition_function_kwargs"] = {
-                            "log_seconds": self._log_seconds()
-                        }
-                    spec.generator_gen_kwargs["model_gen_options"] = options
-        return strategy
 
     def _tell(self, trial_id: str, record: TrialRecord) -> None:
         """Brings Ax's trial up to date with a record."""
@@ -296,21 +281,21 @@ class AxModel:
             else:
                 index = self._client.attach_trial(self.ax_space.to_ax(record.point))
             self._indices[trial_id] = index
-            self._tried.add(self._key(record.point))
+            self._tried.add(record.point)
         elif self._client._experiment.trials[index].status.is_terminal:  # noqa: SLF001
             return
         match record.status:
             case "running":
                 pass
             case "completed":
-                finals = {m: c[-1][1:] for m, c in self._curves(record).items()}
+                finals = {m: c[-1][1:] for m, c in record.curves(self._settings.metrics).items()}
                 self._client.attach_data(index, self._data(finals))
                 self._client.complete_trial(index)
             case "early_stopped":
                 # As what it is, beside the metric that is optimised: that one gets an estimate.
                 seen = {
                     f"{self.ax_space.metrics[m]}_when_stopped": c[-1][1]
-                    for m, c in self._curves(record).items()
+                    for m, c in record.curves(self._settings.metrics).items()
                 }
                 self._client.attach_data(index, seen)
                 self._client.mark_trial_early_stopped(index)
@@ -323,27 +308,11 @@ class AxModel:
         """Tells Ax what stopped trials would have come to, as far as the others show it by now."""
         if self._settings.curves == "ignore":
             return
-        stopped = [i for i, record in self._records.items() if record.status == "early_stopped"]
-        if not stopped:
-            return
-        finished = [i for i, record in self._records.items() if record.status == "completed"]
-        by_metric = {}
-        for number, metric in enumerate(self._settings.metrics):
-            curves = {i: r.curve_of(number, metric) for i, r in self._records.items()}
-            found = final_values(curves, finished, stopped)
-            if metric not in self._noise_known:
-                # Without noise of its own, an estimate must not be vaguer than the differences
-                # between trials.
-                ends = [curves[i][-1][1] for i in finished]
-                spread = float(np.std(ends)) if len(ends) > 1 else 0.0
-                found = {i: (mean, std) for i, (mean, std) in found.items() if std <= spread}
-            by_metric[metric] = found
-        for trial_id in stopped:
-            if all(trial_id in found for found in by_metric.values()):
-                estimate = {metric: found[trial_id] for metric, found in by_metric.items()}
-                if estimate != self._estimates.get(trial_id):
-                    self._client.attach_data(self._indices[trial_id], self._data(estimate))
-                    self._estimates[trial_id] = estimate
+        found = estimates(self._records, self._settings.metrics, self._noise_known)
+        for trial_id, estimate in found.items():
+            if estimate != self._estimates.get(trial_id):
+                self._client.attach_data(self._indices[trial_id], self._data(estimate))
+                self._estimates[trial_id] = estimate
 
     def _refresh_feasibility(self) -> None:
         """Tells Ax where trials have failed, as a bounded metric; nothing before the first failure.
@@ -354,21 +323,13 @@ class AxModel:
         known = self._successes()
         if not 0 < sum(known.values()) < len(known):
             return
-        acquisition = BY_NAME.get(self._settings.acquisition)
-        if acquisition is not None and not acquisition.takes_failures:
+        if (known_as := BY_NAME.get(self._settings.acquisition)) and not known_as.takes_failures:
             return
         if not self._is_failing:
             self._is_failing = True
             bounds = [*self.ax_space.outcome_constraints, self.ax_space.feasibility_constraint]
             self._client.configure_optimization(self.ax_space.objective, outcome_constraints=bounds)
-            for node in self._generation_strategy._nodes:  # noqa: SLF001
-                if node.name == "MBM":
-                    for spec in node.generator_specs:
-                        spec.generator_kwargs["data_loader_config"] = _WithFailures()
-                        # No power transform makes 0 and 1 normal: their noise becomes infinite.
-                        metrics = list(self.ax_space.metrics.values())
-                        configs = {"PowerTransformY": {"metrics": metrics}}
-                        spec.generator_kwargs["transform_configs"] = configs
+            show_failures(self._generation_strategy, self.ax_space)
         for trial_id, value in known.items():
             if trial_id not in self._told_feasible:
                 self._client.attach_data(self._indices[trial_id], {FEASIBLE: (value, _LABEL_SEM)})
@@ -376,42 +337,18 @@ class AxModel:
 
     def _successes(self) -> dict[str, float]:
         """By trial, 1 where it gave a value and 0 where it failed."""
-        values = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
-        return {
-            trial_id: values[record.status]
-            for trial_id, record in self._records.items()
-            if record.status in values and not trial_id.startswith(_AHEAD)
-        }
+        return successes({i: r for i, r in self._records.items() if not i.startswith(_AHEAD)})
 
-    def _likelier_to_succeed(self, point: Point) -> Point | None:
-        """A point to try in place of one that is likely to fail; None where there is none.
-
-        It is the nearest of random points that are likely to succeed, the likeliest if none is.
-        """
-        known = self._successes()
-        succeeded = [self._records[trial_id].point for trial_id, value in known.items() if value]
-        failed = [self._records[trial_id].point for trial_id, value in known.items() if not value]
-        if not succeeded or not failed:
-            return None
-        feasibility = Feasibility(self._space, succeeded, failed)
-        if feasibility.probabilities([point])[0] >= _LEAST_LIKELY:
-            return None
-        drawn = [self._sampler.draw(self._rng) for _ in range(_MOST_REDRAWN)]
-        points = [p for p in drawn if not self._is_tried(p)]
-        if not points:
-            return None
-        likely = feasibility.probabilities(points)
-        distances = feasibility.distances(points, point)
-        if likely.max() < _LEAST_LIKELY:
-            return points[int(likely.argmax())]
-        distances[likely < _LEAST_LIKELY] = np.inf
-        return points[int(distances.argmin())]
+    def _likelier(self, point: Point) -> Point | None:
+        """A point to try in place of one that is likely to fail; None where there is none."""
+        labels = [(self._records[i].point, value) for i, value in self._successes().items()]
+        return likelier_to_succeed(self._space, labels, point, self._tried, self._rng)
 
     def _gain(self) -> float | None:
         """The model's bound on what is still to gain, where the search may end by it."""
         if self._settings.stop_when_gain_below is None:
             return None
-        bound = gain_bound(self._adapter(), self._acquisition_search)
+        bound = gain_bound(fitted_adapter(self._generation_strategy), self._acquisition_search)
         return bound if math.isfinite(bound) else None
 
     def _log_seconds(self) -> Callable[[Tensor], Tensor]:
@@ -426,26 +363,22 @@ class AxModel:
         return log_seconds
 
     def _fitted_seconds(self) -> SecondsModel:
-        known = {
-            trial_id: seconds
-            for trial_id, record in self._records.items()
-            if (seconds := seconds_of(record, self._settings.max_steps)) is not None
-        }
-        points = {
-            trial_id: self.ax_space.to_ax(self._records[trial_id].point) for trial_id in known
-        }
-        return SecondsModel(self._adapter(), known, points)
+        known = known_seconds(self._records, self._settings.max_steps)
+        points = {i: self.ax_space.to_ax(self._records[i].point) for i in known}
+        return SecondsModel(fitted_adapter(self._generation_strategy), known, points)
 
-    def _adapter(self) -> TorchAdapter:
-        """Ax's model, as it was last fitted."""
-        node = _model_node(self._generation_strategy)
-        assert node is not None
-        adapter = node.generator_specs[0].fitted_adapter
-        assert isinstance(adapter, TorchAdapter)
-        return adapter
+    def _source_models(self) -> Callable[[], list[SourceModel]]:
+        """The models of the earlier searches, fitted when they are needed first."""
+        found: list[SourceModel] = []
 
-    def _curves(self, record: TrialRecord) -> dict[str, list[tuple[int, float, float | None]]]:
-        return {m: record.curve_of(n, m) for n, m in enumerate(self._settings.metrics)}
+        def models() -> list[SourceModel]:
+            for records in self._sources[len(found) :]:
+                source = AxModel(self._space, replace(self._settings, method="bo"))
+                source.learn({str(number): record for number, record in enumerate(records)})
+                found.append(SourceModel(source.fitted()[1].generator.surrogate.model))
+            return found
+
+        return models
 
     def _data(self, values: Mapping[str, tuple[float, float | None]]) -> dict[str, Any]:
         """As Ax takes it: with the standard error where all trials have one."""
@@ -454,82 +387,13 @@ class AxModel:
             for metric, (mean, sem) in values.items()
         }
 
-    def _knows_noise(self) -> set[str]:
-        """The metrics whose standard error every completed trial has reported."""
-        completed = [r for r in self._records.values() if r.status == "completed"]
-        return {
-            metric
-            for number, metric in enumerate(self._settings.metrics)
-            if completed and all(r.curve_of(number, metric)[-1][2] is not None for r in completed)
-        }
-
     def _discard(self) -> None:
         """A point that nobody tries is not pending: of Ax's endings, `failed` alone says so."""
         if self._open is not None:
             self._client.mark_trial_failed(self._open[0], "was not tried")
             self._open = None
 
-    # ------------------------------------------------------------------- points
-
-    def _made_feasible(self, point: Point) -> Point:
-        """Mends what rounding to whole numbers has done to the constraints."""
-        constraints = self._space.linear_constraints
-        if all(constraint.holds(point) for constraint in constraints):
-            return point
-        return nearest_feasible(point, self._space.parameters, constraints)
-
-    def _untried_neighbour(self, point: Point) -> Point | None:
-        """The nearest untried point along a wide range of whole numbers or steps.
-
-        To Ax such a range is one of real numbers, of which several are rounded to the same point.
-        """
-        constraints = self._space.linear_constraints
-        for distance in range(1, len(self._tried) + 1):
-            for parameter in self._space.parameters:
-                count = parameter.num_values or 0
-                if parameter.name not in point or parameter.choices or count <= MOST_LISTED:
-                    continue
-                for way in (distance, -distance):
-                    value = point[parameter.name] + way * (parameter.step or 1)
-                    near = {**point, parameter.name: parameter.snapped(value)}
-                    if not self._is_tried(near) and all(c.holds(near) for c in constraints):
-                        return near
-        return None
-
-    def _is_tried(self, point: Point) -> bool:
-        return self._key(point) in self._tried
-
-    def _key(self, point: Point) -> frozenset[tuple[str, Any]]:
-        return frozenset(
-            (p.name, p.exact(point[p.name])) for p in self._space.parameters if p.name in point
-        )
-
     def _draw(self, source: Source = "random", reason: str = "") -> Proposal | None:
         """Draws a random point; from a discrete space an untried one, None if there is none."""
-        point = self._untried_point()
+        point = self._tried.draw_untried(self._rng)
         return None if point is None else Proposal(point, source, reason)
-
-    def _brief(self, error: BaseException) -> str:
-        """The kind of an error and the start of its message, on one line and in our names."""
-        text = self.ax_space.own_text(" ".join(f"{type(error).__name__}: {error}".split()))
-        return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
-
-    def _untried_point(self) -> Point | None:
-        if not self._is_discrete:
-            return self._sampler.draw(self._rng)
-        if self._points is None:
-            points = (self._sampler.draw(self._rng) for _ in range(MOST_DRAWS))
-            return next((point for point in points if not self._is_tried(point)), None)
-        left = [point for point in self._points if not self._is_tried(point)]
-        return left[int(self._rng.integers(len(left)))] if left else None
-
-
-def _model_node(strategy: GenerationStrategy) -> GenerationNode | None:
-    """The part of a strategy that has a model; None where there is none."""
-    return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
-
-
-def _is_raised_here(error: BaseException) -> bool:
-    """Whether raymeta's own code raised it: then it is a bug, not a fit that failed."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith("raymeta.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -32,18 +32,18 @@ class AxProcess:
     Args:
         space: the search space.
         settings: of the search.
-        earlier: trials of an earlier search.
         records: all trials of the search; the caller changes them and says so by `changed`.
+        more: further arguments of `AxModel`.
     """
 
     def __init__(
         self,
         space: Space,
         settings: SearchSettings,
-        earlier: Sequence[TrialRecord],
         records: Mapping[str, TrialRecord],
+        *more: Any,
     ) -> None:
-        self._arguments = (space, settings, list(earlier))
+        self._arguments = (space, settings, *more)
         self._records = records
         self._unsent = set(records)
         self._actor: Any = None

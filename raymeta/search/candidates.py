@@ -86,6 +86,7 @@ class CandidateQueue:
         self._settings, self._records, self._given = settings, records, given
         self._proposer, self._clock = proposer, clock
         self.is_exhausted = is_exhausted  # every point of a discrete space was tried
+        self.num_passed_over = 0  # points known to fail, in whose place others were proposed
         self.num_fallbacks = 0  # random points that stood in for the model's
         self.gain: float | None = None  # the model's latest bound on what is still to gain
         self._fallbacks_in_a_row = 0
@@ -238,6 +239,7 @@ class CandidateQueue:
             self.is_exhausted = True
             return
         self._count_fallbacks(proposals)
+        self._tell_passed_over(proposals)
         if proposals[0].source == "bo" and self._requested_at is not None:
             seconds = (self._clock() - self._requested_at) / len(proposals)
             self._model_seconds = _mean(self._model_seconds, seconds)
@@ -255,6 +257,19 @@ class CandidateQueue:
         self._stock = found[1:] or self._stock
         if self.prepares_ahead():
             self._request()
+
+    def _tell_passed_over(self, proposals: Sequence[Proposal]) -> None:
+        """Says which points were known to fail, less often as their number grows."""
+        for reason in filter(None, (proposal.passed_over for proposal in proposals)):
+            self.num_passed_over += 1
+            count = self.num_passed_over
+            if count & (count - 1) == 0:  # 1, 2, 4, 8, …
+                _log.warning(
+                    "Another point was proposed in place of one that is known to fail (%d so far): "
+                    "%s",
+                    count,
+                    reason,
+                )
 
     def _count_fallbacks(self, proposals: Sequence[Proposal]) -> None:
         """Warns at the first proposal that the model failed to make, and stops after some."""

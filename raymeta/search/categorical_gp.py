@@ -19,8 +19,8 @@ from gpytorch.likelihoods import Likelihood
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-_PRIOR_STD = math.sqrt(3)  # of a length scale's logarithm, as in BoTorch's kernel for numbers
-_LEAST_LENGTHSCALE = 0.025
+PRIOR_STD = math.sqrt(3)  # of a length scale's logarithm, as in BoTorch's kernel for numbers
+LEAST_LENGTHSCALE = 0.025
 
 
 class CategoricalGP(SingleTaskGP):
@@ -39,6 +39,8 @@ class CategoricalGP(SingleTaskGP):
         likelihood, outcome_transform, input_transform: as of `SingleTaskGP`.
     """
 
+    _is_smooth = True  # squared exponentials over the numbers; otherwise Matérn 5/2
+
     def __init__(
         self,
         train_X: Tensor,  # noqa: N803  (as BoTorch calls them)
@@ -56,7 +58,10 @@ class CategoricalGP(SingleTaskGP):
         if numbers:
             kernels.append(
                 get_covar_module_with_dim_scaled_prior(
-                    ard_num_dims=len(numbers), batch_shape=batch, active_dims=numbers
+                    ard_num_dims=len(numbers),
+                    batch_shape=batch,
+                    use_rbf_kernel=self._is_smooth,
+                    active_dims=numbers,
                 )
             )
         super().__init__(
@@ -82,12 +87,17 @@ class CategoricalGP(SingleTaskGP):
         return {**inputs, "cat_dims": list(categorical_features), "likelihood": likelihood}
 
 
+def mean_of_log_lengthscales(num_numbers: int) -> float:
+    """The prior's, over numbers (Hvarfner et al. 2024, as BoTorch has it)."""
+    return math.sqrt(2) + 0.5 * math.log(max(num_numbers, 1))
+
+
 def _kernel_of_choices(dims: Sequence[int], batch: torch.Size) -> Kernel:
     """With length scale 1, two points that differ in every choice have the correlation exp(-1)."""
     return CategoricalKernel(
         batch_shape=batch,
         ard_num_dims=len(dims),
         active_dims=list(dims),
-        lengthscale_prior=LogNormalPrior(0.0, _PRIOR_STD),
-        lengthscale_constraint=GreaterThan(_LEAST_LENGTHSCALE, transform=None, initial_value=1.0),
+        lengthscale_prior=LogNormalPrior(0.0, PRIOR_STD),
+        lengthscale_constraint=GreaterThan(LEAST_LENGTHSCALE, transform=None, initial_value=1.0),
     )

@@ -17,10 +17,45 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from raymeta.search.records import Curve
+from raymeta.search.records import Curve, TrialRecord
 
 _LEAST_PAIRS = 2  # trials that must have gone through both ends of a link
 _SLOPE_STD = 0.5  # of b before any trial is seen: by and large, orders are kept
+
+
+def estimates(
+    records: Mapping[str, TrialRecord], metrics: Sequence[str], noise_known: Collection[str]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """What stopped trials would have come to, as far as the others show it in all metrics.
+
+    Args:
+        records: all trials of the search.
+        metrics: those that count.
+        noise_known: the metrics of which every trial tells its standard error.
+
+    Returns:
+        By trial and metric, mean and standard deviation.
+    """
+    stopped = [i for i, record in records.items() if record.status == "early_stopped"]
+    if not stopped:
+        return {}
+    finished = [i for i, record in records.items() if record.status == "completed"]
+    by_metric = {}
+    for number, metric in enumerate(metrics):
+        curves = {i: r.curve_of(number, metric) for i, r in records.items()}
+        found = final_values(curves, finished, stopped)
+        if metric not in noise_known:
+            # Without noise of its own, an estimate must not be vaguer than the differences
+            # between trials.
+            ends = [curves[i][-1][1] for i in finished]
+            spread = float(np.std(ends)) if len(ends) > 1 else 0.0
+            found = {i: (mean, std) for i, (mean, std) in found.items() if std <= spread}
+        by_metric[metric] = found
+    return {
+        i: {metric: found[i] for metric, found in by_metric.items()}
+        for i in stopped
+        if all(i in found for found in by_metric.values())
+    }
 
 
 def final_values(

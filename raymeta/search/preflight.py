@@ -8,6 +8,7 @@ from raymeta.episodes import TaskDistribution
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.search.records import TrialRecord
+from raymeta.search.sources import Sources, read_sources
 from raymeta.search.space import Point, file_point
 from raymeta.search.warm_start import earlier_trials
 from raymeta.storage.paths import AnyPath
@@ -19,24 +20,30 @@ class Prepared:
     """What a search needs.
 
     `point` is the experiment file's own point of the space, `earlier` the trials of an earlier run
-    to learn from, `tasks` those of the file.
+    to learn from, `tasks` those of the file, `sources` the trials of runs whose models are a prior.
     """
 
     experiment: Experiment
     point: Point
     earlier: list[TrialRecord]
     tasks: TaskDistribution
+    sources: Sources
 
 
 def prepare(
-    experiment: Experiment, root: AnyPath, *, earlier: list[TrialRecord] | None = None
+    experiment: Experiment,
+    root: AnyPath,
+    *,
+    earlier: list[TrialRecord] | None = None,
+    sources: Sources | None = None,
 ) -> Prepared:
     """Checks an experiment and loads what it needs.
 
     Args:
         experiment: to run.
-        root: the folder of run folders, where `search.warm_start` is looked for.
+        root: the folder of run folders, where the runs to learn from are looked for.
         earlier: the trials of that run, if they are known.
+        sources: those of the runs that `search.learn_from` names, if they are known.
 
     Raises:
         ExperimentError: the file's own values lie outside the search space.
@@ -47,6 +54,8 @@ def prepare(
     point = file_point(experiment)
     if earlier is None:
         earlier = earlier_trials(experiment, root)
+    if sources is None:
+        sources = read_sources(experiment, root)
     tasks = load_tasks(experiment)
     for key, dimension in experiment.search.space.items():
         if key.startswith("tasks."):
@@ -54,4 +63,4 @@ def prepare(
             for value in dimension.ends:
                 end = int(value) if whole and isinstance(value, float) else value
                 load_tasks(with_values(experiment, {key: end}))
-    return Prepared(experiment, point, earlier, tasks)
+    return Prepared(experiment, point, earlier, tasks, sources)

@@ -37,13 +37,15 @@ class Proposal:
 
     `source` is `fallback` where the model failed and a random point takes its place; `reason` is
     then the library's message.  `gain` is the model's bound on what was still to gain, in the
-    metric's units; None where nobody asked for it, or no model was there.
+    metric's units; None where nobody asked for it, or no model was there.  `passed_over` says why
+    another point was not proposed in its place, because it is known that it would fail.
     """
 
     point: Point
     source: Source
     reason: str = ""
     gain: float | None = None
+    passed_over: str = ""
 
 
 @dataclass
@@ -55,8 +57,8 @@ class TrialRecord:
     Sobol sequence, its model (Bayesian optimisation), drawn at random, drawn at random because the
     model failed (`fallback`; `reason` is then the library's message), or an earlier search.
     `began_s` and `latest_s` say when it began and when it was last heard of, in seconds of the
-    search, over all sessions (None: nobody knows); trials are equal whenever they ran.  `gain` is
-    that of the proposal.
+    search, over all sessions (None: nobody knows); trials are equal whenever they ran.  `gain` and
+    `passed_over` are those of the proposal.
     """
 
     point: Point
@@ -68,10 +70,15 @@ class TrialRecord:
     began_s: float | None = field(default=None, compare=False)
     latest_s: float = field(default=0.0, compare=False)
     gain: float | None = None
+    passed_over: str = ""
 
     def curve_of(self, number: int, metric: str) -> Curve:
         """The curve of the metric that is the search's `number`-th."""
         return self.curve if number == 0 else self.others.get(metric, [])
+
+    def curves(self, metrics: Sequence[str]) -> dict[str, Curve]:
+        """The curve of each metric of the search, by name."""
+        return {metric: self.curve_of(number, metric) for number, metric in enumerate(metrics)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
@@ -90,4 +97,11 @@ class TrialRecord:
             began_s=content.get("began_s"),
             latest_s=content.get("latest_s", 0.0),
             gain=content.get("gain"),
+            passed_over=content.get("passed_over", ""),
         )
+
+
+def noise_known(records: Mapping[str, TrialRecord], metrics: Sequence[str]) -> set[str]:
+    """The metrics whose standard error every completed trial has reported."""
+    completed = [r.curves(metrics) for r in records.values() if r.status == "completed"]
+    return {m for m in metrics if completed and all(c[m][-1][2] is not None for c in completed)}

@@ -7,6 +7,7 @@ files of different moments.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +71,26 @@ def tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] |
     return trials
 
 
-def repeated_groups(experiment_dir: Path) -> list[Any] | None:
-    """The groups of trials of a `Repeater` around the searcher; None without one."""
+def means_of_groups(experiment_dir: Path) -> dict[str, float | None] | None:
+    """The mean score of each group of trials of a `Repeater` around the searcher that has ended.
+
+    Scores that are not numbers count for nothing, and a group without any other has the mean None.
+
+    Returns:
+        By the trial_id that the searcher knows the group by; None without a `Repeater`.
+    """
     files = sorted(experiment_dir.glob(SearchGenerator.CKPT_FILE_TMPL.format("*")))
     if not files:
         return None
-    state = cloudpickle.loads(files[-1].read_bytes())
-    repeater = state.get("name:Repeater")
-    return None if repeater is None else list(repeater["_groups"])
+    repeater = cloudpickle.loads(files[-1].read_bytes()).get("name:Repeater")
+    if repeater is None:
+        return None
+    means: dict[str, float | None] = {}
+    for group in repeater["_groups"]:
+        if group.finished_reporting():
+            scores = [score for score in group.scores() if not math.isnan(score)]
+            means[group.primary_trial_id] = sum(scores) / len(scores) if scores else None
+    return means
 
 
 @dataclass(frozen=True)

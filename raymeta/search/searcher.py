@@ -7,14 +7,14 @@ lost Ax process, and a search restored from disk, are told all of them anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raymeta.errors import RunError, SearchError, shown
+from raymeta.errors import RunError, SearchError
 from raymeta.experiment.parameter import Parameter
 from raymeta.ray_patches import correct_trial_count
 from raymeta.search.ax_process import AxProcess, session_id
@@ -24,19 +24,28 @@ from raymeta.search.objectives import (
     objectives_of,
     refuse_other_objective,
     settings_from,
-    told,
 )
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import (
     STATE_VERSION,
     SavedSearch,
+    means_of_groups,
     read_state,
-    repeated_groups,
     tune_trials,
     write_state,
 )
+from raymeta.search.searched import (
+    as_tune_space,
+    complete_space,
+    given_points,
+    points_in,
+    refuse_overlap,
+    restored_settings,
+    same_space,
+    usable_sources,
+)
 from raymeta.search.settings import Mode, SearchSettings
-from raymeta.search.space import Space
+from raymeta.search.space import Point, Space
 from raymeta.search.stopping import stop_rule
 from raymeta.search.trials import Trials
 from raymeta.search.tune_call import tune_call
@@ -59,6 +68,11 @@ class AxSearcher(Searcher):
             its own.
         points_to_evaluate: points to try first, such as another search's `result.config`.
         earlier: trials of an earlier search to learn from; those outside the space are left out.
+        sources: trials of earlier searches, one sequence for each, whose models are the prior of
+            this search's model as far as they rank its own trials well; those outside the space
+            are left out.
+        why_not: says why a point, by the names of the parameters, is known to fail, such as for
+            lack of memory; empty for points that may be tried.  It is called in another process.
         keywords: settings by their names in `SearchSettings`, in place of `settings`.
 
     Raises:
@@ -75,6 +89,8 @@ class AxSearcher(Searcher):
         constraints: Sequence[str] = (),
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = (),
         earlier: Sequence[TrialRecord] = (),
+        sources: Sequence[Sequence[TrialRecord]] = (),
+        why_not: Callable[[Point], str] | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__()
@@ -85,8 +101,8 @@ class AxSearcher(Searcher):
         self._metrics = metric_names(metric)
         self._modes = mode
         self._constraints = tuple(constraints)
-        self._given = _given_points(points_to_evaluate)  # to be tried first
-        self._earlier = list(earlier)
+        self._given = given_points(points_to_evaluate)  # to be tried first
+        self._earlier, self._sources, self._why_not = list(earlier), sources, why_not
         self._space: TuneSpace | None = None
         self._is_space_from_tuner = False
         self._trials = Trials()
@@ -98,7 +114,8 @@ class AxSearcher(Searcher):
         elif self._metrics and self._modes is not None:
             self._set_objectives()
         if space is not None:
-            self._set_space(_as_tune_space(space, self._constraints))
+            self._space = as_tune_space(space, self._constraints)
+            self._given = points_in(self._space, self._given)
 
     def _begin_process(self) -> None:
         """Resets what means nothing in another process."""
@@ -136,9 +153,11 @@ class AxSearcher(Searcher):
         call = tune_call()
         offered = tune_space(config, self._constraints, call.hidden if call else None)
         if self._space is None or self._is_space_from_tuner:
-            self._set_tuner_space(offered)
+            if self._space is None:
+                self._given = points_in(offered, self._given)
+            self._space, self._is_space_from_tuner = same_space(self._space, offered), True
         else:
-            self._refuse_overlap(offered)
+            refuse_overlap(self._space, offered)
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
@@ -172,8 +191,7 @@ class AxSearcher(Searcher):
 
     def _is_over(self, queue: CandidateQueue) -> bool:
         """Whether a stop rule has ended the search."""
-        if not self.ended_by:
-            self.ended_by = stop_rule(self.settings, self._trials.spent_s, queue.gain)
+        self.ended_by = self.ended_by or stop_rule(self.settings, self._trials.spent_s, queue.gain)
         return bool(self.ended_by)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -274,8 +292,8 @@ class AxSearcher(Searcher):
         """
         if state.get("_version") != STATE_VERSION:
             raise RunError(
-                "another version of raymeta began this search; go on with that version, or start "
-                "a new search (search.warm_start learns from the finished trials)"
+                "another version of raymeta began this search; go on with that version, or start a "
+                "new search (search.warm_start learns from the finished trials)"
             )
         self.__dict__.update(state)
         self._begin_process()
@@ -299,46 +317,6 @@ class AxSearcher(Searcher):
                 self._set_objectives()
         refuse_other_objective(self.settings.objectives, metric, mode)
 
-    def _set_space(self, space: TuneSpace) -> None:
-        given = []
-        for number, config in enumerate(self._given):
-            try:
-                given.append(space.point(config))
-            except SearchError as error:
-                raise SearchError(f"points_to_evaluate[{number}]: {error}") from error
-        self._space, self._given = space, given
-
-    def _set_tuner_space(self, offered: TuneSpace) -> None:
-        """Takes the Tuner's `param_space`, or checks that it is the one of a fit before."""
-        space = offered.without_constants()  # Tune adds them to each trial by itself
-        if self._space is None:
-            self._set_space(offered)
-            self._space, self._is_space_from_tuner = space, True
-        elif self._space.space != space.space or self._space.fixed != space.fixed:
-            raise SearchError(
-                "this searcher has searched another param_space, whose trials it keeps; make a new "
-                "AxSearcher for a new param_space"
-            )
-        else:
-            self._space = space
-
-    def _refuse_overlap(self, offered: TuneSpace) -> None:
-        """Refuses a `param_space` that would be searched by nobody or contradict the searcher's."""
-        assert self._space is not None
-        searched = [parameter.name for parameter in offered.space.parameters]
-        if searched or offered.fixed:
-            raise SearchError(
-                f"param_space holds domains ({', '.join([*searched, *offered.fixed])}), but the "
-                "searcher has a search space of its own; give all domains to one of them"
-            )
-        own = {parameter.name for parameter in self._space.space.parameters}
-        own |= {*self._space.fixed, *self._space.constants}
-        if both := sorted(own & set(offered.constants)):
-            raise SearchError(
-                f"param_space holds {', '.join(both)}, which the searcher's own space holds, too; "
-                "leave it out of one of them"
-            )
-
     # ------------------------------------------------------------------- sessions
 
     def _queue_of_this_session(self) -> CandidateQueue:
@@ -350,26 +328,17 @@ class AxSearcher(Searcher):
         call = tune_call()
         if call is not None:
             self._set_tuner_objective(call.metric, call.mode)
-        if self._space is None or not self.settings.objectives:
-            raise SearchError(
-                "AxSearcher needs a search space, a metric and a mode, from its own arguments or "
-                "from the Tuner's param_space and TuneConfig"
-            )
-        if self._space.objects and not self._has_param_space:
-            raise SearchError(
-                f"Tune does not save the objects in param_space ({', '.join(self._space.objects)});"
-                " give them again: Tuner.restore(path, trainable, param_space=...)"
-            )
-        space = self._space.space
-        if not space.parameters and not self._given and not self.records:
-            raise SearchError(
-                "the search space holds nothing to search; give it at least one domain, such as "
-                "tune.uniform(0, 1)"
-            )
+        space = complete_space(
+            self._space,
+            self.settings,
+            has_objects=self._has_param_space,
+            has_points=bool(self._given or self.records),
+        )
         earlier = [r for r in self._earlier if r.curve and space.contains(r.point)]
+        sources = usable_sources(self._sources, space, self.settings)
         self._session = session_id()
         self._trials.begin_session()
-        self._ax = AxProcess(space, self.settings, earlier, self.records)
+        self._ax = AxProcess(space, self.settings, self.records, earlier, self._why_not, sources)
         self._queue = CandidateQueue(
             self.settings,
             self.records,
@@ -397,20 +366,12 @@ class AxSearcher(Searcher):
                 f"{path} belongs to a search of another space; restore it with the space that it "
                 "began with"
             )
-        saved = _as_dict(state.settings)
-        for name in {"objectives", *self._own_settings}:
-            del saved[name]
-        self.settings = replace(self.settings, **saved)
-        if not self.settings.objectives:
-            self._metrics = [metric for metric, _ in state.settings.objectives]
-            self._modes = [mode for _, mode in state.settings.objectives]
+        has_objectives = bool(self.settings.objectives)
+        self.settings = restored_settings(path, state.settings, self.settings, self._own_settings)
+        if not has_objectives:
+            self._metrics = [metric for metric, _ in self.settings.objectives]
+            self._modes = [mode for _, mode in self.settings.objectives]
             self._set_objectives()
-        elif self.settings.objectives != state.settings.objectives:
-            raise SearchError(
-                f"{path} belongs to a search for {told(state.settings.objectives)}, but this "
-                f"searcher optimises {told(self.settings.objectives)}; restore it with what it "
-                "began with"
-            )
 
     def _follow_tune(self, experiment_dir: Path) -> None:
         """Corrects the records by Tune's own state."""
@@ -421,11 +382,10 @@ class AxSearcher(Searcher):
         for trial_id in [i for i, r in self.records.items() if r.status == "running"]:
             if trial_id not in trials:
                 del self.records[trial_id]
-        groups = repeated_groups(experiment_dir)
-        if groups is not None:  # the ends of single trials are the Repeater's business
-            for group in groups:
-                if group.finished_reporting():
-                    self.on_trial_complete(group.primary_trial_id, self._mean_of(group.scores()))
+        if (means := means_of_groups(experiment_dir)) is not None:
+            # The ends of single trials are the Repeater's business.
+            for trial_id, mean in means.items():
+                self.on_trial_complete(trial_id, {} if mean is None else {self._metric: mean})
             return
         for trial_id, (status, last_result) in trials.items():
             record = self.records.get(trial_id)
@@ -436,42 +396,3 @@ class AxSearcher(Searcher):
             elif status == "ERROR":
                 self.on_trial_result(trial_id, last_result)
                 self.on_trial_complete(trial_id, error=True)
-
-    def _mean_of(self, scores: Sequence[float]) -> dict[str, Any]:
-        finite = [score for score in scores if score == score]  # noqa: PLR0124  (not NaN)
-        return {self._metric: sum(finite) / len(finite)} if finite else {}
-
-
-def _as_dict(settings: SearchSettings) -> dict[str, Any]:
-    return {f.name: getattr(settings, f.name) for f in fields(settings)}
-
-
-def _given_points(points: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Copies of the points to try first.
-
-    Raises:
-        SearchError: they are no list of dictionaries.
-    """
-    listed = [points] if isinstance(points, str | Mapping) else list(points or ())
-    if isinstance(points, Mapping) or not all(isinstance(point, Mapping) for point in listed):
-        wrong = next((point for point in listed if not isinstance(point, Mapping)), points)
-        raise SearchError(
-            "points_to_evaluate must be a list of dictionaries, one for each point, but got "
-            f"{shown(wrong)}"
-        )
-    return [dict(point) for point in listed]
-
-
-def _as_tune_space(
-    space: Space | Sequence[Parameter] | Mapping[str, Any], constraints: Sequence[str]
-) -> TuneSpace:
-    if isinstance(space, Mapping):
-        return tune_space(space, constraints)
-    if isinstance(space, Space):
-        return TuneSpace(space)
-    if not isinstance(space, list | tuple) or not all(isinstance(p, Parameter) for p in space):
-        raise SearchError(
-            "space must be a Space, a list of parameters or a param_space of Ray Tune, but got "
-            f"{shown(space)}"
-        )
-    return TuneSpace(Space(tuple(space), tuple(constraints)))

@@ -37,6 +37,12 @@ def seconds_of(record: TrialRecord, max_steps: int | None) -> float | None:
     return seconds * max_steps / max(record.curve[-1][0], 1)
 
 
+def known_seconds(records: Mapping[str, TrialRecord], max_steps: int | None) -> dict[str, float]:
+    """The seconds of the trials that are known to have taken any, by trial."""
+    found = {trial: seconds_of(record, max_steps) for trial, record in records.items()}
+    return {trial: seconds for trial, seconds in found.items() if seconds is not None}
+
+
 class SecondsModel:
     """The expected logarithm of a trial's seconds.
 

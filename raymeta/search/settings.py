@@ -13,7 +13,7 @@ from raymeta.errors import SearchError
 from raymeta.search.constraints import NUMBER
 
 Mode = Literal["min", "max"]
-Model = Literal["auto", "gp", "saas"]
+Model = Literal["auto", "gp", "gp-ensemble", "saas"]
 Method = Literal["bo", "sobol", "random"]
 CurveUse = Literal["extrapolate", "ignore"]
 _ALLOWED = {
@@ -23,6 +23,7 @@ _ALLOWED = {
     "curves": get_args(CurveUse),
 }
 
+FEWEST_OF_SOURCE = 4  # trials of an earlier search that came to their end, for a model of it
 _BOUND = re.compile(rf"(.*\S)\s*(<=|>=)\s*([+-]?{NUMBER})\s*", re.DOTALL)
 
 
@@ -75,7 +76,8 @@ class SearchSettings:
         outcome_constraints: bounds on reported metrics, such as `latency <= 0.1`; a bound on an
             objective is its worst value of interest (the reference point).
         method: `bo` (Bayesian optimisation), `sobol` (quasi-random) or `random`.
-        model: `gp`, `saas` (sparse axis-aligned subspaces), or `auto`: saas from 20 parameters on.
+        model: `gp`, `gp-ensemble` (averaged over its hyperparameters), `saas` (sparse axis-aligned
+            subspaces), or `auto`: saas from 20 parameters on, otherwise gp.
         acquisition: the acquisition function; `auto` takes noisy expected improvement in its log
             form, or that of the hypervolume.
         num_sobol: quasi-random trials before the model takes over, given points included.

@@ -8,7 +8,7 @@ lines, and are all there is of runs of raymeta 0.1, which kept no record.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -31,9 +31,9 @@ class LoggedTrials:
 
     `errors` says why trials failed or have no finite result; `num_skipped` counts their skipped
     meta-steps; `halves` has the last scores of ended trials on two halves of the validation;
-    `earlier` holds the trials of an earlier run that the search learns from (None if
-    not noted yet); `ended_by` is what ended the search, in words; `notes` says what was damaged and
-    what stands in for it.
+    `earlier` holds the trials of an earlier run that the search learns from (None if not noted
+    yet), `sources` those of each run whose model is a prior; `ended_by` is what ended the search,
+    in words; `notes` says what was damaged and what stands in for it.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class LoggedTrials:
     num_skipped: dict[str, int] = field(default_factory=dict)
     halves: dict[str, tuple[float, float]] = field(default_factory=dict)
     earlier: list[TrialRecord] | None = None
+    sources: tuple[tuple[TrialRecord, ...], ...] = ()
     ended_by: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -110,13 +111,18 @@ class TrialLog:
         """
         self._append({"trial": trial_id, "error": error}, safe=True)
 
-    def begin(self, earlier: list[TrialRecord]) -> None:
-        """Notes the trials of an earlier run that the search learns from.
+    def begin(
+        self, earlier: list[TrialRecord], sources: Sequence[Sequence[TrialRecord]] = ()
+    ) -> None:
+        """Notes the trials of earlier runs that the search learns from.
 
         Raises:
             RunError: the record cannot be written.
         """
-        self._append({"earlier": [asdict(record) for record in earlier]}, safe=True)
+        entry: dict[str, Any] = {"earlier": [asdict(record) for record in earlier]}
+        if sources:
+            entry["sources"] = [[asdict(record) for record in trials] for trials in sources]
+        self._append(entry, safe=True)
 
     def end(self, rule: str) -> None:
         """Notes what ended the search, in words.
@@ -193,6 +199,8 @@ def logged_trials(run: Run) -> LoggedTrials:
 def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
     if "earlier" in entry:
         found.earlier = [TrialRecord.from_json(record) for record in entry["earlier"]]
+        listed = entry.get("sources", [])
+        found.sources = tuple(tuple(map(TrialRecord.from_json, trials)) for trials in listed)
         return
     if "ended_by" in entry:
         found.ended_by = str(entry["ended_by"])

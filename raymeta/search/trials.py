@@ -67,6 +67,7 @@ class Trials:
             began_s=now,
             latest_s=now,
             gain=proposal.gain,
+            passed_over=proposal.passed_over,
         )
         return record
 

@@ -23,6 +23,7 @@ from raymeta.ray_patches import out_of_memory_is_a_lost_actor
 from raymeta.run_folder import Run
 from raymeta.search.asha import scheduler_of
 from raymeta.search.listed import ListedPoints
+from raymeta.search.memory import MemoryLimit
 from raymeta.search.preflight import Prepared
 from raymeta.search.progress import Observer, Progress
 from raymeta.search.recorder import Interrupted, RecordingSearcher
@@ -122,6 +123,8 @@ def run_search(
         RunError: the run folder is gone, or cannot be read or written.
     """
     experiment = prepared.experiment
+    for note in prepared.sources.notes:
+        say(note)
     trials = logged_trials(run)
     unfinished = unfinished_trials(experiment, run, trials)
     batch = Batch(
@@ -237,6 +240,8 @@ def _searcher(
         stop_when_gain_below=search.stop_when_gain_below,
         points_to_evaluate=[prepared.point],
         earlier=prepared.earlier,
+        sources=prepared.sources.trials,
+        why_not=MemoryLimit(experiment),
     )
     if records:
         is_tried = any(record.source == "given" for record in records.values())

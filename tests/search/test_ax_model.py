@@ -440,6 +440,7 @@ def test_a_bound_on_another_metric_is_heeded() -> None:
         {"acquisition": "log_nei"},
         {"acquisition": "ucb"},
         {"model": "saas"},
+        {"model": "gp-ensemble"},
     ],
     ids=str,
 )
@@ -449,7 +450,7 @@ def test_model_and_acquisition_by_name_find_the_better_end(settings: dict[str, A
     assert max(point["x"] for point, source in trials if source == "bo") > 0.9
 
 
-@pytest.mark.parametrize("model", ["gp", "saas"])
+@pytest.mark.parametrize("model", ["gp", "gp-ensemble", "saas"])
 def test_the_best_of_unordered_choices_is_found(model: str) -> None:
     """It lies between others as text, and as it is listed."""
     kinds = Parameter(name="kind", choices=("a", "b", "c", "d", "e"))

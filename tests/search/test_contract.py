@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from raymeta.search import AxSearcher, Parameter
+from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point
 from raymeta.search.tune_space import joined
 from tests.search.helpers import TIMEOUT_S, local_ray, run_ax_here, wait_for_point
@@ -27,6 +28,10 @@ CONDITIONAL = [
     Parameter(name="cell", choices=("rnn", "gru", "lstm")),
     Parameter(name="gate", low=0.1, high=1, log=True, when=("cell", ("gru", "lstm"))),
 ]
+EARLIER = [
+    TrialRecord({"x": n / 8, "y": n}, "earlier", "completed", [(BUDGET, n / 8, 0.01)])
+    for n in range(1, 8)
+]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "least": {"mode": "min"},
@@ -37,7 +42,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "sobol": {"method": "sobol"},
     "random": {"method": "random"},
     "curves ignored": {"curves": "ignore"},
-    "time limited": {"budget_s": 86_400},
+    "ensemble, time limited": {"model": "gp-ensemble", "budget_s": 86_400},
+    "earlier searches": {"sources": [EARLIER]},
+    "known failures": {"why_not": lambda point: "too large" if point["x"] > 0.9 else ""},
     "gain watched": {"stop_when_gain_below": 1e-300},
     "two objectives": {"metric": ["score", "cost"], "mode": ["max", "min"]},
     "bounded": {"outcome_constraints": ["cost <= 6"]},
