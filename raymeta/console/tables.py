@@ -71,6 +71,9 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     console.print(_curve_table(result.rows, result.metric))
     console.print()
+    if result.rows[0].own_units:
+        console.print(_own_units_table(result.rows))
+        console.print()
     if experiment.search.space and all(row.name != "default" for row in result.rows):
         console.print("the file's configuration did not finish: no comparison", style="yellow")
     for text, style in verdict_lines(result):
@@ -239,6 +242,8 @@ def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> T
 def _score_table(report: Report) -> Table:
     result, tasks = report.meta_test, report.experiment.tasks
     problem = f"{tasks.num_shots} points"
+    if result.rows[0].own_units:
+        problem = f"{tasks.num_shots} windows before the cut"
     if report.experiment.problem.name == "classification":
         problem = f"{tasks.num_ways}-way {tasks.num_shots}-shot"
     table = _table(f"Meta-test: {problem}, {result.num_episodes} episodes, 95 % intervals")
@@ -254,6 +259,18 @@ def _score_table(report: Report) -> Table:
             _score_text(row.ahead) if row.ahead else "",
             style="bold" if number == 0 else "",
         )
+    return table
+
+
+def _own_units_table(rows: Sequence[Row]) -> Table:
+    table = _table("In the series' own units")
+    table.add_column("")
+    for name in rows[0].own_units:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.own_units:
+            found = (f"{s.mean:.4g} ± {s.half_width or 0:.2g}" for s in row.own_units.values())
+            table.add_row(row.label, *found)
     return table
 
 
