@@ -112,7 +112,8 @@ class Cutter:
             scaled = np.stack([values - values[-1], change], axis=1) / unit
             return np.concatenate([scaled, others], axis=1).astype(np.float32)
 
-        support_x = np.zeros((self.num_shots, support[-1] - start, x.shape[1] + 1), np.float32)
+        # As long as the queries: joint training stacks both.
+        support_x = np.zeros((self.num_shots, self.past, x.shape[1] + 1), np.float32)
         for row, end in enumerate(support):
             support_x[row, : end - start] = read(start, end)
         base = np.stack([self._base(x[end - self.past : end, 0]) for end in query])
@@ -123,7 +124,8 @@ class Cutter:
             ),
             query_x=np.stack([read(end - self.past, end) for end in query]),
             query_y=(np.stack([self._ahead(x, end) for end in query]) - base) / unit,
-            support_lengths=None if self.num_shots == 1 else ends - start,
+            support_lengths=ends - start,
+            query_lengths=np.full(self.num_queries, self.past),
             support_ids=np.array(support),
             query_ids=np.array(query),
             query_past=Past(

@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from raymeta.data.files import TABLE_SUFFIXES, files_in, table_files
@@ -245,7 +252,9 @@ class TableTasks(FileTasks):
     sequence: str = Field(description="column of the sequence that a row belongs to")
     target: str = Field(description="column of the class; kind: forecast: of the numbers")
     features: list[str] = Field(
-        [], description="columns of numbers; kind: forecast: what is known of the past beside them"
+        [],
+        validate_default=True,
+        description="columns of numbers; kind: forecast: further ones, known of the past alone",
     )
     time: str | None = Field(
         None, description="column that orders a sequence's rows; null for the order of the file"
@@ -308,6 +317,14 @@ class TableTasks(FileTasks):
             return {"num_ways": 1, **values}
         return values
 
+    @field_validator("features")
+    @classmethod
+    def _classes_need_features(cls, features: list[str], others: ValidationInfo) -> list[str]:
+        if others.data.get("kind") != "forecast" and not features:
+            short = {"field_type": "List", "min_length": 1, "actual_length": 0}
+            raise PydanticKnownError("too_short", short)
+        return features
+
     def asks_for(self) -> str:
         """A forecast is a problem of its own."""
         return "forecast" if self.kind == "forecast" else self.problem
@@ -323,10 +340,8 @@ class TableTasks(FileTasks):
             raise ValueError("time_differences needs a column of times; name it as time")
         if self.kind == "forecast":
             return self._checks_forecast()
-        if not self.features:
-            raise ValueError("features must name one column of numbers at least")
         if self.num_ways < 2:
-            raise ValueError(f"num_ways must be at least 2, but got {self.num_ways}")
+            raise ValueError(f"num_ways must be >= 2, but got {self.num_ways}")
         if self.kind == "groups":
             if not self.groups:
                 raise ValueError("kind: groups needs the column of the groups; name it in groups")
