@@ -13,10 +13,11 @@ import pytest
 from raymeta.episodes import SPLITS, Episode
 from raymeta.errors import DataError, ExperimentError, RunError
 from raymeta.experiment.file import load_experiment
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import Experiment, Training
 from raymeta.tasks.forecast import Cutter, moved_season, seasonal_naive
 from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.load import load_inputs, load_tasks
+from raymeta.training.trainer import build_trainer
 
 SETTINGS: dict[str, Any] = {
     "source": "table",
@@ -33,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "num_queries": 3,
     "stride": 2,
 }
+TINY = Training(meta_steps=2, meta_batch_size=2, val_episodes=4)
 CUTTER = Cutter(
     context=5,
     horizon=4,
@@ -261,3 +263,10 @@ def test_using_a_forecast_network_is_refused_with_the_reason(experiment: Load) -
     made = experiment(sales())
     with pytest.raises(RunError, match="kind: forecast cannot be used on other data yet"):
         load_inputs(made.tasks, load_tasks(made).facts)
+
+
+def test_a_network_trains_on_windows_and_is_validated(experiment: Load) -> None:
+    trainer = build_trainer(experiment(sales()).model_copy(update={"training": TINY}))
+    assert np.isfinite(trainer.train(2)["train_loss"])
+    found = trainer.validate()
+    assert np.isfinite(found["val_mase"])
