@@ -269,7 +269,12 @@ def _own_units_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if row.own_units:
-            found = (f"{s.mean:.4g} ± {s.half_width or 0:.2g}" for s in row.own_units.values())
+            found = (
+                f"{score.mean:.4g}, no ±"
+                if score.half_width is None
+                else f"{score.mean:.4g} ± {score.half_width:.2g}"
+                for score in row.own_units.values()
+            )
             table.add_row(row.label, *found)
     return table
 
@@ -288,7 +293,7 @@ def _score_text(score: Score) -> str:
 
 
 def _curve_table(rows: Sequence[Row], metric: str) -> Table:
-    table = _table(f"{metric.capitalize()} by adaptation step")
+    table = _table(f"{metric[0].upper()}{metric[1:]} by adaptation step")
     curves = [row for row in rows if row.curve]
     for heading in ("steps", *(row.name for row in curves)):
         table.add_column(heading, justify="right", no_wrap=True)
