@@ -128,6 +128,20 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What was known before each query of a forecast, in the series' own units.
+
+    `values` `[M, P]` are the P steps before the first one to be forecast.  An output stands for the
+    forecast `base + unit * output`, with `base` `[M, O]` and `unit` `[M, 1]`.  Of several episodes
+    there is a leading axis E.
+    """
+
+    values: np.ndarray
+    base: np.ndarray
+    unit: np.ndarray
+
+
+@dataclass(frozen=True)
 class Episode:
     """One episode in numpy: the arrays of `Episodes` without the leading axis.
 
@@ -137,7 +151,7 @@ class Episode:
     `query_units` says what is new at deployment about every query example: a writer, a class, a
     domain.  Each axis, by its name, has the integer id `[N]` of every query's unit, the same in all
     episodes of a split.  Intervals of scores are over these units.  None: the episode is a unit of
-    its own.
+    its own.  `query_past` is there for forecasts alone.
     """
 
     support_x: np.ndarray
@@ -150,6 +164,7 @@ class Episode:
     query_ids: np.ndarray | None = None
     way_classes: np.ndarray | None = None
     query_units: Mapping[str, np.ndarray] | None = None
+    query_past: Past | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +180,8 @@ class TaskDistribution:
     belongs to: axis -> unit -> split.  `facts` are what a network must know of its inputs, such as
     the vocabulary; JSON keeps them.  `warnings` tell the user what the loader could not use.
     Another `training_seed` draws other meta-training episodes, and the same of all other splits.
-    `encoded`: the features are token vectors of a pretrained encoder.
+    `encoded`: the features are token vectors of a pretrained encoder.  `season` are the steps of a
+    season, of forecasts alone.
     """
 
     name: str
@@ -183,6 +199,7 @@ class TaskDistribution:
     warnings: tuple[str, ...] = ()
     training_seed: int = 0
     encoded: bool = False
+    season: int | None = None
 
     def for_joint_training(self) -> TaskDistribution:
         """The same tasks with every class known to the whole distribution."""
@@ -243,6 +260,17 @@ class TaskDistribution:
                 )
         ids = {a: np.stack([(e.query_units or {})[a] for e in drawn]) for a in sorted(axes)}
         return Units(ids, num_episodes, len(drawn[0].query_y))
+
+    def query_past(self, split: Split, num_episodes: int) -> Past:
+        """The past of the queries of the first episodes of `split`; of forecasts alone."""
+        found = [self.episode(split, index).query_past for index in range(num_episodes)]
+        pasts = [past for past in found if past is not None]
+        assert len(pasts) == num_episodes, "a forecast's episodes have a past"
+        return Past(
+            np.stack([past.values for past in pasts]),
+            np.stack([past.base for past in pasts]),
+            np.stack([past.unit for past in pasts]),
+        )
 
     def _check(self, split: Split, examples: Examples) -> None:
         """Refuses what on a GPU would read other memory, or give NaN, without a word.

@@ -90,6 +90,21 @@ def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
     return _where_finite(outputs, (outputs - targets).square().mean(dim=2))
 
 
+def _huber(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean of Huber's loss, whose bend is at 1: wars and strikes must not lead the training."""
+    import torch.nn.functional as F  # noqa: PLC0415  (slow)
+
+    return F.huber_loss(outputs, targets, reduction="none").mean(dim=(1, 2))
+
+
+def _absolute_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _where_finite(outputs, (outputs - targets).abs().mean(dim=2))
+
+
+def _absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _absolute_errors(outputs, targets).mean(dim=1)
+
+
 def _where_finite(outputs: Tensor, scores: Tensor) -> Tensor:
     """NaN for episodes with an output that is not finite: argmax would score NaN as class 0."""
     broken = ~outputs.isfinite().flatten(1).all(dim=1)
@@ -117,6 +132,18 @@ PROBLEMS: dict[str, Problem] = {
             loss=_squared_error,
             score=_squared_error_score,
             query_scores=_squared_errors,
+            mean_outputs=_mean_values,
+        ),
+        # Targets are in units of the seasonal naive forecast's mean absolute error in the past, so
+        # that the mean absolute error is the MASE (Hyndman & Koehler 2006, section 3.3).
+        Problem(
+            name="forecast",
+            metric="MASE",
+            val_metric="val_mase",
+            higher_is_better=False,
+            loss=_huber,
+            score=_absolute_error,
+            query_scores=_absolute_errors,
             mean_outputs=_mean_values,
         ),
     )

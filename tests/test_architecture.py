@@ -115,6 +115,7 @@ KNOWN_TO = {
     "huggingface_hub": {"raymeta.data.encoder"},
     "tokenizers": {"raymeta.data.encoder"},
     "transformers": {"raymeta.data.encoder"},
+    "statsmodels": {"raymeta.evaluation.controls.smoothing"},
     "typer": {
         "raymeta.cli",
         "raymeta.cli.cluster",

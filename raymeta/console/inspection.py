@@ -51,7 +51,8 @@ def _splits_table(inspection: Inspection) -> Table:
         title="Splits", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
     table.add_column("")
-    for column in ("sequences", dealt.target, *dealt.groups, "steps", "missing"):
+    classes = [dealt.target] if dealt.classes else []  # a forecast has none
+    for column in ("sequences", *classes, *dealt.groups, "steps", "missing"):
         table.add_column(column, justify="right", no_wrap=True)
     for split in SPLITS:
         chosen = dealt.chosen[split]
@@ -63,7 +64,8 @@ def _splits_table(inspection: Inspection) -> Table:
             gaps = sum(int(np.isnan(x).sum()) for x in chosen.x if x.dtype.kind == "f")
             values = sum(x.size for x in chosen.x)
             missing = f"{100 * gaps / values:.1f} %" if gaps else "none"
-        row = [str(len(chosen)), str(len(set(chosen.classes))), *units, steps, missing]
+        own = [str(len(set(chosen.classes)))] if dealt.classes else []
+        row = [str(len(chosen)), *own, *units, steps, missing]
         table.add_row(f"meta-{split}", *row)
     return table
 
@@ -76,7 +78,11 @@ def _episode_table(inspection: Inspection) -> Table:
         box=None,
         pad_edge=False,
     )
-    for column in (inspection.dealt.target, "support: adapt to these", "query: name these"):
+    dealt = inspection.dealt
+    heads = (dealt.target, "support: adapt to these", "query: name these")
+    if not dealt.classes:
+        heads = (dealt.task or "", "support: read, then adapt to", "query: read, then forecast")
+    for column in heads:
         table.add_column(column, overflow="fold")
     for way in inspection.ways:
         table.add_row(way.label, _listed(way.support), _listed(way.query))

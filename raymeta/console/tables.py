@@ -71,6 +71,9 @@ def print_report(console: Console, report: Report) -> None:
     console.print()
     console.print(_curve_table(result.rows, result.metric))
     console.print()
+    if result.rows[0].own_units:
+        console.print(_own_units_table(result.rows))
+        console.print()
     if experiment.search.space and all(row.name != "default" for row in result.rows):
         console.print("the file's configuration did not finish: no comparison", style="yellow")
     for text, style in verdict_lines(result):
@@ -104,6 +107,8 @@ def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> T
 def _score_table(report: Report) -> Table:
     result, tasks = report.meta_test, report.experiment.tasks
     problem = f"{tasks.num_shots} points"
+    if result.rows[0].own_units:
+        problem = f"{tasks.num_shots} windows before the cut"
     if report.experiment.problem.name == "classification":
         problem = f"{tasks.num_ways}-way {tasks.num_shots}-shot"
     table = _table(f"Meta-test: {problem}, {result.num_episodes} episodes, 95 % intervals")
@@ -122,6 +127,23 @@ def _score_table(report: Report) -> Table:
     return table
 
 
+def _own_units_table(rows: Sequence[Row]) -> Table:
+    table = _table("In the series' own units")
+    table.add_column("")
+    for name in rows[0].own_units:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.own_units:
+            found = (
+                f"{score.mean:.4g}, no ±"
+                if score.half_width is None
+                else f"{score.mean:.4g} ± {score.half_width:.2g}"
+                for score in row.own_units.values()
+            )
+            table.add_row(row.label, *found)
+    return table
+
+
 def _row_text(row: Row) -> str:
     details = [row.detail] if row.detail else []
     if row.seeds:
@@ -136,7 +158,7 @@ def _score_text(score: Score) -> str:
 
 
 def _curve_table(rows: Sequence[Row], metric: str) -> Table:
-    table = _table(f"{metric.capitalize()} by adaptation step")
+    table = _table(f"{metric[0].upper()}{metric[1:]} by adaptation step")
     curves = [row for row in rows if row.curve]
     for heading in ("steps", *(row.name for row in curves)):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -18,6 +18,7 @@ from raymeta.errors import RunError
 from raymeta.evaluation import controls
 from raymeta.evaluation.controls.contract import Contest, Judgement, Network, TrainedControl
 from raymeta.evaluation.ensemble import ensemble_curves
+from raymeta.evaluation.own_units import forecasts_of, in_own_units
 from raymeta.evaluation.query_scores import DrawnQueries, QueryScores
 from raymeta.evaluation.scores import ENSEMBLE, MetaTest, Row, Score
 from raymeta.training.curves import adaptation_curves
@@ -67,12 +68,18 @@ def meta_test(
     if further:
         seeds = tuple(every.mean(dim=(1, 2)).tolist())
         row = replace(row, score=Score.over(every, of_trainings), seeds=seeds)
+    note = tasks.note
+    if tasks.season is not None:
+        outputs = forecasts_of(trainings, num_episodes, steps)
+        row = replace(row, own_units=in_own_units(tasks, outputs, of_trainings))
     rows, judged = [row], dict[str, np.ndarray]()
 
     def judge(name: str, title: str, judgement: Judgement) -> None:
         lead = recipe.problem.sign * (every - judgement.scores)
         row = _row(name, title, judgement, units)
         judged[name] = judgement.scores.double().numpy()
+        if judgement.outputs is not None:
+            row = replace(row, own_units=in_own_units(tasks, judgement.outputs[None], units))
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))
 
     if further:
@@ -86,6 +93,9 @@ def meta_test(
             control.needs, control.name in networks
         )
         if is_ready and control.serves(tasks):
+            if (lacking := control.lacks()) is not None:
+                note += f"; without the control {control.label!r}: {lacking}"
+                continue
             progress(control.label)
             judge(control.name, control.label, control.judge(contest))
     drawn = DrawnQueries.of(tasks, num_episodes)
@@ -95,7 +105,7 @@ def meta_test(
         higher_is_better=recipe.problem.higher_is_better,
         num_episodes=num_episodes,
         units=units.counts,
-        note=tasks.note,
+        note=note,
         rows=tuple(rows),
     )
 

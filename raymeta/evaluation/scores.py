@@ -6,7 +6,8 @@ Shape legend: E episodes, M queries of an episode.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -59,7 +60,8 @@ class Row:
     queries, positive where the network is better; its interval is over units too, and narrower than
     those of the two scores, because what is hard for one is mostly hard for the other.  `detail`
     names what was chosen on meta-validation.  `seeds` are the mean scores of the trainings that the
-    row is the mean of, where there are several.
+    row is the mean of, where there are several.  `own_units` are further measures of forecasts, in
+    the series' own units, by name.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Row:
     ahead: Score | None = None
     detail: str = ""
     seeds: tuple[float, ...] = ()
+    own_units: Mapping[str, Score] = field(default_factory=dict)
 
 
 ENSEMBLE = "ensemble"
@@ -130,6 +133,7 @@ class MetaTest:
                     "curve": tuple(_score(point) for point in row["curve"]),
                     "ahead": _score(row["ahead"]) if row.get("ahead") else None,
                     "seeds": tuple(map(_number, row.get("seeds", ()))),
+                    "own_units": {k: _score(v) for k, v in row.get("own_units", {}).items()},
                 }
             )
             for row in content["rows"]

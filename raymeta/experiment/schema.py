@@ -393,7 +393,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _learner_serves_the_problem(self) -> Self:
         for learner in sorted(self.learners):
-            SETTINGS[learner].check_problem(learner, self.tasks.problem)
+            SETTINGS[learner].check_problem(learner, self.tasks.asks_for())
             SETTINGS[learner](
                 **dict(getattr(self, learner))
             )  # it refuses what does not go together
@@ -413,7 +413,7 @@ class Experiment(Section):
     @property
     def problem(self) -> Problem:
         """What the tasks ask for, and how answers are judged."""
-        return PROBLEMS[self.tasks.problem]
+        return PROBLEMS[self.tasks.asks_for()]
 
     @property
     def metric(self) -> str:

@@ -140,7 +140,10 @@ class ProtoMamlSettings(StepSettings):
     """Proto-MAML: MAML whose head starts, in every episode, as that of a prototypical network."""
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"regression": "its head starts from the prototypes of classes; choose maml or meta_sgd"}
+        dict.fromkeys(
+            ("regression", "forecast"),
+            "its head starts from the prototypes of classes; choose maml or meta_sgd",
+        )
     )
 
     first_order: bool = False
@@ -169,7 +172,9 @@ class PrototypesSettings(LearnerSettings):
     """
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"regression": "it gives classes, not numbers; choose ridge or matching"}
+        dict.fromkeys(
+            ("regression", "forecast"), "it gives classes, not numbers; choose ridge or matching"
+        )
     )
 
     distance: Literal["euclidean", "cosine"] = "euclidean"

@@ -21,7 +21,7 @@ class Dealt:
     `left_out` counts the sequences in no split by the reason; with those in `chosen` they are all
     `num_read` sequences.  `target` is the axis of the classes.  `task` is the axis of the tasks;
     None where a task is a set of classes.  `groups` are the axes whose units are in one split each.
-    `classes` are those of all splits.
+    `classes` are those of all splits; a forecast has none.
     """
 
     chosen: Mapping[Split, Sequences]

@@ -15,11 +15,11 @@ _PLAIN = re.compile(
 
 # What the comment beside a key says, in the order of the file.
 _OF_TABLE = {
-    "kind": "a task is new classes (classes), or one group (groups)",
+    "kind": "a task is new classes (classes), one group (groups), or one series (forecast)",
     "data_dir": "a relative folder is looked for where raymeta is run",
     "files": "names or patterns in data_dir; [] is every table file in it",
     "sequence": "which rows are one sequence",
-    "target": "the class of a sequence",
+    "target": "the class of a sequence, or the numbers to be forecast",
     "time": "orders the rows of a sequence; null: as they stand in the file",
     "time_differences": "the time since the row before is a feature too",
     "missing": "refuse, interpolate or mask",
@@ -34,6 +34,10 @@ _OF_TABLE = {
     "val_groups": "held out for validation",
     "test_groups": "held out for the meta-test",
     "max_steps": "rows of a sequence; longer ones are refused",
+    "season": "steps of a season; 1: none",
+    "horizon": "steps to be forecast",
+    "context": "an episode sees context + horizon steps before its cut",
+    "difference": "networks correct the last season (season), moved by its change (drift), or last",
 }
 _OF_TEXTS = {
     "data_dir": _OF_TABLE["data_dir"],
@@ -48,9 +52,12 @@ _OF_TEXTS = {
     "max_tokens": "longer texts are cut here",
     "encoder": "a pretrained Transformer, a folder or a hub name; needs raymeta[text]",
 }
+# Keys that some kinds of tasks alone have.
 _ONLY = {
-    "groups": ("val_groups", "test_groups"),
-    "classes": ("val_classes", "test_classes"),
+    "val_classes": {"classes"},
+    "test_classes": {"classes"},
+    **{key: {"forecast"} for key in ("season", "horizon", "context", "difference")},
+    **{key: {"classes", "groups"} for key in ("num_ways", "missing")},
 }
 
 # The budget of a first look, as `pen` has it.
@@ -111,6 +118,36 @@ search:
 evaluation: {num_episodes: 600, adaptation_steps: 5}
 """
 
+_REST_OF_FORECAST = """
+learner: maml
+
+maml: {adaptation_steps: 1, inner_lr: 0.02, learn_inner_lr: true}
+
+model: {cell: gru, hidden_size: 48}
+
+training:
+  meta_steps: 300             # more for a final result
+  meta_batch_size: 16
+  outer_lr: 0.004
+  eval_every: 50
+  val_episodes: 200
+
+resources: {num_workers: 1, max_concurrent_trials: 2}
+
+search:
+  num_trials: 8
+  num_sobol: 4
+  grace_steps: 100
+  space:
+    learner: {choices: [maml, meta_sgd, ridge]}
+    maml.inner_lr: {low: 0.003, high: 0.1, log: true, when: {learner: maml}}
+    training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
+    model.hidden_size: {low: 32, high: 128, step: 32}
+    model.dropout: {low: 0.0, high: 0.3}
+
+evaluation: {num_episodes: 600, adaptation_steps: 1}
+"""
+
 
 def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     """The text of an experiment file.
@@ -129,6 +166,8 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     comments, rest = _OF_TABLE, _REST_OF_TABLE
     if isinstance(settings, TextTasks):
         comments, rest = _OF_TEXTS, _REST_OF_TEXTS
+    elif isinstance(settings, TableTasks) and settings.kind == "forecast":
+        rest = _REST_OF_FORECAST
     lines = []
     for key in ("source", *comments):
         if isinstance(settings, TableTasks) and _is_idle(key, settings):
@@ -149,9 +188,9 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
 
 def _is_idle(key: str, settings: TableTasks) -> bool:
     """Whether a key is of another kind of tasks, or says what goes without saying."""
-    if any(key in keys and kind != settings.kind for kind, keys in _ONLY.items()):
+    if settings.kind not in _ONLY.get(key, {settings.kind}):
         return True
-    if key.endswith("_groups") and not settings.groups:
+    if key.endswith("_groups") and not settings.groups and settings.kind != "forecast":
         return True
     default = TableTasks.model_fields[key].default
     return key in ("time_differences", "max_steps") and getattr(settings, key) == default

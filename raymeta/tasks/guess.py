@@ -15,6 +15,7 @@ from raymeta.errors import DataError
 from raymeta.finding import Finding
 from raymeta.storage.paths import path_at
 from raymeta.tasks.dealt import Dealt
+from raymeta.tasks.guess_forecast import guess_forecast, looks_like_forecast
 from raymeta.tasks.roles import Roles
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table
@@ -44,7 +45,8 @@ def guess_tasks(
 
     Args:
         location: a file, a folder, or a pattern such as `recordings/*.csv`.
-        target: the column of the class, if it is known; as are the following.
+        target: the column of the class, or of the numbers to be forecast, if it is known; as are
+            the following.
         task: the columns whose groups are tasks, or stay together; of texts, their domain.
         sequence: the column of the sequence that a row belongs to.
         time: the column that orders a sequence's rows.
@@ -63,6 +65,12 @@ def guess_tasks(
         place = {"data_dir": folder, "files": names}
         texts = guess_texts(roles, text, target=target, task=list(task), files=place)
         return Guess(texts, roles.findings)
+    if looks_like_forecast(columns, target, sequence, time):
+        place = {"source": "table", "data_dir": folder, "files": names}
+        forecast = guess_forecast(
+            roles, place, target=target, task=list(task), sequence=sequence, time=time
+        )
+        return Guess(forecast, roles.findings)
     label = roles.target(target)
     own = roles.sequence(sequence, label)
     clock = roles.time(time, own)

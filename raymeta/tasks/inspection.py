@@ -13,6 +13,7 @@ from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
 from raymeta.tasks.dealt import Dealt
+from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.leaks import find_leaks
 from raymeta.tasks.load import load_tasks
 from raymeta.tasks.settings import TableTasks
@@ -53,6 +54,15 @@ class Inspection:
     def task(self) -> str:
         """What a task is, in a sentence."""
         tasks, dealt = self.experiment.tasks, self.dealt
+        if isinstance(tasks, TableTasks) and tasks.kind == "forecast":
+            cutter = Cutter.of(tasks)
+            apart = " or ".join(dealt.groups)
+            return (
+                f"a task is one series ({tasks.sequence}) of {tasks.target}, of a {apart} that no "
+                f"network has seen, cut at a random step: the {cutter.past} steps before the cut "
+                f"hold {tasks.num_shots} support windows to adapt to, and {tasks.num_queries} "
+                f"queries ask for {tasks.horizon} steps after it"
+            )
         if dealt.task is None:
             what = f"{tasks.num_ways} classes of {dealt.target} that no network has seen"
         else:
@@ -80,6 +90,8 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         )
     dealt = DEALERS[tasks.source](tasks, sealed=experiment.evaluation.sealed)
     axes = [*dealt.groups, *([""] if dealt.task is None else [])]
+    if not dealt.classes and dealt.task is not None and dealt.task not in axes:
+        axes.append(dealt.task)
     leaks = find_leaks(dealt.chosen, axes)
     if not leaks:
         # Texts of a domain for training may be for validation too: there are no units to part.
@@ -107,7 +119,7 @@ def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribu
     try:
         distribution = load_tasks(experiment)
     except DataError as error:
-        ways, examples = dealt.fitting(*asked)
+        ways, examples = dealt.fitting(*asked) if dealt.classes else (0, 0)
         text = f"{error}"
         if ways >= 2 and examples >= 2:
             shots = min(tasks.num_shots, examples - 1)
@@ -118,6 +130,9 @@ def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribu
         return Finding("enough", text, "error"), None
     ways, examples = asked
     text = f"every split serves {ways} ways with {examples} sequences each"
+    if distribution.season is not None:
+        fewest = min(len(dealt.chosen[split]) for split in SPLITS)
+        text = f"every split has {fewest} series or more that can be cut"
     return Finding("enough", text), distribution
 
 
@@ -128,6 +143,8 @@ def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) 
     assert episode.query_ids is not None
     tasks = experiment.tasks
     names = tested.groups[tasks.sequence] if isinstance(tasks, TableTasks) else tested.ids
+    if isinstance(tasks, TableTasks) and tasks.kind == "forecast":
+        return (_series(tasks, distribution, dealt),)
     found = []
     for way in range(tasks.num_ways):
         support = episode.support_ids[episode.support_y == way]
@@ -142,12 +159,32 @@ def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) 
     return tuple(found)
 
 
+def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> Way:
+    """The series of episode 0, and the rows that its windows read and ask for."""
+    episode, past = distribution.episode("test", 0), Cutter.of(tasks).past
+    assert episode.support_ids is not None
+    assert episode.query_ids is not None
+    assert episode.query_units is not None
+    names = np.unique(dealt.chosen["test"].groups[tasks.sequence])
+    start = int(episode.query_ids[0]) - past
+
+    def told(first: int, end: int) -> str:
+        return f"rows {first + 1} to {end}, then {end + 1} to {end + tasks.horizon}"
+
+    return Way(
+        str(names[episode.query_units[tasks.sequence][0]]),
+        tuple(told(start, int(end)) for end in episode.support_ids),
+        tuple(told(int(end) - past, int(end)) for end in episode.query_ids),
+    )
+
+
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Columns that may be groups, are not named as such, and have a value in two splits."""
     columns = read_table(tasks.data_files())
     known = {tasks.sequence, tasks.target, tasks.time, *tasks.groups, *tasks.features}
     own, target = columns[tasks.sequence], columns[tasks.target]
-    if own.codes is None or target.codes is None:
+    is_forecast = tasks.kind == "forecast"
+    if own.codes is None or (target.codes is None and not is_forecast):
         return []
     split_of = {
         name: split for split in SPLITS for name in dealt.chosen[split].groups[tasks.sequence]
@@ -156,7 +193,9 @@ def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     for name, column in columns.items():
         if name in known or not 1 < len(column.labels) < len(own.labels):
             continue
-        if not column.is_constant_in(own.codes) or column.is_constant_in(target.codes):
+        if not column.is_constant_in(own.codes):
+            continue
+        if target.codes is not None and not is_forecast and column.is_constant_in(target.codes):
             continue
         assert column.codes is not None, "it has labels"
         first = np.unique(own.codes, return_index=True)[1]

@@ -104,7 +104,8 @@ class Roles:
         if not self._is_label(name):
             raise DataError(
                 f"{self.location}: the target {name} must hold the class of a sequence, as text or "
-                "whole numbers, none missing; numbers to be forecast or regressed are not served"
+                "whole numbers, none missing; numbers to be forecast need columns of series and "
+                "times (--sequence, --time)"
             )
         return name
 

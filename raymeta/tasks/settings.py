@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from raymeta.data.files import TABLE_SUFFIXES, files_in, table_files
@@ -57,6 +64,10 @@ class TaskSettings(Section):
     def pretrained(self) -> str | None:
         """The pretrained encoder that examples pass through; a folder or a hub name."""
         return None
+
+    def asks_for(self) -> str:
+        """The name of the problem, where one source has several."""
+        return self.problem
 
 
 class Augmentation(Section):
@@ -220,21 +231,31 @@ class TableTasks(FileTasks):
         "val_groups",
         "test_groups",
         "split_seed",
+        "horizon",
+        "context",
+        "season",
+        "stride",
     }
 
     source: Literal["table"]
-    kind: Literal["classes", "groups"] = Field(
+    kind: Literal["classes", "groups", "forecast"] = Field(
         "classes",
         description="classes: a task is num_ways classes that no network has seen; groups: a task "
         "is one group of the first group column, such as a patient, with the classes of all; its "
-        "first sequences, in the order of the files, are the support set, later ones the queries",
+        "first sequences, in the order of the files, are the support set, later ones the queries; "
+        "forecast: a task is one sequence, a series cut in two: the support set is before the cut, "
+        "what is to be forecast after it",
     )
-    num_ways: int = Field(5, ge=2)
+    num_ways: int = Field(5, ge=1, description="classes of an episode; 1 for kind: forecast")
     num_shots: int = Field(1, ge=1)
     num_queries: int = Field(3, ge=1, description="query examples a class")
     sequence: str = Field(description="column of the sequence that a row belongs to")
-    target: str = Field(description="column of the class")
-    features: list[str] = Field(min_length=1, description="columns of numbers")
+    target: str = Field(description="column of the class; kind: forecast: of the numbers")
+    features: list[str] = Field(
+        [],
+        validate_default=True,
+        description="columns of numbers; kind: forecast: further ones, known of the past alone",
+    )
     time: str | None = Field(
         None, description="column that orders a sequence's rows; null for the order of the file"
     )
@@ -252,14 +273,61 @@ class TableTasks(FileTasks):
     small_classes: Literal["refuse", "leave_out"] = Field(
         "refuse",
         description="what to do with classes (kind: groups: with groups) that have fewer than "
-        "num_shots + num_queries sequences",
+        "num_shots + num_queries sequences; kind: forecast: with series too short to be cut",
     )
     val_classes: int = Field(5, ge=1, description="kind: classes: held out for meta-validation")
     test_classes: int = Field(5, ge=1, description="kind: classes: held out for meta-test")
-    val_groups: int = Field(1, ge=1, description="of each group column, for meta-validation")
-    test_groups: int = Field(1, ge=1, description="of each group column, for meta-test")
-    max_steps: int = Field(512, ge=1, description="rows of a sequence; longer ones are refused")
+    val_groups: int = Field(
+        1,
+        ge=1,
+        description="of each group column (kind: forecast without one: series), for "
+        "meta-validation",
+    )
+    test_groups: int = Field(1, ge=1, description="the same for meta-test")
+    max_steps: int = Field(
+        512, ge=1, description="rows of a sequence; longer ones are refused; unused for forecasts"
+    )
+    horizon: int = Field(1, ge=1, le=1000, description="kind: forecast: steps to be forecast")
+    context: int = Field(
+        24,
+        ge=1,
+        le=4096,
+        description="kind: forecast: steps before the first window of the support set; an episode "
+        "sees context + horizon + (num_shots - 1) × stride steps before its cut",
+    )
+    season: int = Field(
+        1,
+        ge=1,
+        description="kind: forecast: steps of a season, such as 12 of monthly numbers; MASE is in "
+        "units of the error of repeating the last season; 1: the last value",
+    )
+    stride: int = Field(1, ge=1, description="kind: forecast: steps from a window to the next")
+    difference: Literal["season", "drift", "last"] = Field(
+        "season",
+        description="kind: forecast: networks learn the difference to the last season, to the last "
+        "season moved by the change over a season (drift; where a window shows one), or to the "
+        "last value",
+    )
     split_seed: Seed = Field(0, description="deals classes and groups into the splits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_forecast_has_no_ways(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "forecast":
+            return {"num_ways": 1, **values}
+        return values
+
+    @field_validator("features")
+    @classmethod
+    def _classes_need_features(cls, features: list[str], others: ValidationInfo) -> list[str]:
+        if others.data.get("kind") != "forecast" and not features:
+            short = {"field_type": "List", "min_length": 1, "actual_length": 0}
+            raise PydanticKnownError("too_short", short)
+        return features
+
+    def asks_for(self) -> str:
+        """A forecast is a problem of its own."""
+        return "forecast" if self.kind == "forecast" else self.problem
 
     @model_validator(mode="after")
     def _checks_columns_and_classes(self) -> Self:
@@ -270,6 +338,10 @@ class TableTasks(FileTasks):
             raise ValueError(f"a column has one role, but {twice[0]!r} is named twice")
         if self.time_differences and self.time is None:
             raise ValueError("time_differences needs a column of times; name it as time")
+        if self.kind == "forecast":
+            return self._checks_forecast()
+        if self.num_ways < 2:
+            raise ValueError(f"num_ways must be >= 2, but got {self.num_ways}")
         if self.kind == "groups":
             if not self.groups:
                 raise ValueError("kind: groups needs the column of the groups; name it in groups")
@@ -280,6 +352,23 @@ class TableTasks(FileTasks):
                 f"val_classes and test_classes must be at least num_ways, but got "
                 f"(val_classes={self.val_classes}, test_classes={self.test_classes}, "
                 f"num_ways={self.num_ways})"
+            )
+        return self
+
+    def _checks_forecast(self) -> Self:
+        if self.num_ways != 1:
+            raise ValueError(
+                f"kind: forecast has no classes: leave num_ways out, but got {self.num_ways}"
+            )
+        if self.missing != "refuse" or self.time_differences:
+            raise ValueError(
+                "kind: forecast takes neither missing (filling in looks into the future) nor "
+                "time_differences: steps are evenly spaced; fill the table in yourself"
+            )
+        if self.context < self.season:
+            raise ValueError(
+                f"context must be at least season, since every example must hold a season, but "
+                f"got (context={self.context}, season={self.season})"
             )
         return self
 

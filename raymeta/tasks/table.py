@@ -2,7 +2,7 @@
 
 A task is a set of classes that no network has seen (`kind: classes`), or a group such as a patient
 with the classes that all groups have (`kind: groups`).  Where the table has group columns, no group
-is in two splits.
+is in two splits.  `kind: forecast` is in `raymeta.tasks.forecast`.
 
 Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 """
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.files import read_each, unread_files
 from raymeta.data.missing import (
     carried,
     interpolated,
@@ -28,13 +27,12 @@ from raymeta.data.missing import (
     since_observed,
     time_differences,
 )
-from raymeta.data.readers.table import TableReader
-from raymeta.data.sequences import Sequences, content_of, joined
+from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
-from raymeta.storage.paths import path_at
 from raymeta.tasks.dealt import Dealt, sizes
+from raymeta.tasks.forecast import deal_forecast, load_forecast
 from raymeta.tasks.inputs import Inputs, check_facts
 from raymeta.tasks.sampling import (
     ClassPool,
@@ -45,9 +43,8 @@ from raymeta.tasks.sampling import (
     unit_ids,
 )
 from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_files import read_sequences
 
-# Tables in forms that are not read: a user who has some in the folder should know.
-_OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")
 _SHOWN = 3  # names that a message lists
 
 
@@ -64,6 +61,8 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
     Raises:
         DataError: a file is broken, the data hold copies, or they cannot serve such episodes.
     """
+    if settings.kind == "forecast":
+        return load_forecast(settings, seed=seed, sealed=sealed)
     dealt = deal_table(settings, sealed=sealed)
     chosen = dealt.chosen
     num_examples = settings.num_shots + settings.num_queries
@@ -129,6 +128,11 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     Raises:
         RunError: the network reads more than the features, which nobody hands it yet.
     """
+    if settings.kind == "forecast":
+        raise RunError(
+            "a network that was trained with tasks.kind: forecast cannot be used on other data "
+            "yet: its examples are scaled by a whole past, which nobody hands it"
+        )
     if settings.missing != "refuse" or settings.time_differences:
         raise RunError(
             "a network that was trained with tasks.missing or tasks.time_differences cannot be "
@@ -181,7 +185,9 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     Raises:
         DataError: a file is broken, the data hold copies, or there are too few groups to deal.
     """
-    sequences, unread = _read(settings)
+    if settings.kind == "forecast":
+        return deal_forecast(settings, sealed=sealed)
+    sequences, unread = read_sequences(settings)
     contents = [content_of(x) for x in sequences.x]
     for axis in settings.groups:
         refuse_copies(sequences, contents, axis)
@@ -247,43 +253,6 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
 _BETWEEN = "their class and their groups, or two of their groups, are in different splits"
 _COPIES = "copies of others, or of equal content and different classes"
 _TOO_SMALL = "of a class or group with too few sequences (tasks.small_classes)"
-
-
-def _read(settings: TableTasks) -> tuple[Sequences, list[str]]:
-    """All sequences of the table, and a warning of files that are not read."""
-    files = settings.data_files()
-    folder = path_at(settings.data_dir)
-    if not files:
-        named = f"named {', '.join(settings.files)!r:.100} " if settings.files else "of a table "
-        raise DataError(
-            f"{settings.data_dir}: no file {named}found; set tasks.data_dir and tasks.files"
-        )
-    reader = TableReader(
-        sequence=settings.sequence,
-        target=settings.target,
-        features=tuple(settings.features),
-        time=settings.time,
-        groups=tuple(settings.groups),
-        may_miss=settings.missing != "refuse",
-    )
-    read = read_each(reader, files)
-    for path, sequences in zip(files, read, strict=True):
-        longest = int(sequences.lengths.argmax())
-        if len(sequences.x[longest]) > settings.max_steps:
-            raise DataError(
-                f"{path}: {sequences.ids[longest]} has {len(sequences.x[longest])} rows, but "
-                f"tasks.max_steps is {settings.max_steps}; raise it, or cut the sequence up"
-            )
-    found = joined(read)
-    file_of: dict[str, str] = {}
-    for name, place in zip(found.groups[settings.sequence], found.ids, strict=True):
-        if name in file_of:
-            raise DataError(
-                f"{settings.data_dir}: the id of {place} occurs in another file too "
-                f"({file_of[name]}); give every sequence an id of its own"
-            )
-        file_of[name] = place
-    return found, [] if settings.files else unread_files(folder, files, _OTHER_TABLES)
 
 
 def _small(found: Mapping[str, Mapping[str, int]], dealt_by: str | None, least: int) -> list[str]:

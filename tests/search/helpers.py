@@ -18,7 +18,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
 from raymeta.run_folder import Run
-from raymeta.search import AxSearcher, ax_model, ax_process
+from raymeta.search import AxSearcher, ax_model, ax_process, ax_strategy
 from raymeta.search.preflight import prepare
 from raymeta.search.progress import Observer
 from raymeta.search.results import TrialSummary
@@ -99,7 +99,7 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
         return ray.put(getattr(self._actor, method)(*args))
 
     monkeypatch.setattr(ax_process.AxProcess, "_call", call)
-    monkeypatch.setattr(ax_model, "_ACQUISITION_SEARCH", ax_model._QUICK_SEARCH)
+    monkeypatch.setattr(ax_model, "ACQUISITION_SEARCH", ax_strategy.QUICK_SEARCH)
 
 
 def ax_pids() -> list[int]:

@@ -166,17 +166,17 @@ def test_classes_with_one_sequence_are_left_out(tmp_path: Path) -> None:
         loaded(tmp_path, guess.settings)
 
 
-def forecast(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(y=frame.x).drop(columns=["kind", "person"])
-
-
 @pytest.mark.parametrize(
     ("change", "options", "complaint"),
     [
         (lambda f: f, {}, "which column is the class.*--target"),
         (lambda f: f, {"target": "knd"}, r"no column 'knd' \(--target\); did you mean 'kind'"),
-        (forecast, {}, "which column is the class.*--target"),
-        (forecast, {"target": "y"}, "numbers to be forecast or regressed are not served"),
+        (lambda f: f.drop(columns="time"), {"target": "x"}, "numbers to be forecast need.*--time"),
+        (
+            lambda f: f.assign(kind=f.time % 3),  # labels of steps, not of sequences
+            {"target": "kind"},
+            "which column orders the rows",
+        ),
         (
             lambda f: f.assign(recording=f.recording.str[-1]),
             {"target": "kind"},
@@ -255,3 +255,46 @@ def test_other_columns_in_one_file_are_refused(tmp_path: Path) -> None:
     written(tmp_path, frame[frame.index >= 100].rename(columns={"z": "q"}), "b.csv")
     with pytest.raises(DataError, match=r"b.csv: must have the columns of a.csv"):
         guess_tasks(str(tmp_path), target="kind")
+
+
+# Library -> the names that its users' tables of series have, and its target.
+SERIES = {
+    "nixtla": ("unique_id", "ds", "y"),
+    "autogluon": ("item_id", "timestamp", "target"),
+    "pytorch forecasting": ("group_ids", "time_idx", "volume"),
+}
+
+
+def series(library: str) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    name, time, target = SERIES[library]
+    parts = []
+    for number in range(12):
+        months: Any = pd.date_range("2020-01-01", periods=90, freq="MS")
+        if library == "pytorch forecasting":
+            months = np.arange(90)
+        values = {name: f"shop {number}", time: months, target: rng.normal(size=90).cumsum()}
+        parts.append(pd.DataFrame(values | {"town": f"town {number // 2}"}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("library", SERIES)
+def test_a_target_that_changes_within_series_is_to_be_forecast(
+    library: str, tmp_path: Path
+) -> None:
+    name, time, target = SERIES[library]
+    guess = guess_tasks(written(tmp_path, series(library)), target=target, task=["town"])
+    found = guess.settings
+    assert (found.kind, found.sequence, found.time) == ("forecast", name, time)
+    assert (found.target, found.features, found.groups) == (target, [], ["town"])
+    assert found.season == (1 if library == "pytorch forecasting" else 12)
+    assert any("to be forecast" in finding.text for finding in guess.findings)
+    tasks = loaded(tmp_path, found)
+    assert tasks.input_spec.problem == "forecast"
+
+
+def test_missing_values_of_series_are_refused(tmp_path: Path) -> None:
+    frame = series("nixtla")
+    frame.loc[5, "y"] = np.nan
+    with pytest.raises(DataError, match=r"column y has 1 missing.*future"):
+        guess_tasks(written(tmp_path, frame))

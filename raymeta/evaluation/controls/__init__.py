@@ -12,7 +12,9 @@ from raymeta.evaluation.controls.file_configuration import FileConfiguration
 from raymeta.evaluation.controls.joint import JointTraining
 from raymeta.evaluation.controls.kernel_ridge import KernelRidge
 from raymeta.evaluation.controls.minirocket import MiniRocketRidge
+from raymeta.evaluation.controls.naive import MovedSeason, Naive, SeasonalNaive
 from raymeta.evaluation.controls.random_start import RandomStart
+from raymeta.evaluation.controls.smoothing import ExponentialSmoothing, Theta
 from raymeta.evaluation.controls.support_mean import SupportMean
 from raymeta.evaluation.controls.time_warping import TimeWarping
 from raymeta.evaluation.controls.unadapted import Unadapted
@@ -31,4 +33,9 @@ CONTROLS: tuple[Control, ...] = (
     EncoderRegression(),
     SupportMean(),
     KernelRidge(),
+    Naive(),
+    SeasonalNaive(),
+    MovedSeason(),
+    ExponentialSmoothing(),
+    Theta(),
 )

@@ -63,13 +63,14 @@ class Judgement:
 
     A control that adapts also has `steps`, the adaptation steps it was judged after, and `curves`
     `[E, M, S + 1]`, its scores after 0 … S steps.  `detail` names what was chosen on
-    meta-validation.
+    meta-validation.  `outputs` `[E, M, O]` are the answers of a control for forecasts.
     """
 
     scores: Tensor
     steps: int | None = None
     curves: Tensor | None = None
     detail: str = ""
+    outputs: Tensor | None = None
 
 
 class Control(ABC):
@@ -94,6 +95,10 @@ class Control(ABC):
         if tasks.encoded:
             given = "vectors"
         return spec.problem in self.problems and given in self.inputs
+
+    def lacks(self) -> str | None:
+        """What must be installed before the control can be judged; None if it can."""
+        return None
 
     @abstractmethod
     def judge(self, contest: Contest) -> Judgement:

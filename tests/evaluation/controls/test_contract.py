@@ -28,6 +28,7 @@ SERVING = {
     "pen-maml": ALWAYS | {"class_mean", "dtw", "minirocket"},
     "sentiment": ALWAYS | {"class_mean", "words"},
     "sinusoid": ALWAYS | {"support_mean", "kernel_ridge"},
+    "employment": ALWAYS | {"naive", "seasonal_naive", "moved_season", "ets", "theta"},
 }
 PAIRS = [
     (name, control)

@@ -1,0 +1,136 @@
+"""Controls for forecasts from statsmodels: exponential smoothing (ETS) and the Theta method.
+
+Each is fitted to the past of every query anew (Hyndman et al. 2008, "Forecasting with Exponential
+Smoothing"; Assimakopoulos & Nikolopoulos 2000, "The theta model").  Its form is chosen on
+meta-validation: on pasts of two seasons the corrected information criterion, by which AutoETS
+chooses, often leaves the season out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from contextlib import suppress
+
+import numpy as np
+
+from raymeta.episodes import TaskDistribution
+from raymeta.evaluation.controls import contract
+from raymeta.evaluation.controls.contract import Contest, Control, Judgement
+from raymeta.evaluation.controls.naive import Forecast, judge_forecast, network_units
+
+
+class _Fitted(Control):
+    """A method that is fitted to one past after the other."""
+
+    problems = frozenset({"forecast"})
+
+    def lacks(self) -> str | None:
+        """The library."""
+        try:
+            import statsmodels  # noqa: F401, PLC0415  (an extra)
+        except ImportError:
+            return "statsmodels is not installed: pip install 'raymeta[forecast]'"
+        return None
+
+    @abstractmethod
+    def forms(self, steps: int, season: int) -> list[str]:
+        """The forms that can be fitted to a past of so many steps."""
+
+    @abstractmethod
+    def fitted(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
+        """The forecast `[H]` of one past `[P]`."""
+
+    def judge(self, contest: Contest) -> Judgement:
+        """Chooses the form on meta-validation; scores the meta-test with it."""
+        tasks, problem = contest.own.tasks, contest.own.recipe.problem
+        count = contract.NUM_CHOICE_EPISODES
+        targets = tasks.episodes("val", range(count)).query.y.double()
+        form = min(
+            self.forms(*_steps_and_season(tasks)),
+            key=lambda form: float(
+                problem.query_scores(
+                    network_units(tasks, "val", count, self._forecast(form)), targets
+                ).mean()
+            ),
+        )
+        return judge_forecast(contest, self._forecast(form), form)
+
+    def _forecast(self, form: str) -> Forecast:
+        def forecast(pasts: np.ndarray, season: int, horizon: int) -> np.ndarray:
+            return np.apply_along_axis(self._sound, -1, pasts, season, horizon, form)
+
+        return forecast
+
+    def _sound(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
+        """A forecast; the last value where the method finds none."""
+        found = np.full(horizon, np.nan)
+        # A past that never changes but for one season has no fit, for one.
+        no_fit = suppress(ValueError, ArithmeticError, np.linalg.LinAlgError)
+        with warnings.catch_warnings(), np.errstate(all="ignore"), no_fit:
+            warnings.simplefilter("ignore")  # of fits that end at a bound
+            found = np.asarray(self.fitted(past, season, horizon, form), dtype=np.float64)
+        return found if np.isfinite(found).all() else np.full(horizon, past[-1])
+
+
+def _steps_and_season(tasks: TaskDistribution) -> tuple[int, int]:
+    assert tasks.season is not None, "forecasts have a season"
+    return tasks.query_past("val", 1).values.shape[-1], tasks.season
+
+
+class ExponentialSmoothing(_Fitted):
+    """ETS with additive parts: level, with or without a trend, damped or not, and a season."""
+
+    name = "ets"
+    label = "exponential smoothing (ETS)"
+
+    _TRENDS = ("no trend", "damped trend", "trend")
+    _SEASONAL = "additive season"
+
+    def forms(self, steps: int, season: int) -> list[str]:
+        """A season needs two of them to be seen."""
+        seasons = ["no season", *([self._SEASONAL] if 1 < season <= steps // 2 else [])]
+        return [f"{trend}, {own}" for own in seasons for trend in self._TRENDS]
+
+    def fitted(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
+        """By maximum likelihood, the initial states too."""
+        from statsmodels.tsa import holtwinters  # noqa: PLC0415  (an extra)
+
+        trend, own = form.split(", ")
+        is_seasonal = own == self._SEASONAL
+        model = holtwinters.ExponentialSmoothing(
+            past,
+            trend=None if trend == "no trend" else "add",
+            damped_trend=trend == "damped trend",
+            seasonal="add" if is_seasonal else None,
+            seasonal_periods=season if is_seasonal else None,
+            initialization_method="estimated",
+        )
+        found: np.ndarray = model.fit().forecast(horizon)
+        return found
+
+
+class Theta(_Fitted):
+    """Theta, after the season was taken out: always, never, or where a test finds one."""
+
+    name = "theta"
+    label = "Theta method"
+
+    _NONE, _TESTED, _ALWAYS = "no season", "a season where a test finds it", "a season"
+
+    def forms(self, steps: int, season: int) -> list[str]:
+        """A season needs two of them to be seen."""
+        is_seen = 1 < season <= steps // 2
+        return [self._NONE, *([self._TESTED, self._ALWAYS] if is_seen else [])]
+
+    def fitted(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
+        """The mean of the line and the smoothed series."""
+        from statsmodels.tsa.forecasting.theta import ThetaModel  # noqa: PLC0415  (an extra)
+
+        model = ThetaModel(
+            past,
+            period=season if form != self._NONE else 1,
+            deseasonalize=form != self._NONE,
+            use_test=form == self._TESTED,
+        )
+        return np.asarray(model.fit().forecast(horizon))

@@ -1,0 +1,54 @@
+"""Forecasts in the series' own units: sMAPE and the squared error, beside MASE.
+
+Shape legend: R trainings, E episodes, M queries, H horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import TaskDistribution
+from raymeta.evaluation.controls.contract import Network
+from raymeta.evaluation.ensemble import query_answers
+from raymeta.evaluation.scores import Score
+from raymeta.uncertainty import Units
+
+
+def forecasts_of(networks: Sequence[Network], num_episodes: int, num_steps: int) -> Tensor:
+    """The answers to the first meta-test episodes after the last step, float64 `[R, E, M, H]`."""
+    found = [
+        torch.stack([steps[-1] for steps in answers]).double().cpu()
+        for _, answers in query_answers(networks, num_episodes, num_steps)
+    ]
+    return torch.cat(found, dim=1)
+
+
+def in_own_units(tasks: TaskDistribution, outputs: Tensor, units: Units) -> dict[str, Score]:
+    """The measures of answers `[R, E, M, H]` to the first meta-test episodes, by name.
+
+    sMAPE is in percent, 0 where forecast and value are both 0; the squared error is in the square
+    of the series' unit.
+    """
+    num_episodes = outputs.shape[1]
+    past = tasks.query_past("test", num_episodes)
+    base, unit = torch.from_numpy(past.base), torch.from_numpy(past.unit)
+    targets = tasks.episodes("test", range(num_episodes)).query.y.double()
+    values, forecasts = base + unit * targets, base + unit * outputs
+    measures = {
+        "sMAPE in %": smape(forecasts, values),
+        "squared error": (forecasts - values).square().mean(dim=-1),
+    }
+    return {
+        name: Score.over(found if len(found) > 1 else found[0], units)
+        for name, found in measures.items()
+    }
+
+
+def smape(forecasts: Tensor, values: Tensor) -> Tensor:
+    """200 |f - y| / (|f| + |y|), the mean over H (Makridakis et al. 2000, the M3 competition)."""
+    size = forecasts.abs() + values.abs()
+    errors = (forecasts - values).abs()
+    return (200 * errors / size.masked_fill(size == 0, 1.0)).mean(dim=-1)

@@ -1,0 +1,58 @@
+"""Reads the files of a user's table, whatever its tasks are."""
+
+from __future__ import annotations
+
+from raymeta.data.files import read_each, unread_files
+from raymeta.data.readers.table import TableReader
+from raymeta.data.sequences import Sequences, joined
+from raymeta.errors import DataError
+from raymeta.storage.paths import path_at
+from raymeta.tasks.settings import TableTasks
+
+# Tables in forms that are not read: a user who has some in the folder should know.
+_OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")
+
+
+def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
+    """All sequences of the table, and a warning of files that are not read.
+
+    Of a forecast a step is the target and then the features, and no sequence has a class.
+
+    Raises:
+        DataError: a file is broken, or a sequence is too long or in two files.
+    """
+    files = settings.data_files()
+    folder = path_at(settings.data_dir)
+    if not files:
+        named = f"named {', '.join(settings.files)!r:.100} " if settings.files else "of a table "
+        raise DataError(
+            f"{settings.data_dir}: no file {named}found; set tasks.data_dir and tasks.files"
+        )
+    is_forecast = settings.kind == "forecast"
+    features = [*([settings.target] if is_forecast else []), *settings.features]
+    reader = TableReader(
+        sequence=settings.sequence,
+        target=None if is_forecast else settings.target,
+        features=tuple(features),
+        time=settings.time,
+        groups=tuple(settings.groups),
+        may_miss=settings.missing != "refuse",
+    )
+    read = read_each(reader, files)
+    for path, sequences in zip(files, read, strict=True):
+        longest = int(sequences.lengths.argmax())
+        if len(sequences.x[longest]) > settings.max_steps and not is_forecast:
+            raise DataError(
+                f"{path}: {sequences.ids[longest]} has {len(sequences.x[longest])} rows, but "
+                f"tasks.max_steps is {settings.max_steps}; raise it, or cut the sequence up"
+            )
+    found = joined(read)
+    file_of: dict[str, str] = {}
+    for name, place in zip(found.groups[settings.sequence], found.ids, strict=True):
+        if name in file_of:
+            raise DataError(
+                f"{settings.data_dir}: the id of {place} occurs in another file too "
+                f"({file_of[name]}); give every sequence an id of its own"
+            )
+        file_of[name] = place
+    return found, [] if settings.files else unread_files(folder, files, _OTHER_TABLES)

@@ -1,0 +1,59 @@
+"""ETS and Theta: they find what series of their kind do, and say what they lack."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from raymeta.evaluation import controls
+from raymeta.evaluation.controls.smoothing import ExponentialSmoothing, Theta
+from raymeta.evaluation.meta_test import meta_test
+
+SEASON = np.tile([10.0, 4.0, 7.0, 1.0], 6)
+
+
+def test_ets_continues_a_season_and_a_trend():
+    ets = ExponentialSmoothing()
+    noise = 1e-3 * np.random.default_rng(0).normal(size=24)
+    past = SEASON + 0.5 * np.arange(24) + noise
+    found = ets.fitted(past, 4, 4, "trend, additive season")
+    np.testing.assert_allclose(found, SEASON[:4] + 0.5 * np.arange(24, 28), atol=0.05)
+    flat = ets.fitted(noise + 3, 4, 4, "no trend, no season")
+    np.testing.assert_allclose(flat, 3, atol=0.01)
+
+
+def test_theta_halves_a_trend_and_keeps_the_season():
+    """Hyndman & Billah 2003: exponential smoothing with half the slope of the line as drift."""
+    theta = Theta()
+    noise = 1e-2 * np.random.default_rng(0).normal(size=40)
+    past = 5 + 2.0 * np.arange(40) + noise
+    found = theta.fitted(past, 1, 3, "no season")
+    np.testing.assert_allclose(np.diff(found), 1.0, atol=0.01)
+    seasonal = theta.fitted(SEASON + 20 + noise[:24], 4, 4, "a season")
+    np.testing.assert_allclose(seasonal, SEASON[:4] + 20, atol=0.1)
+
+
+def test_forms_with_a_season_need_two_of_them():
+    for control in (ExponentialSmoothing(), Theta()):
+        assert len(control.forms(24, 12)) > len(control.forms(23, 12)) == len(control.forms(24, 1))
+
+
+def test_a_past_without_a_fit_gets_the_last_value():
+    past = np.array([1.0, np.inf, 2.0, 3.0])
+    found = ExponentialSmoothing()._sound(past, 1, 2, "trend, no season")
+    assert found.tolist() == [3, 3]
+
+
+def test_without_statsmodels_they_are_left_out_and_the_extra_is_named(monkeypatch, untrained):
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    monkeypatch.setattr(controls, "CONTROLS", (ExponentialSmoothing(), Theta()))
+    result = meta_test(untrained("employment"), {}, label="tuned", num_episodes=3)
+    assert [row.name for row in result.rows] == ["tuned"]
+    assert result.note.count("pip install 'raymeta[forecast]'") == 2
+
+
+@pytest.mark.parametrize("control", [ExponentialSmoothing(), Theta()])
+def test_with_statsmodels_nothing_is_lacking(control):
+    assert control.lacks() is None

@@ -1,0 +1,272 @@
+"""Forecasts: what an episode holds, that nothing in it is of the future, how series are dealt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raymeta.episodes import SPLITS, Episode
+from raymeta.errors import DataError, ExperimentError, RunError
+from raymeta.experiment.file import load_experiment
+from raymeta.experiment.schema import Experiment, Training
+from raymeta.tasks.forecast import Cutter, moved_season, seasonal_naive
+from raymeta.tasks.inspection import inspect_tasks
+from raymeta.tasks.load import load_inputs, load_tasks
+from raymeta.training.trainer import build_trainer
+
+SETTINGS: dict[str, Any] = {
+    "source": "table",
+    "kind": "forecast",
+    "sequence": "shop",
+    "target": "sales",
+    "time": "day",
+    "features": ["price"],
+    "groups": ["town"],
+    "season": 3,
+    "horizon": 4,
+    "context": 5,
+    "num_shots": 2,
+    "num_queries": 3,
+    "stride": 2,
+}
+TINY = Training(meta_steps=2, meta_batch_size=2, val_episodes=4)
+CUTTER = Cutter(
+    context=5,
+    horizon=4,
+    season=3,
+    stride=2,
+    num_shots=2,
+    num_queries=3,
+    difference="season",
+)
+
+
+def sales(num_shops: int = 12, days: int = 40) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "shop": f"shop {shop}",
+                "town": f"town {shop % 6}",
+                "day": pd.date_range("2026-01-01", periods=days),
+                "sales": 100 + rng.normal(size=days).cumsum(),
+                "price": rng.uniform(1, 2, days),
+            }
+        )
+        for shop in range(num_shops)
+    )
+
+
+Load = Callable[..., Experiment]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Load:
+    def experiment(frame: pd.DataFrame, **changes: Any) -> Experiment:
+        frame.to_parquet(tmp_path / "rows.parquet")
+        tasks = SETTINGS | {"data_dir": str(tmp_path)} | changes
+        return load_experiment(
+            "pen",
+            ["search.space={}", "learner=maml", f"tasks={tasks!r}".replace("None", "null")],
+        )
+
+    return experiment
+
+
+def parts(episode: Episode) -> list[np.ndarray]:
+    return [episode.support_x, episode.support_y, episode.query_x, episode.query_y]
+
+
+def test_windows_are_where_the_settings_put_them() -> None:
+    """Against indices written out by hand: the past is 5 + 4 + 2 = 11 steps, the cut at 20."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, 2))
+    episode = CUTTER.episode(x, 20)
+    y = x[:, 0]
+    unit = np.mean([abs(y[t] - y[t - 3]) for t in range(9 + 3, 20)])
+    assert episode.support_ids is not None
+    assert episode.query_ids is not None
+    assert episode.support_ids.tolist() == [14, 16]
+    assert episode.query_ids.tolist() == [20, 22, 24]
+    for ends, targets in (([14, 16], episode.support_y), ([20, 22, 24], episode.query_y)):
+        for end, found in zip(ends, targets, strict=True):
+            base = [y[end - 3], y[end - 2], y[end - 1], y[end - 3]]
+            np.testing.assert_allclose(found, (y[end : end + 4] - base) / unit, rtol=1e-9)
+    assert episode.support_lengths is not None
+    assert episode.support_lengths.tolist() == [5, 7]
+    assert episode.query_x.shape == (3, 11, 3)
+    np.testing.assert_allclose(
+        episode.query_x[1, :, 0], (y[11:22] - y[21]) / unit, rtol=1e-5, atol=1e-6
+    )
+    changes = [0, 0, 0, *(y[t] - y[t - 3] for t in range(14, 22))]
+    np.testing.assert_allclose(episode.query_x[1, :, 1], np.array(changes) / unit, rtol=1e-5)
+    prices = x[9:20, 1]
+    price = (x[11:22, 1] - prices.mean()) / prices.std()
+    np.testing.assert_allclose(episode.query_x[1, :, 2], price, rtol=1e-5, atol=1e-6)
+    assert episode.query_past is not None
+    np.testing.assert_array_equal(episode.query_past.values[2], y[13:24])  # noqa: PD011
+
+
+@pytest.mark.parametrize("difference", ["season", "drift", "last"])
+def test_nothing_depends_on_what_comes_after_it(difference: str) -> None:
+    """Other values from a step on change no support window, and no query that ends before it."""
+    cutter = Cutter(**{**CUTTER.__dict__, "difference": difference})
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(40, 2))
+    before = cutter.episode(x, 20)
+    for step in range(20, 28):
+        other = x.copy()
+        other[step:] = 1e6 * rng.normal(size=other[step:].shape)
+        after = cutter.episode(other, 20)
+        np.testing.assert_array_equal(after.support_x, before.support_x)
+        np.testing.assert_array_equal(after.support_y, before.support_y)
+        known = sum(end <= step for end in (20, 22, 24))
+        np.testing.assert_array_equal(after.query_x[:known], before.query_x[:known])
+        if known < 3:
+            assert not np.array_equal(after.query_x[known:], before.query_x[known:])
+        assert not np.array_equal(after.query_y, before.query_y)
+
+
+def test_the_scale_of_a_series_makes_no_difference() -> None:
+    x = np.random.default_rng(3).normal(size=(40, 2))
+    for one, other in zip(
+        parts(CUTTER.episode(x, 20)), parts(CUTTER.episode(1000 * x + 7, 20)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_are_read_back_in_the_series_own_units() -> None:
+    x = np.random.default_rng(4).normal(size=(40, 2))
+    episode = CUTTER.episode(x, 21)
+    past = episode.query_past
+    assert past is not None
+    values = past.base + past.unit * episode.query_y
+    for row, end in enumerate((21, 23, 25)):
+        np.testing.assert_allclose(values[row], x[end : end + 4, 0], rtol=1e-9)
+
+
+def test_every_cut_leaves_room_for_past_and_future_and_a_past_that_changes() -> None:
+    assert (CUTTER.past, CUTTER.future) == (11, 8)
+    x = np.random.default_rng(5).normal(size=(25, 1))
+    assert CUTTER.cuts(x).tolist() == list(range(11, 25 - 8 + 1))
+    assert CUTTER.cuts(x[:18]).tolist() == []
+    still = np.tile([1.0, 2.0, 3.0], 10)[:, None]  # the same in every season
+    assert CUTTER.cuts(still).tolist() == []
+    still[20:] += 1
+    assert CUTTER.cuts(still).tolist() == [21, 22]
+    for cut in CUTTER.cuts(x):
+        assert all(np.isfinite(part).all() for part in parts(CUTTER.episode(x, int(cut))))
+
+
+def test_plain_forecasts_repeat_and_move_the_last_season() -> None:
+    known = np.array([1.0, 2.0, 3.0, 5.0, 6.0, 8.0])
+    assert seasonal_naive(known, 3, 4).tolist() == [5, 6, 8, 5]
+    assert seasonal_naive(known, 1, 2).tolist() == [8, 8]
+    assert moved_season(known, 3, 4).tolist() == [10, 11, 13, 15]
+    assert moved_season(np.stack([known, known]), 3, 4).shape == (2, 4)
+
+
+def test_no_group_and_no_series_is_in_two_splits(experiment: Load) -> None:
+    tasks = load_tasks(experiment(sales()))
+    assert tasks.input_spec.problem == "forecast"
+    assert (tasks.input_spec.num_outputs, tasks.input_spec.num_features) == (4, 3)
+    assert set(tasks.deal) == {"town"}
+    found = inspect_tasks(experiment(sales()))
+    assert found.is_sound
+    assert "cut at a random step: the 11 steps before the cut" in found.task
+    for axis in ("shop", "town"):
+        units = [set(found.dealt.chosen[split].groups[axis]) for split in SPLITS]
+        assert sum(map(len, units)) == len(set.union(*units))
+    (way,) = found.ways
+    assert len(way.support) == 2
+    assert len(way.query) == 3
+    episodes = tasks.episodes("test", range(20))
+    assert episodes.query.y.shape == (20, 3, 4)
+    assert set(tasks.query_units("test", 20).counts) == {"shop", "town"}
+
+
+def test_without_groups_series_are_dealt(experiment: Load) -> None:
+    found = inspect_tasks(experiment(sales(), groups=[], val_groups=3, test_groups=4))
+    assert [len(found.dealt.chosen[split]) for split in SPLITS] == [5, 3, 4]
+    (warning,) = [f for f in found.findings if f.level == "warning"]
+    assert (warning.subject, "tasks.groups" in warning.text) == ("town", True)
+
+
+def test_a_series_in_other_units_is_a_copy(experiment: Load) -> None:
+    frame = sales()
+    copy = frame[frame.shop == "shop 0"].assign(shop="copy", town="town 1")
+    copy["sales"] = 1000 * copy["sales"] + 3
+    dealt = inspect_tasks(experiment(pd.concat([frame, copy]))).dealt
+    assert sum(dealt.left_out.values()) == 1
+    assert "copies of others" in next(iter(dealt.left_out))
+    assert sum(len(own) for own in dealt.chosen.values()) + 1 == dealt.num_read == 13
+
+
+def test_short_series_are_refused_or_left_out_and_counted(experiment: Load) -> None:
+    frame = sales()
+    frame = frame[(frame.shop != "shop 3") | (frame.day < "2026-01-15")]
+    with pytest.raises(DataError, match=r"1 series cannot be cut.*11 steps.*8 after.*shop 3"):
+        load_tasks(experiment(frame))
+    with pytest.warns(match="left out"):
+        load_tasks(experiment(frame, small_classes="leave_out"))
+    dealt = inspect_tasks(experiment(frame, small_classes="leave_out")).dealt
+    assert list(dealt.left_out.values()) == [1]
+
+
+def test_gaps_in_time_are_told(experiment: Load) -> None:
+    frame = sales()
+    frame = frame[(frame.shop != "shop 3") | (frame.day.dt.day != 7)]
+    with pytest.warns(match="1 series have gaps in day"):
+        load_tasks(experiment(frame))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 2}, "context must be at least season"),
+        ({"missing": "interpolate"}, "looks into the future"),
+        ({"time_differences": True}, "evenly spaced"),
+        ({"num_ways": 5}, "no classes"),
+        ({"horizon": 0}, "horizon"),
+        ({"features": ["sales"]}, "named twice"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    changes: dict[str, Any], message: str, experiment: Load
+) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        experiment(sales(), **changes)
+
+
+@pytest.mark.parametrize("value", [None, "many", float("inf")])
+def test_targets_that_are_no_numbers_are_refused(value: Any, experiment: Load) -> None:
+    frame = sales().reset_index(drop=True)
+    frame["sales"] = frame["sales"].astype(object)
+    frame.loc[7, "sales"] = value
+    if value is not None:
+        frame["sales"] = frame["sales"].astype(str)
+    with pytest.raises(DataError, match="row 8, column sales"):
+        load_tasks(experiment(frame))
+
+
+def test_learners_of_classes_do_not_serve_forecasts(experiment: Load) -> None:
+    with pytest.raises(ExperimentError, match="prototypes does not serve forecast"):
+        load_experiment("employment", ["learner=prototypes", "search.space={}"])
+
+
+def test_using_a_forecast_network_is_refused_with_the_reason(experiment: Load) -> None:
+    made = experiment(sales())
+    with pytest.raises(RunError, match="kind: forecast cannot be used on other data yet"):
+        load_inputs(made.tasks, load_tasks(made).facts)
+
+
+def test_a_network_trains_on_windows_and_is_validated(experiment: Load) -> None:
+    trainer = build_trainer(experiment(sales()).model_copy(update={"training": TINY}))
+    assert np.isfinite(trainer.train(2)["train_loss"])
+    found = trainer.validate()
+    assert np.isfinite(found["val_mase"])
