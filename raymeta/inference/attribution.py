@@ -42,8 +42,9 @@ class Attribution:
 
     `values` float64 `[N, T, C]` speak for the answer where they are positive, and against it where
     they are negative; beyond an example's `lengths` `[N]` they are zero.  `channels` name C: what
-    the network reads at a time step; of texts a token is one.  `x` `[N, T, C]` is what the network
-    read, standardised as in training; for texts it is None, and `words` are the tokens of each.
+    the network reads at a time step; of texts a token is one.  `x` `[N, T, C]` are the examples as
+    their user has them where the network reads the channels of that, else what it reads; for texts
+    it is None, and `words` are the tokens of each.
 
     `targets` `[N]` are the classes whose probability is explained, or the numbers of the outputs of
     a regression.  `outputs` `[N]` are the answers, `baseline_outputs` `[N]` those to the baseline,
@@ -177,8 +178,8 @@ class Explainer:
             targets=named,
             outputs=outputs.gather(1, chosen)[:, 0].numpy(),
             baseline_outputs=at_baseline.gather(1, chosen)[:, 0].numpy(),
-            names=tuple(raw.ids or raw.names),
-            x=None if is_text else queries[0].vectors.numpy(),
+            names=tuple(f"{self._inputs.sequence} {own}" for own in raw.ids) or tuple(raw.names),
+            x=None if is_text else self._shown(raw, queries[0]),
             words=() if words is None else tuple(map(tuple, words(raw.x))),
             attention=_attention(queries),
             support_weights=self._support_weights(queries),
@@ -213,6 +214,17 @@ class Explainer:
         names = self._inputs.features or self._inputs.channels
         assert len(names) == self._size, "a source names what its networks read"
         return names
+
+    def _shown(self, raw: RawExamples, query: _Query) -> np.ndarray:
+        """The numbers `[N, T, C]` beside the attributions: in the user's units where they are."""
+        found = query.vectors.numpy()
+        lengths = query.lengths.tolist()
+        if self._inputs.features or [len(x) for x in raw.x] != lengths:
+            return found
+        found = np.zeros_like(found)
+        for row, (x, length) in enumerate(zip(raw.x, lengths, strict=True)):
+            found[row, :length] = x
+        return found
 
     @torch.no_grad()
     def _support_weights(self, queries: Sequence[_Query]) -> np.ndarray | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raymeta.errors import DataWarning
 
-TOLERANCE = 1e-6  # of completeness, relative to answers above one
+TOLERANCE = 1e-6  # of attributions and their sum, relative to an answer's difference above one
 _NODES = (16, 32, 64, 128, 256, 512)  # tried one after the other
 _AT_ONCE = 2**20  # numbers of a batch's vectors with derivatives; bounds memory
 
@@ -45,31 +45,33 @@ def integrated_gradients(
         x: the examples' vectors `[N, T, D]`.
         baseline: b, `[D]`, at every time step.
         lengths: valid steps of each example, `[N]`.
-        num_nodes: of the sum.  None: twice as many again until the attributions are complete to
-            `TOLERANCE`.
+        num_nodes: of the sum.  None: twice as many again until the attributions are complete, and
+            change no more, to `TOLERANCE`.
         names: of the examples, for the warning.
 
     Warns:
-        DataWarning: attributions are not complete with the most nodes.
+        DataWarning: attributions are not known to `TOLERANCE` with the most nodes.
     """
     rows = torch.arange(len(x))
     with torch.no_grad():
         ends = answer(x, rows) - answer(baseline.expand_as(x), rows)
     if num_nodes is not None:
         return _integral(answer, x, baseline, lengths, rows, num_nodes)
-    values = torch.zeros_like(x)
-    gaps = ends
+    scale = ends.abs().clamp(min=1)
+    values = torch.full_like(x, torch.nan)
     for count in _NODES:
+        before = values[rows]
         values[rows] = _integral(answer, x, baseline, lengths, rows, count)
-        gaps = (values.sum(dim=(1, 2)) - ends).abs() / ends.abs().clamp(min=1)
-        rows = torch.nonzero(~(gaps <= TOLERANCE)).flatten()
+        # Errors may cancel in the sum: neither may the values themselves still move.
+        gaps = (values[rows].sum(dim=(1, 2)) - ends[rows]).abs()
+        gaps = torch.maximum(gaps, (values[rows] - before).abs().amax(dim=(1, 2))) / scale[rows]
+        rows = rows[~(gaps <= TOLERANCE)]
         if not len(rows):
             return values
     name = names[int(rows[0])] if names else f"example {int(rows[0]) + 1}"
     warnings.warn(
-        f"{name}: its attributions add up to the answer's difference to {gaps.max():.1g} only, "
-        f"with {_NODES[-1]} nodes; the network's answer changes abruptly on the way from the "
-        "baseline",
+        f"{name}: its attributions are known to {gaps.max():.1g} only, with {_NODES[-1]} nodes; "
+        "the answer changes abruptly on the way from the baseline",
         DataWarning,
         stacklevel=2,
     )

@@ -47,6 +47,15 @@ class Support:
             means.append(vectors[steps < examples.lengths[0][:, None]].mean(dim=0))
         return cls(tuple(means), torch.tensor(rows, dtype=torch.int64))
 
+    def check(self, num_examples: int) -> None:
+        """Refuses another number of support examples than the network has.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if len(self.rows) != num_examples:
+            raise ValueError(f"its support has {len(self.rows)} examples, not {num_examples}")
+
     def to_tensors(self) -> Params:
         """As tensors of a file, for `from_tensors`."""
         means = {f"{_MEANS}{number}": mean for number, mean in enumerate(self.means)}
