@@ -182,7 +182,7 @@ def attribute(
     raw = parse_examples(content, kind, inputs, place, with_targets=False)
     found = network.attribute(
         raw,
-        _target(target, network.labels),
+        _target(target, network.labels, network.trained.recipe.spec.num_outputs),
         method=method,
         baseline=baseline,
         window=window,
@@ -230,7 +230,9 @@ def influence(
     content, kind, place = _read(examples, format_)
     raw = parse_examples(content, kind, inputs, place, with_targets=False)
     labels = known.y if model.trained.is_classification else None
-    found = model.influence(known, x=raw, target=_target(target, labels))
+    found = model.influence(
+        known, x=raw, target=_target(target, labels, model.trained.recipe.spec.num_outputs)
+    )
     _write(influence_table(found, known, raw, inputs), output, written)
 
 
@@ -265,10 +267,14 @@ def _write(table: Any, output: str, kind: Format) -> None:
         write_file(path_at(output), content)
 
 
-def _target(text: str | None, labels: Iterable[Any] | None) -> Any:
-    """`--target` as the network calls it: a class, which may be a number, or an output."""
+def _target(text: str | None, labels: Iterable[Any] | None, num_outputs: int) -> Any:
+    """`--target` as the network calls it: a class, which may be a number, or an output from 0."""
     if text is None:
         return None
-    if labels is None:
-        return int(text) - 1 if text.isdecimal() else text
-    return next((label for label in labels if str(label) == text), text)
+    if labels is not None:
+        return next((label for label in labels if str(label) == text), text)
+    if not text.isdecimal() or not 1 <= int(text) <= num_outputs:
+        raise DataError(
+            f"--target must be the number of an output, from 1 to {num_outputs}, but got {text!r}"
+        )
+    return int(text) - 1

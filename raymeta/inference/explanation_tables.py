@@ -23,9 +23,9 @@ def attribution_table(found: Attribution, raw: RawExamples, inputs: Inputs) -> p
     """A row a time step, a column a channel, in the order of the examples.
 
     The column of the sequence's id comes first, or `example`, its number from 1; then `step`,
-    counted from 1 as the network reads them, `target` (what is explained), of texts `token`, a
-    column `attribution_CHANNEL` for each channel (of texts `attribution`), and `attention` where
-    the networks pool by it.
+    counted from 1 as the network reads them, `target` (the class that is explained, or the number
+    of the output from 1), of texts `token`, a column `attribution_CHANNEL` for each channel (of
+    texts `attribution`), and `attention` where the networks pool by it.
 
     Args:
         found: the attributions.
@@ -36,7 +36,7 @@ def attribution_table(found: Attribution, raw: RawExamples, inputs: Inputs) -> p
     inside = np.arange(found.values.shape[1]) < found.lengths[:, None]
     columns: dict[str, Any] = {
         "step": np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        "target": np.repeat(found.targets, lengths),
+        "target": np.repeat(_targets(found), lengths),
     }
     if found.words:
         columns["token"] = [word for words in found.words for word in words]
@@ -54,8 +54,9 @@ def influence_table(
     """A row an example and support example, the support examples of an example together.
 
     The example comes first, as in `attribution_table`; then `support`, the id of the support
-    example or its number from 1, `support_target`, its class or value, `target` (what is
-    explained), and `influence`, by how much the answer is greater because of the support example.
+    example or its number from 1, `support_target`, its class or value (`support_target_1` … of
+    several), `target`, as there, and `influence`, by how much the answer is greater because of the
+    support example.
 
     Args:
         found: the influences.
@@ -68,11 +69,20 @@ def influence_table(
     values = np.asarray(support.y).reshape(num_support, -1)
     columns: dict[str, Any] = {
         "support": ids * num_examples,
-        "support_target": np.tile(values[:, 0], num_examples),
-        "target": np.repeat(found.targets, num_support),
+        **{
+            "support_target" if values.shape[1] == 1 else f"support_target_{number}": np.tile(
+                column, num_examples
+            )
+            for number, column in enumerate(values.T, start=1)
+        },
+        "target": np.repeat(_targets(found), num_support),
         "influence": found.changes.ravel(),
     }
     return _table(columns, _named(raw, inputs, [num_support] * num_examples, columns))
+
+
+def _targets(found: Attribution | Influence) -> np.ndarray:
+    return found.targets if found.is_classification else found.targets + 1
 
 
 def _named(

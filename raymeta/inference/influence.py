@@ -40,6 +40,7 @@ class Influence:
     outputs: np.ndarray
     names: tuple[str, ...]
     support_names: tuple[str, ...]
+    is_classification: bool = True
 
 
 def leave_one_out(
@@ -98,7 +99,7 @@ def leave_one_out(
                 "the examples are in the units of the training data"
             )
         changes[:, places] = (outputs - without).T.numpy()
-    return Influence(changes, named, outputs.numpy(), names, support_names)
+    return Influence(changes, named, outputs.numpy(), names, support_names, labels is not None)
 
 
 def _answers(

@@ -87,6 +87,26 @@ def test_a_table_of_influence_has_a_row_an_example_and_support_example(run_of: R
     assert table["support"].tolist() == [*range(1, 11)] * 2
     np.testing.assert_array_equal(table["support_target"][:10], frame["y"])
     np.testing.assert_array_equal(table["influence"], found.changes.ravel())
+    assert set(table["target"]) == {1}  # of the outputs, as tables count
+
+
+def test_outputs_of_a_regression_are_counted_from_1_on_the_command_line(
+    run_cli: Cli,  # noqa: F811
+    run_of: RunOf,
+    tmp_path: Path,
+) -> None:
+    adapted = adapted_of(raymeta.load(str(run_of("sinusoid", "learner=ridge").path)), "sinusoid")
+    adapted.save(tmp_path / "mine.raymeta")
+    arguments = ("attribute", "mine.raymeta", "-o", "a.csv", "--plot", "a.html")
+    code, out, _ = run_cli(*arguments, "--target", "1", stdin=b"x\n0.5\n-2\n")
+    assert code == 0
+    assert out.split() == ["a.html:", "2", "examples"]
+    assert pd.read_csv(tmp_path / "a.csv")["target"].tolist() == [1, 1]
+    assert "the value is" in (tmp_path / "a.html").read_text()
+    for wrong in ("0", "2", "y"):
+        code, _, errors = run_cli(*arguments, "--target", wrong, stdin=b"x\n0.5\n")
+        assert code == 1
+        assert f"must be the number of an output, from 1 to 1, but got '{wrong}'" in errors
 
 
 def test_the_command_line_explains_in_files_and_streams(
