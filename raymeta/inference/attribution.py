@@ -164,7 +164,7 @@ class Explainer:
                 )
             else:
                 values = integrated_gradients(
-                    answer, query.vectors, mean, lengths, num_nodes=num_nodes, names=raw.names
+                    answer, query.vectors, mean, num_nodes=num_nodes, names=raw.names
                 )
                 values = values.sum(dim=2, keepdim=True) if is_text else values
             found.append(values)

@@ -33,18 +33,16 @@ def integrated_gradients(
     answer: Answer,
     x: Tensor,
     baseline: Tensor,
-    lengths: Tensor,
     *,
     num_nodes: int | None = None,
     names: Sequence[str] = (),
 ) -> Tensor:
-    """Integrated gradients `[N, T, D]`; zero beyond an example's length.
+    """Integrated gradients `[N, T, D]`; zero for what f does not depend on, such as padding.
 
     Args:
         answer: f.
         x: the examples' vectors `[N, T, D]`.
         baseline: b, `[D]`, at every time step.
-        lengths: valid steps of each example, `[N]`.
         num_nodes: of the sum.  None: twice as many again until the attributions are complete, and
             change no more, to `TOLERANCE`.
         names: of the examples, for the warning.
@@ -56,12 +54,12 @@ def integrated_gradients(
     with torch.no_grad():
         ends = answer(x, rows) - answer(baseline.expand_as(x), rows)
     if num_nodes is not None:
-        return _integral(answer, x, baseline, lengths, rows, num_nodes)
+        return _integral(answer, x, baseline, rows, num_nodes)
     scale = ends.abs().clamp(min=1)
     values = torch.full_like(x, torch.nan)
     for count in _NODES:
         before = values[rows]
-        values[rows] = _integral(answer, x, baseline, lengths, rows, count)
+        values[rows] = _integral(answer, x, baseline, rows, count)
         # Errors may cancel in the sum: neither may the values themselves still move.
         gaps = (values[rows].sum(dim=(1, 2)) - ends[rows]).abs()
         gaps = torch.maximum(gaps, (values[rows] - before).abs().amax(dim=(1, 2))) / scale[rows]
@@ -78,16 +76,14 @@ def integrated_gradients(
     return values
 
 
-def _integral(
-    answer: Answer, x: Tensor, baseline: Tensor, lengths: Tensor, rows: Tensor, num_nodes: int
-) -> Tensor:
+def _integral(answer: Answer, x: Tensor, baseline: Tensor, rows: Tensor, num_nodes: int) -> Tensor:
     """The Gauss-Legendre sum for the examples of `rows`, `[R, T, D]`."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)  # on [-1, 1]
     alphas, shares = torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
     most = max(1, _AT_ONCE // (x.shape[1] * x.shape[2]))  # of examples at once
     found = []
     for own in torch.split(rows, most):
-        way = (x[own] - baseline) * _valid(x, lengths)[own]
+        way = x[own] - baseline
         total = torch.zeros_like(way)
         num = max(1, most // len(own))
         for part, share in zip(torch.split(alphas, num), torch.split(shares, num), strict=True):
@@ -144,8 +140,3 @@ def occlusion(
             lost = whole[rows] - answer(occluded, rows)
             total[rows, :, number] += inside * lost[:, None]
     return torch.where(count > 0, total / count.clamp(min=1), 0.0)
-
-
-def _valid(x: Tensor, lengths: Tensor) -> Tensor:
-    """1 for the steps within an example, else 0, `[N, T, 1]`."""
-    return (torch.arange(x.shape[1]) < lengths[:, None])[..., None].to(x.dtype)

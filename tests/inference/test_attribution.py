@@ -143,6 +143,19 @@ def test_several_networks_are_averaged_as_their_answers_are(run_of: RunOf, sourc
             np.testing.assert_allclose(getattr(both, name), wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_a_task_of_fewer_classes_than_ways_has_its_own_probabilities(run_of: RunOf) -> None:
+    model = raymeta.load(str(run_of("table", "learner=maml").path))
+    support_x, _ = task_of("table", 4)
+    adapted = model.adapt(support_x, ["a", "b"] * 2)
+    x, _ = task_of("table", 3, seed=1)
+    found = adapted.attribute(x, "b")
+    np.testing.assert_allclose(found.outputs, adapted.predict_proba(x)[:, 1], rtol=1e-9)
+    other = adapted.attribute(x, "a")
+    np.testing.assert_allclose(found.values, -other.values, atol=2e-6)
+    owed = model.influence(support_x, ["a", "b"] * 2, x, target="b")
+    np.testing.assert_allclose(owed.outputs, found.outputs, rtol=1e-9)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_attributions_are_complete_whatever_the_precision_of_the_training(
     run_of: RunOf, precision: str
@@ -247,7 +260,7 @@ def test_random_weights_give_another_map(run_of: RunOf) -> None:
     """The sanity check of Adebayo et al. 2018: maps depend on the weights, not on x alone."""
     adapted = adapted_of(raymeta.load(str(run_of("pen", "learner=maml").path)), "pen")
     x, _ = task_of("pen", 10, seed=1)
-    own = adapted.attribute(x, 0).values
+    own = adapted.attribute(x, 0, num_nodes=16).values
     inside = own != 0
 
     def correlation(seed: int, *prefixes: str) -> float:
@@ -256,16 +269,16 @@ def test_random_weights_give_another_map(run_of: RunOf) -> None:
             k: v.std() * torch.randn(v.shape, generator=generator, dtype=v.dtype)
             if k.startswith(prefixes)
             else v
-            for k, v in adapted.params[0].items()
+            for k, v in sorted(adapted.params[0].items())
         }
-        other = replace(adapted, params=(params,)).attribute(x, 0).values
+        other = replace(adapted, params=(params,)).attribute(x, 0, num_nodes=16).values
         return float(spearmanr(own[inside], other[inside]).statistic)
 
     assert correlation(0, "no layer") == pytest.approx(1)
     for layers in (("head",), ("rnn",), ("rnn", "head")):
         found = np.abs([correlation(seed, *layers) for seed in range(6)])
         assert found.mean() < 0.5, (layers, found)
-        assert found.max() < 0.75, (layers, found)
+        assert found.max() < 0.9, (layers, found)
 
 
 def test_words_of_an_encoder_are_its_tokens(
