@@ -145,6 +145,7 @@ KNOWN_TO = {
         "raymeta.data.readers.arrow",
         "raymeta.data.readers.table",
         "raymeta.inference.examples",
+        "raymeta.inference.explanation_tables",
         "raymeta.inference.tables",
         "raymeta.storage.paths",
         "raymeta.storage.tune",

@@ -1,10 +1,11 @@
-"""The commands that use a trained network: adapt, predict."""
+"""The commands that use a trained network: adapt, predict, attribute, influence."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,36 +17,56 @@ from raymeta.storage.paths import AnyPath, path_at
 
 _STREAM = "-"
 _TABLES = "a table as .csv, .parquet or .jsonl, with the columns of the experiment"
+Format = Literal["csv", "parquet", "jsonl"]
 FormatOption = Annotated[
-    Literal["csv", "parquet", "jsonl"],
+    Format,
     typer.Option("--format", help="The format of streams; files say theirs by their names."),
+]
+
+AdaptedArgument = Annotated[
+    str, typer.Argument(metavar="ADAPTED", help="A file that `raymeta adapt` wrote.")
+]
+SupportOption = Annotated[
+    str,
+    typer.Option(
+        "--support",
+        metavar="FILE",
+        help=f"The examples of the new task: {_TABLES}, that of the target among them; - reads "
+        "a stream.",
+    ),
+]
+OutputOption = Annotated[
+    str,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="A .csv, .parquet or .jsonl; - writes a stream."
+    ),
+]
+EnsembleOption = Annotated[
+    bool,
+    typer.Option(
+        "--ensemble/--first",
+        help="After a refit from several seeds: all networks together, or the first alone.",
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The class that is explained, the predicted one unless given; of a regression with "
+        "several outputs, the number of one, from 1."
+    ),
 ]
 
 
 def adapt(
     run: FolderArgument,
-    support: Annotated[
-        str,
-        typer.Option(
-            "--support",
-            metavar="FILE",
-            help=f"The examples of the new task: {_TABLES}, that of the target among them; - reads "
-            "a stream.",
-        ),
-    ],
+    support: SupportOption,
     output: Annotated[
         str,
         typer.Option(
             "--output", "-o", metavar="FILE", help="Where the adapted network is written."
         ),
     ],
-    ensemble: Annotated[
-        bool,
-        typer.Option(
-            "--ensemble/--first",
-            help="After a refit from several seeds: all networks together, or the first alone.",
-        ),
-    ] = True,
+    ensemble: EnsembleOption = True,
     format_: FormatOption = "csv",
     runs_dir: RunsDirOption = str(DEFAULT_ROOT),
 ) -> None:
@@ -81,21 +102,14 @@ def adapt(
 
 
 def predict(
-    adapted: Annotated[
-        str, typer.Argument(metavar="ADAPTED", help="A file that `raymeta adapt` wrote.")
-    ],
+    adapted: AdaptedArgument,
     examples: Annotated[
         str,
         typer.Argument(
             metavar="FILE", help=f"The examples to predict: {_TABLES}; - reads a stream."
         ),
     ] = _STREAM,
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="A .csv, .parquet or .jsonl; - writes a stream."
-        ),
-    ] = _STREAM,
+    output: OutputOption = _STREAM,
     format_: FormatOption = "csv",
 ) -> None:
     """Predict examples of a task by a network that was adapted to it.
@@ -105,30 +119,124 @@ def predict(
     """
     open_console()
     from raymeta.inference.files import load_adapted  # noqa: PLC0415  (torch takes seconds)
-    from raymeta.inference.tables import (  # noqa: PLC0415
-        format_of,
-        parse_examples,
-        predictions,
-        table_bytes,
-    )
+    from raymeta.inference.tables import parse_examples, predictions  # noqa: PLC0415
 
-    # Before the work, not after it.
-    target = None if output == _STREAM else path_at(output)
-    written = format_ if target is None else format_of(target)
+    written = _format_of(output, format_)
     network = load_adapted(adapted)
     content, kind, place = _read(examples, format_)
     raw = parse_examples(content, kind, network.trained.inputs, place, with_targets=False)
-    found = table_bytes(predictions(network, raw), written)
-    if target is None:
-        sys.stdout.buffer.write(found)
-        sys.stdout.buffer.flush()
-    else:
-        write_file(target, found)
+    _write(predictions(network, raw), output, written)
 
 
-def _read(
-    name: str, kind: Literal["csv", "parquet", "jsonl"]
-) -> tuple[bytes, Literal["csv", "parquet", "jsonl"], AnyPath]:
+def attribute(
+    adapted: AdaptedArgument,
+    examples: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help=f"The examples whose answers are explained: {_TABLES}; - reads a stream.",
+        ),
+    ] = _STREAM,
+    output: OutputOption = _STREAM,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="HTML", help="Also draws them, on a page of its own."),
+    ] = None,
+    target: TargetOption = None,
+    method: Annotated[
+        Literal["integrated_gradients", "occlusion"],
+        typer.Option(help="Gradients along the way from the baseline, or windows replaced by it."),
+    ] = "integrated_gradients",
+    baseline: Annotated[
+        Literal["support", "zeros"],
+        typer.Option(help="The mean of the support set, or zeros in standardised units."),
+    ] = "support",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Time steps that are occluded at once; a tenth of the longest example unless "
+            "given."
+        ),
+    ] = None,
+    format_: FormatOption = "csv",
+) -> None:
+    """Show which time steps, channels or words made an adapted network's answers.
+
+    One row a time step comes out: the sequence's id (or the example's number), the step, the class
+    that is explained, and what each channel did for its probability; of a regression, for the
+    predicted value. An example's attributions by integrated gradients add up to what its answer
+    differs from the baseline's.
+    """
+    console = open_console()
+    from raymeta.inference.attribution_page import attribution_page  # noqa: PLC0415  (slow)
+    from raymeta.inference.explanation_tables import attribution_table  # noqa: PLC0415
+    from raymeta.inference.files import load_adapted  # noqa: PLC0415
+    from raymeta.inference.tables import parse_examples  # noqa: PLC0415
+
+    written = _format_of(output, format_)
+    if plot is not None and not plot.endswith(".html"):
+        raise DataError(f"{plot}: must end in .html, as a page of --plot")
+    network = load_adapted(adapted)
+    content, kind, place = _read(examples, format_)
+    inputs = network.trained.inputs
+    raw = parse_examples(content, kind, inputs, place, with_targets=False)
+    found = network.attribute(
+        raw,
+        _target(target, network.labels, network.trained.recipe.spec.num_outputs),
+        method=method,
+        baseline=baseline,
+        window=window,
+    )
+    _write(attribution_table(found, raw, inputs), output, written)
+    if plot is not None:
+        write_file(path_at(plot), attribution_page(found).encode())
+        if output != _STREAM:
+            console.print(f"{plot}: {len(raw)} examples", highlight=False, markup=False)
+
+
+def influence(
+    run: FolderArgument,
+    support: SupportOption,
+    examples: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help=f"The examples whose answers are explained: {_TABLES}; - reads a stream.",
+        ),
+    ] = _STREAM,
+    output: OutputOption = _STREAM,
+    target: TargetOption = None,
+    ensemble: EnsembleOption = True,
+    format_: FormatOption = "csv",
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+) -> None:
+    """Show which support examples made the answers: adapt again without each of them.
+
+    One row an example and support example comes out: by how much the probability of the predicted
+    class (of a regression, the value) is greater because of the support example.
+    """
+    open_console()
+    from raymeta.inference import files  # noqa: PLC0415  (torch takes seconds to import)
+    from raymeta.inference.explanation_tables import influence_table  # noqa: PLC0415
+    from raymeta.inference.tables import parse_examples  # noqa: PLC0415
+
+    written = _format_of(output, format_)
+    if support == examples == _STREAM:
+        raise DataError("--support and FILE cannot both be the stream; name a file for one")
+    model = files.load(run, ensemble=ensemble, runs_dir=runs_dir)
+    inputs = model.trained.inputs
+    content, kind, place = _read(support, format_)
+    known = parse_examples(content, kind, inputs, place, with_targets=True)
+    content, kind, place = _read(examples, format_)
+    raw = parse_examples(content, kind, inputs, place, with_targets=False)
+    labels = known.y if model.trained.is_classification else None
+    found = model.influence(
+        known, x=raw, target=_target(target, labels, model.trained.recipe.spec.num_outputs)
+    )
+    _write(influence_table(found, known, raw, inputs), output, written)
+
+
+def _read(name: str, kind: Format) -> tuple[bytes, Format, AnyPath]:
     """Content, format and name of a file or of the standard input."""
     from raymeta.inference.tables import format_of, read_file  # noqa: PLC0415  (slow)
 
@@ -138,3 +246,35 @@ def _read(
     if sys.stdin.isatty():
         raise DataError("name a file of examples, or give them as a stream: … < examples.csv")
     return sys.stdin.buffer.read(), kind, Path("standard input")
+
+
+def _format_of(output: str, kind: Format) -> Format:
+    """The format to write, found before the work, not after it."""
+    from raymeta.inference.tables import format_of  # noqa: PLC0415  (slow)
+
+    return kind if output == _STREAM else format_of(path_at(output))
+
+
+def _write(table: Any, output: str, kind: Format) -> None:
+    """Writes a table to a file, or to the standard output."""
+    from raymeta.inference.tables import table_bytes  # noqa: PLC0415  (slow)
+
+    content = table_bytes(table, kind)
+    if output == _STREAM:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        write_file(path_at(output), content)
+
+
+def _target(text: str | None, labels: Iterable[Any] | None, num_outputs: int) -> Any:
+    """`--target` as the network calls it: a class, which may be a number, or an output from 0."""
+    if text is None:
+        return None
+    if labels is not None:
+        return next((label for label in labels if str(label) == text), text)
+    if not text.isdecimal() or not 1 <= int(text) <= num_outputs:
+        raise DataError(
+            f"--target must be the number of an output, from 1 to {num_outputs}, but got {text!r}"
+        )
+    return int(text) - 1

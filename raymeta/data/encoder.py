@@ -177,6 +177,10 @@ class Encoder:
                 )
         return found
 
+    def words(self, texts: Sequence[str]) -> list[list[str]]:
+        """The tokens of each text as its tokenizer writes them, its own marks among them."""
+        return [list(one.tokens) for one in self._tokenizer.encode_batch(texts)]
+
     def vectors(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of the tokens of all texts, one text after another, float16 `[P, D]`.
 

@@ -50,7 +50,8 @@ def read_examples(
 
     Args:
         x: numbers as a list of arrays `[T, C]` of different lengths or as an array `[N, T, C]`; an
-            array `[N, T]` if there is one channel; texts as a list; or a DataFrame.
+            array `[N, T]` if there is one channel; texts as a list; a DataFrame; or examples that
+            were read before.
         inputs: of the networks that will read them.
         axes: the order of the axes; None for `NTC`, where the shape leaves no doubt.
         with_targets: also reads the column of targets, which only a DataFrame has.
@@ -58,6 +59,8 @@ def read_examples(
     Raises:
         DataError: naming the example, the rule, what was found and the remedy.
     """
+    if isinstance(x, RawExamples):
+        return x
     if isinstance(x, pd.DataFrame):
         if axes is not None:
             raise DataError(f"axes are for arrays, but got a DataFrame and axes={axes!r}")

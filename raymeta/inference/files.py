@@ -18,6 +18,7 @@ from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.model import PREFIX, ROLE, Adapted, Model, Trained
+from raymeta.inference.support import SUPPORT_PREFIX, Support
 from raymeta.nn.networks import Params, is_head, param_shapes
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at
@@ -155,10 +156,13 @@ def _adapted(state: State, file: AnyPath) -> Adapted:
         raise ValueError("its labels do not fit its problem")
     networks: dict[int, Params] = {}
     for name, value in state.tensors.items():
+        if name.startswith(SUPPORT_PREFIX):
+            continue
         number, _, own = name.removeprefix(PREFIX).partition(".")
         networks.setdefault(int(number), {})[own] = value
     params = tuple(networks[number] for number in range(len(networks)))
-    return Adapted(Trained(experiment, identity, recipe), params, labels)
+    support = Support.from_tensors(state.tensors, recipe, len(params))
+    return Adapted(Trained(experiment, identity, recipe), params, labels, support)
 
 
 def _check_answers(adapted: Adapted) -> None:
@@ -178,5 +182,9 @@ def _check_answers(adapted: Adapted) -> None:
         found = recipe.learner.adapted_outputs(recipe.spec, params, query)
         if tuple(found.shape) != wanted or found.dtype != recipe.dtype:
             raise ValueError(f"its outputs are {list(found.shape)}, not {list(wanted)}")
+        features = torch.zeros(1, 1, recipe.spec.output_size, dtype=recipe.dtype)
+        weights = recipe.learner.support_weights(recipe.spec, params, features)
+        if weights is not None and adapted.support is not None:
+            adapted.support.check(weights.shape[2])
     if adapted.labels is not None and len(adapted.labels) > recipe.spec.num_outputs:
         raise ValueError("it has more labels than outputs")

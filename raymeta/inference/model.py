@@ -21,8 +21,11 @@ from raymeta.errors import DataError, DataWarning, shown
 from raymeta.experiment.data_files import DATA
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
+from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
 from raymeta.inference.examples import Axes, RawExamples, read_examples
+from raymeta.inference.influence import Influence, leave_one_out
 from raymeta.inference.stream import Stream
+from raymeta.inference.support import Support
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
@@ -108,22 +111,8 @@ class Model:
 
     def adapt_to(self, raw: RawExamples) -> Adapted:
         """`adapt` to examples that were read before, with their targets."""
-        trained, recipe = self.trained, self.trained.recipe
-        if trained.is_classification:
-            labels, ways = self._ways(raw)
-            # Class after class, as in an episode: matching networks read them in this order.
-            order = np.argsort(ways, kind="stable")
-            raw = replace(
-                raw, x=[raw.x[row] for row in order], names=[raw.names[row] for row in order]
-            )
-            targets = torch.from_numpy(ways[order])
-            if self._is_open:
-                spec = replace(recipe.spec, num_outputs=len(labels))
-                recipe = replace(recipe, spec=spec)
-        else:
-            labels, targets = None, _values(raw.y, len(raw), recipe.spec.num_outputs)
-            self._warn_of_few(len(raw), "there are")
-        support = trained.examples(raw, targets)
+        trained, support, labels, rows = self._support(raw)
+        recipe = trained.recipe
         adapted = tuple(
             recipe.learner.adapted_params(
                 recipe.spec, recipe.problem, network, support, recipe.num_steps
@@ -135,7 +124,77 @@ class Model:
                 f"the network is not finite after {recipe.num_steps} adaptation steps on these "
                 "examples; see that they are in the units of the training data"
             )
-        return Adapted(replace(trained, recipe=recipe), adapted, labels)
+        known = Support.of(recipe, adapted, support, rows)
+        return Adapted(trained, adapted, labels, known)
+
+    def influence(
+        self,
+        support_x: Any,
+        support_y: Any = None,
+        x: Any = None,
+        *,
+        target: Any = None,
+        axes: Axes | None = None,
+    ) -> Influence:
+        """Which support examples made the answers: adapts again without each of them.
+
+        Args:
+            support_x: as `x` of `adapt`.
+            support_y: as `y` of `adapt`.
+            x: the examples whose answers are explained, as for `Adapted.predict`.
+            target: as for `Adapted.attribute`.
+            axes: as for `adapt`.
+
+        Raises:
+            DataError: saying which example or label breaks which rule.
+
+        Warns:
+            DataWarning: as for `adapt`.
+        """
+        raw = read_examples(
+            support_x, self.trained.inputs, axes=axes, with_targets=support_y is None
+        )
+        query = read_examples(x, self.trained.inputs, axes=axes)
+        trained, support, labels, rows = self._support(
+            raw if support_y is None else replace(raw, y=support_y)
+        )
+        return leave_one_out(
+            trained.recipe,
+            self.networks,
+            support,
+            trained.examples(query, torch.zeros(len(query), dtype=torch.int64)),
+            labels,
+            rows,
+            raw.ids or tuple(raw.names),
+            query.ids or tuple(query.names),
+            target=target,
+        )
+
+    def _support(self, raw: RawExamples) -> tuple[Trained, Examples, np.ndarray | None, list[int]]:
+        """What networks are adapted to.
+
+        Returns:
+            How they were trained, for this number of classes; the prepared examples; the classes;
+            and the place in `raw` of each prepared example.
+        """
+        trained, recipe = self.trained, self.trained.recipe
+        rows = list(range(len(raw)))
+        if trained.is_classification:
+            labels, ways = self._ways(raw)
+            # Class after class, as in an episode: matching networks read them in this order.
+            rows = np.argsort(ways, kind="stable").tolist()
+            raw = replace(
+                raw, x=[raw.x[row] for row in rows], names=[raw.names[row] for row in rows]
+            )
+            targets = torch.from_numpy(ways[rows])
+            if self._is_open:
+                spec = replace(recipe.spec, num_outputs=len(labels))
+                recipe = replace(recipe, spec=spec)
+        else:
+            labels, targets = None, _values(raw.y, len(raw), recipe.spec.num_outputs)
+            self._warn_of_few(len(raw), "there are")
+        examples = trained.examples(raw, targets)
+        return replace(trained, recipe=recipe), examples, labels, rows
 
     @cached_property
     def _is_open(self) -> bool:
@@ -189,7 +248,7 @@ class Model:
                 f"{what} {count} support examples, but the network was trained and meta-tested "
                 f"with {num_shots}: expect less than the meta-test says",
                 DataWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -199,12 +258,14 @@ class Adapted:
 
     The probabilities of several networks are averaged, and so are their values for regression: what
     the meta-test calls the ensemble.  `params` are what each has of the task.  `labels` `[K]` are
-    the classes in the order of the outputs; None for regression.
+    the classes in the order of the outputs; None for regression.  `support` is what explanations
+    need of the support set; files of an older raymeta have none.
     """
 
     trained: Trained
     params: tuple[Params, ...]
     labels: np.ndarray | None = None
+    support: Support | None = None
 
     def predict(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
         """The class of each example `[N]`, or its value `[N]` (`[N, O]` of several outputs).
@@ -261,6 +322,54 @@ class Adapted:
         scores = problem.query_scores(self._outputs(raw)[None], targets[None])
         return scores.double().mean().item()
 
+    def attribute(
+        self,
+        x: Any,
+        target: Any = None,
+        *,
+        method: Method = "integrated_gradients",
+        baseline: Baseline = "support",
+        window: int | None = None,
+        num_nodes: int | None = None,
+        axes: Axes | None = None,
+    ) -> Attribution:
+        """Which time steps and channels made the answers, in float64.
+
+        Args:
+            x: as for `Model.adapt`.
+            target: the class whose probability is explained, or the number of a regression's
+                output, counted from 0; one for all examples or `[N]`.  None: the predicted class,
+                or output 0.
+            method: `integrated_gradients` along the straight way from the baseline, whose values
+                add up to what the answer differs from that to the baseline; or `occlusion`, the
+                loss where a window of time in one channel is the baseline.
+            baseline: `support`, the mean of what the network reads in the support set, or `zeros`,
+                where features are standardised the mean of meta-training.
+            window: time steps that are occluded at once; None for a tenth of the longest example.
+            num_nodes: of the integral; None for as many as completeness to 1e-6 needs.
+            axes: as for `Model.adapt`.
+
+        Raises:
+            DataError: saying which example or option breaks which rule.
+
+        Warns:
+            DataWarning: 512 nodes are too few for completeness to 1e-6.
+        """
+        trained = self.trained
+        raw = read_examples(x, trained.inputs, axes=axes)
+        explainer = Explainer(
+            trained.recipe, trained.inputs, self.params, self.labels, self.support
+        )
+        return explainer.attribute(
+            raw,
+            trained.examples(raw, torch.zeros(len(raw), dtype=torch.int64)),
+            target=target,
+            method=method,
+            baseline=baseline,
+            window=window,
+            num_nodes=num_nodes,
+        )
+
     def stream(self, num_streams: int = 1) -> Stream:
         """Begins sequences of which one time step after another comes in; see `Stream.step`.
 
@@ -275,7 +384,7 @@ class Adapted:
         """Writes it to a file of its own, whole or not at all, for `raymeta.load_adapted`.
 
         The file is safetensors with a checksum.  It holds no path of the training's data, and of
-        the support examples no more than what answers need of them.
+        the support examples no more than what answers need of them, and their mean.
 
         Args:
             path: of the file, or its URI.
@@ -304,6 +413,8 @@ class Adapted:
             for number, params in enumerate(self.params)
             for name, value in params.items()
         }
+        if self.support is not None:
+            tensors |= self.support.to_tensors()
         return state_bytes(tensors, replace(self.trained.identity, facts=facts, role=ROLE))
 
     def _outputs(self, raw: RawExamples) -> Tensor:

@@ -136,7 +136,7 @@ class EmbeddingLearner(Learner, ABC):
         own = _meta_params(adapted)
         with torch.no_grad():
             features = shared_features(spec, own, query.x, query.lengths)
-        return self.adapted_answers(spec, adapted, features)
+            return self.adapted_answers(spec, adapted, features)
 
     def adapted_network(
         self,
@@ -151,8 +151,22 @@ class EmbeddingLearner(Learner, ABC):
     ) -> Tensor:
         """As for every learner."""
         embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
-        with torch.no_grad():
-            return self.answers(_meta_params(adapted), embedded)
+        return self.answers(_meta_params(adapted), embedded)
+
+    def support_weights(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
+    ) -> Tensor | None:
+        """As for every learner."""
+        embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
+        return self.example_weights(_meta_params(adapted), embedded)
+
+    def example_weights(
+        self,
+        meta_params: Mapping[str, Tensor],  # noqa: ARG002
+        embedded: Embedded,  # noqa: ARG002
+    ) -> Tensor | None:
+        """`support_weights` `[E, M, N]` from the features; None if it compares no examples."""
+        return None
 
     def _check_steps(self, num_steps: int) -> None:
         if num_steps:

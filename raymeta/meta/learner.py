@@ -136,7 +136,23 @@ class Learner(LearnerSettings, ABC):
     def adapted_answers(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
     ) -> Tensor:
-        """`adapted_outputs` from the queries' features `[E, N, F]` of `adapted_network`."""
+        """`adapted_outputs` from the queries' features `[E, N, F]` of `adapted_network`.
+
+        They can be differentiated by the features.
+        """
+
+    def support_weights(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],  # noqa: ARG002
+        features: Tensor,  # noqa: ARG002
+    ) -> Tensor | None:
+        """How near each of S support examples is to the queries, `[E, N, S]`; they add up to one.
+
+        None for a learner that compares queries with no examples.  The arguments are those of
+        `adapted_answers`.
+        """
+        return None
 
     def meta_gradient(
         self,

@@ -369,7 +369,18 @@ def _pool(
             kept = valid.to(sequence.dtype)
             return (sequence * kept).sum(dim=1) / kept.sum(dim=1)
         case "attention":
-            score = torch.einsum("etnf,ef->etn", sequence, params["attention.weight"][:, 0])
-            if valid is not None:
-                score = score.masked_fill(~valid.squeeze(-1), -torch.inf)
-            return torch.einsum("etn,etnf->enf", score.softmax(dim=1), sequence)
+            weights = attention_weights(params, sequence, valid)
+            return torch.einsum("etn,etnf->enf", weights, sequence)
+
+
+def attention_weights(
+    params: Mapping[str, Tensor], sequence: Tensor, valid: Tensor | None
+) -> Tensor:
+    """The weights `[E, T, N]` of the steps, from what `recurrent_features` returns.
+
+    Those of an example add up to one; padding has none.
+    """
+    score = torch.einsum("etnf,ef->etn", sequence, params["attention.weight"][:, 0])
+    if valid is not None:
+        score = score.masked_fill(~valid.squeeze(-1), -torch.inf)
+    return score.softmax(dim=1)

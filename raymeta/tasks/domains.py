@@ -30,7 +30,7 @@ from raymeta.data.token_vectors import TokenVectors, token_vectors
 from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt
-from raymeta.tasks.inputs import Inputs, Prepare, check_facts
+from raymeta.tasks.inputs import Inputs, Prepare, Words, check_facts
 from raymeta.tasks.sampling import GroupPool, episode_of, fingerprint, unit_ids
 from raymeta.tasks.settings import SentenceTasks
 
@@ -207,10 +207,18 @@ def text_inputs_of(
     check_facts(settings, facts, "max_tokens")
     if settings.encoder is None:
         prepare: Prepare = partial(_prepared, _number_of(facts["vocabulary"]), settings.max_tokens)
+        words: Words = partial(_words, settings.max_tokens)
     else:
         prepare = partial(_prepared_by_encoder, settings, str(facts["encoder"]))
+        words = partial(_encoder_words, settings, str(facts["encoder"]))
     return Inputs(
-        channels=(), prepare=prepare, sequence=None, target=target, text=text, classes=classes
+        channels=(),
+        prepare=prepare,
+        sequence=None,
+        target=target,
+        text=text,
+        classes=classes,
+        words=words,
     )
 
 
@@ -224,6 +232,15 @@ def _prepared(
             raise DataError(f"{name}: has no word, number, `!` or `?`; remove it")
         found.append(np.array([number_of.get(token, UNKNOWN) for token in tokens], dtype=np.int64))
     return found
+
+
+def _words(max_tokens: int, texts: Sequence[str]) -> list[list[str]]:
+    return [tokenize(text)[:max_tokens] for text in texts]
+
+
+def _encoder_words(settings: SentenceTasks, digest: str, texts: Sequence[str]) -> list[list[str]]:
+    assert settings.encoder is not None, "there is an encoder"
+    return open_encoder(settings.encoder, settings.max_tokens, digest).words(texts)
 
 
 def _prepared_by_encoder(

@@ -14,6 +14,8 @@ from raymeta.tasks.settings import TaskSettings
 # Examples, and what messages call each of them -> what the network reads of each: float32 `[T, D]`,
 # or int64 token ids `[T]`.  It raises a DataError for an example that training would refuse.
 Prepare = Callable[[Sequence[Any], Sequence[str]], list[Any]]
+# Texts -> the words or marks `[T]` that the network's time steps stand for.
+Words = Callable[[Sequence[str]], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Inputs:
     or a number if it is `numeric_target`.  `classes` are what the ways stand for where all tasks
     share their classes.  `stream_steps` is the longest sequence that can be read step by step; None
     where an example is prepared as a whole.
+
+    `features` are the D numbers that the network reads at a time step, by name, where they are not
+    the channels; `are_strokes` tells that the first three are x, y and whether the pen is on paper.
+    `words` makes of texts what stands at each time step.
     """
 
     channels: tuple[str, ...]
@@ -40,6 +46,9 @@ class Inputs:
     text: str | None = None
     classes: tuple[str, ...] = ()
     stream_steps: int | None = None
+    features: tuple[str, ...] = ()
+    are_strokes: bool = False
+    words: Words | None = None
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:

@@ -17,6 +17,7 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    episodes, a line in `raymeta.tasks.inspection.DEALERS` lets `raymeta inspect` show it.
 5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
    whoever uses a trained network, and how it is prepared, by the same functions as in training.
+   What the network reads is named (`features`, or `words` of texts) where it is not the channels.
 6. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
 """
 

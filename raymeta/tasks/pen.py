@@ -132,7 +132,12 @@ def pen_inputs(settings: PenTasks, facts: Mapping[str, Any]) -> Inputs:
     The scale, the place on the tablet and the pace of the pen do not matter.
     """
     check_facts(settings, facts, "num_points")
-    return Inputs(channels=STROKE_CHANNELS, prepare=partial(_prepared, settings.num_points))
+    return Inputs(
+        channels=STROKE_CHANNELS,
+        prepare=partial(_prepared, settings.num_points),
+        features=FEATURES,
+        are_strokes=True,
+    )
 
 
 def _prepared(

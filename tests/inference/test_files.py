@@ -136,6 +136,14 @@ def test_other_files_are_refused(moved: Run, adapted: Adapted, tmp_path: Path) -
         raymeta.load(str(tmp_path / "mine.raymeta"))
 
 
+def test_a_file_of_an_older_raymeta_predicts_as_it_did(adapted: Adapted, tmp_path: Path) -> None:
+    file = tmp_path / "mine.raymeta"
+    replace(adapted, support=None).save(file)
+    again = raymeta.load_adapted(file)
+    assert again.support is None
+    np.testing.assert_array_equal(again.predict_proba(X), adapted.predict_proba(X))
+
+
 def facts_with(change: Callable[[dict[str, Any]], object]) -> Callable[[State], State]:
     def forged(state: State) -> State:
         facts = dict(state.identity.facts)
@@ -159,6 +167,10 @@ def tensors_with(**changed: torch.Tensor | None) -> Callable[[State], State]:
     return forged
 
 
+def support_with(name: str, value: torch.Tensor) -> Callable[[State], State]:
+    return lambda state: State({**state.tensors, name: value}, state.identity)
+
+
 @pytest.mark.parametrize(
     "forge",
     [
@@ -179,6 +191,15 @@ def tensors_with(**changed: torch.Tensor | None) -> Callable[[State], State]:
         tensors_with(support__features=torch.zeros(1, 4, 6, dtype=torch.float64)),
         tensors_with(support__features=torch.zeros(2, 6, 6, dtype=torch.float64)),
         tensors_with(support__targets=torch.full((1, 6), 9)),
+        lambda state: State(
+            {k: v for k, v in state.tensors.items() if k != "support-rows"}, state.identity
+        ),
+        support_with("support-mean-0", torch.zeros(3, dtype=torch.float64)),
+        support_with("support-mean-0", torch.full((2,), torch.nan, dtype=torch.float64)),
+        support_with("support-mean-0", torch.zeros(2)),
+        support_with("support-mean-1", torch.zeros(2, dtype=torch.float64)),
+        support_with("support-rows", torch.zeros(6, dtype=torch.int64)),
+        support_with("support-rows", torch.arange(5)),
         tensors_with(log_scale=torch.zeros(1, dtype=torch.float32)),
         lambda state: State({}, state.identity),
         lambda state: State({"other": torch.zeros(1)}, state.identity),

@@ -61,17 +61,25 @@ class Matching(MatchingSettings, EmbeddingLearner):
 
     def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
         """As for every learner of features."""
-        support, query = embedded.support, embedded.query
-        if self.full_context:
-            support = _support_in_context(meta_params, support)
-            query = _query_in_context(meta_params, query, support, self.read_steps)
-        cosines = normalize(query, dim=-1) @ normalize(support, dim=-1).transpose(1, 2)
-        attention = (meta_params[SCALE].exp() * cosines).log_softmax(dim=-1)  # [E, M, N]
+        attention = self._log_attention(meta_params, embedded)
         if embedded.targets.is_floating_point():
             return attention.exp() @ embedded.targets
         # The logarithm of a sum over the class's examples; -inf leaves the others out.
         is_other = embedded.target_rows.transpose(1, 2).unsqueeze(1) == 0  # [E, 1, O, N]
         return attention.unsqueeze(2).masked_fill(is_other, -torch.inf).logsumexp(dim=-1)
+
+    def example_weights(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """The attention a(x, x_i)."""
+        return self._log_attention(meta_params, embedded).exp()
+
+    def _log_attention(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """The logarithms of a(x, x_i), `[E, M, N]`."""
+        support, query = embedded.support, embedded.query
+        if self.full_context:
+            support = _support_in_context(meta_params, support)
+            query = _query_in_context(meta_params, query, support, self.read_steps)
+        cosines = normalize(query, dim=-1) @ normalize(support, dim=-1).transpose(1, 2)
+        return (meta_params[SCALE].exp() * cosines).log_softmax(dim=-1)
 
 
 def _support_reader(size: int) -> NetworkSpec:

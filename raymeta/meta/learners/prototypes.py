@@ -41,7 +41,17 @@ class Prototypes(PrototypesSettings, EmbeddingLearner):
         members = embedded.target_rows.transpose(1, 2)  # [E, O, N]
         counts = members.sum(dim=-1)
         prototypes = members @ embedded.support / counts.clamp(min=1).unsqueeze(-1)
-        query = embedded.query
+        logits = self._logits(meta_params, embedded.query, prototypes)
+        return logits.masked_fill((counts == 0).unsqueeze(1), -torch.inf)
+
+    def example_weights(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """The classes' probabilities if every support example were a class of its own."""
+        return self._logits(meta_params, embedded.query, embedded.support).softmax(dim=-1)
+
+    def _logits(
+        self, meta_params: Mapping[str, Tensor], query: Tensor, prototypes: Tensor
+    ) -> Tensor:
+        """-a d(z, c) `[E, M, O]` up to what all prototypes `[E, O, F]` have in common."""
         if self.distance == "cosine":
             prototypes, query = normalize(prototypes, dim=-1), normalize(query, dim=-1)
         # |z - c|² without |z|², which no class has for itself; twice the cosine for unit vectors.
@@ -50,5 +60,4 @@ class Prototypes(PrototypesSettings, EmbeddingLearner):
             near = near / 2
         else:
             near = near - prototypes.square().sum(dim=-1).unsqueeze(1)
-        logits = meta_params[SCALE].exp() * near
-        return logits.masked_fill((counts == 0).unsqueeze(1), -torch.inf)
+        return meta_params[SCALE].exp() * near

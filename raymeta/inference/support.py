@@ -1,0 +1,87 @@
+"""What an adapted network keeps of its support examples beside what answers need of them.
+
+Shape legend: S support examples, N examples, T time steps, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import Examples
+from raymeta.inference.vectors import FloatNetwork
+from raymeta.nn.networks import Params
+from raymeta.training.recipe import Recipe
+
+SUPPORT_PREFIX = "support-"  # of its tensors in a file
+_MEANS, _ROWS = f"{SUPPORT_PREFIX}mean-", f"{SUPPORT_PREFIX}rows"
+
+
+@dataclass(frozen=True)
+class Support:
+    """The support set behind an adapted network.
+
+    `means` `[D]` float64, one of each network, are the mean of the vectors that it reads, over all
+    support examples and time steps.  `rows` int64 `[S]` are the places that the examples, as the
+    network has them, have among those of their user.
+    """
+
+    means: tuple[Tensor, ...]
+    rows: Tensor
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, params: Sequence[Params], examples: Examples, rows: Sequence[int]
+    ) -> Support:
+        """From the examples (a batch of one episode) that networks were adapted to."""
+        means = []
+        for own in params:
+            vectors = FloatNetwork(recipe, own).vectors(examples)
+            if examples.lengths is None:
+                means.append(vectors.mean(dim=(0, 1)))
+                continue
+            steps = torch.arange(vectors.shape[1])
+            means.append(vectors[steps < examples.lengths[0][:, None]].mean(dim=0))
+        return cls(tuple(means), torch.tensor(rows, dtype=torch.int64))
+
+    def check(self, num_examples: int) -> None:
+        """Refuses another number of support examples than the network has.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if len(self.rows) != num_examples:
+            raise ValueError(f"its support has {len(self.rows)} examples, not {num_examples}")
+
+    def to_tensors(self) -> Params:
+        """As tensors of a file, for `from_tensors`."""
+        means = {f"{_MEANS}{number}": mean for number, mean in enumerate(self.means)}
+        return {**means, _ROWS: self.rows}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], recipe: Recipe, num_networks: int
+    ) -> Support | None:
+        """What a file has of it; None if it has nothing, as older files have not.
+
+        Raises:
+            ValueError: the tensors do not fit the networks.
+        """
+        own = {name: value for name, value in tensors.items() if name.startswith(SUPPORT_PREFIX)}
+        if not own:
+            return None
+        means = tuple(own.pop(f"{_MEANS}{number}") for number in range(num_networks))
+        rows = own.pop(_ROWS)
+        if own:
+            raise ValueError(f"it holds a tensor {min(own)!r:.60}")
+        shape = (recipe.spec.input_size,)
+        if any(m.shape != shape or m.dtype != torch.float64 for m in means):
+            raise ValueError(f"its support's means are not {recipe.spec.input_size} numbers")
+        if not all(mean.isfinite().all() for mean in means):
+            raise ValueError("its support's means are not finite")
+        if rows.dtype != torch.int64 or not rows.sort().values.equal(torch.arange(rows.numel())):
+            raise ValueError("its support's rows are no order of examples")
+        return cls(means, rows)
