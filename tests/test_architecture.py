@@ -105,6 +105,7 @@ KNOWN_TO = {
         "raymeta.sections",
         "raymeta.tasks.settings",
     },
+    "onnx": {"raymeta.inference.export.nodes"},
     "sklearn": {"raymeta.inference.estimators"},
     "huggingface_hub": {"raymeta.data.encoder"},
     "tokenizers": {"raymeta.data.encoder"},

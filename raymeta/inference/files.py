@@ -17,7 +17,8 @@ from raymeta.errors import ExperimentError, RaymetaError, RunError
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
-from raymeta.inference.model import PREFIX, ROLE, Adapted, Model, Trained
+from raymeta.inference.model import PREFIX, ROLE, Adapted, Model
+from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head, param_shapes
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at

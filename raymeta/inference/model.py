@@ -10,64 +10,28 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymeta.episodes import Examples
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.experiment.data_files import DATA
 from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.stream import Stream
+from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
-from raymeta.tasks.inputs import Inputs
-from raymeta.tasks.load import load_inputs
 from raymeta.training.checkpoint import state_bytes
-from raymeta.training.identity import Identity
-from raymeta.training.recipe import Recipe
 
 ROLE = "adapted"  # of a file
 PREFIX = "network-"  # of the tensors of each network, before its number
 _SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluation"}
 _CHUNK = 256  # examples answered at once; bounds memory, never changes an answer
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a model and what it is adapted to have in common: how its networks were trained.
-
-    `experiment` has the best trial's values in it.  `identity` is that of the first network, with
-    the facts of its data.
-    """
-
-    experiment: Experiment
-    identity: Identity
-    recipe: Recipe
-
-    @cached_property
-    def inputs(self) -> Inputs:
-        """What an example is."""
-        return load_inputs(self.experiment.tasks, self.identity.facts)
-
-    @property
-    def is_classification(self) -> bool:
-        """Whether it predicts classes; numbers otherwise."""
-        return self.recipe.problem.name == "classification"
-
-    def examples(self, raw: RawExamples, y: Tensor) -> Examples:
-        """Prepared as in training, padded, as a batch of one episode."""
-        prepared = [torch.from_numpy(x) for x in self.inputs.prepare(raw.x, raw.names)]
-        sizes = torch.tensor([[len(x) for x in prepared]])
-        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
-        lengths = None if bool((sizes == padded.shape[1]).all()) else sizes
-        examples = Examples(padded[None], y[None], lengths)
-        return examples.to(torch.device("cpu"), self.recipe.dtype)
 
 
 @dataclass(frozen=True)
@@ -117,7 +81,7 @@ class Model:
                 raw, x=[raw.x[row] for row in order], names=[raw.names[row] for row in order]
             )
             targets = torch.from_numpy(ways[order])
-            if self._is_open:
+            if self.is_open:
                 spec = replace(recipe.spec, num_outputs=len(labels))
                 recipe = replace(recipe, spec=spec)
         else:
@@ -138,12 +102,31 @@ class Model:
         return Adapted(replace(trained, recipe=recipe), adapted, labels)
 
     @cached_property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the network has no outputs of its own for each way."""
         num_ways = self.trained.recipe.spec.num_outputs
         return not any(
             is_head(name) and len(value) == num_ways for name, value in self.networks[0].items()
         )
+
+    def export(self, path: str | AnyPath) -> None:
+        """Writes one ONNX graph that adapts and predicts, for runtimes without Python.
+
+        It takes the support examples, their classes (numbers from 0) or values, and the queries;
+        `raymeta.inference.export.graphs.adapting_graph` names its inputs and outputs.
+
+        Args:
+            path: of the file, or its URI.
+
+        Raises:
+            DataError: the network or its learner has no ONNX form, or onnx is not installed.
+            RunError: it cannot be written.
+        """
+        _check_onnx()
+        from raymeta.inference.export.graphs import adapting_graph  # noqa: PLC0415  (an extra)
+
+        graph = adapting_graph(self.trained, self.networks, is_open=self.is_open)
+        write_file(path_at(path), graph)
 
     def _ways(self, raw: RawExamples) -> tuple[np.ndarray, np.ndarray]:
         """The classes in the order of the ways `[K]`, and the way of every example `[N]`."""
@@ -170,7 +153,7 @@ class Model:
             raise DataError(
                 f"y must have 2 classes at least, but has one class: {shown(classes[0].item())}"
             )
-        if len(classes) > most and not self._is_open:
+        if len(classes) > most and not self.is_open:
             raise DataError(
                 f"y must have at most {most} classes, for which the network was trained "
                 f"(tasks.num_ways), but has {len(classes)}; learners such as prototypes take any "
@@ -285,6 +268,25 @@ class Adapted:
         """
         write_file(path_at(path), self.to_bytes())
 
+    def export(self, path: str | AnyPath, *, stream: bool = False) -> None:
+        """Writes it as an ONNX graph that takes what `predict` takes, preparation included.
+
+        `raymeta.inference.export.graphs` names the inputs and outputs.
+
+        Args:
+            path: of the file, or its URI.
+            stream: one time step with its state as inputs and outputs, as `stream` takes it.
+
+        Raises:
+            DataError: the network has no ONNX form, or onnx is not installed.
+            RunError: it cannot be written.
+        """
+        _check_onnx()
+        from raymeta.inference.export import graphs  # noqa: PLC0415  (an extra)
+
+        graph = graphs.stream_graph if stream else graphs.adapted_graph
+        write_file(path_at(path), graph(self.trained, self.params, self.labels))
+
     def to_bytes(self) -> bytes:
         """The content of its file."""
         experiment, labels = self.trained.experiment, self.labels
@@ -327,6 +329,15 @@ class Adapted:
                 "training data"
             )
         return outputs
+
+
+def _check_onnx() -> None:
+    """Refuses to export without the package that writes ONNX."""
+    if find_spec("onnx") is None:
+        raise DataError(
+            "export needs the package onnx, which is not installed here: pip install "
+            "'raymeta[onnx]'"
+        )
 
 
 def label_array(y: Any, num_examples: int) -> np.ndarray:

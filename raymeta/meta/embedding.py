@@ -159,6 +159,13 @@ class EmbeddingLearner(Learner, ABC):
             raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
 
 
+def support_of(adapted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The support's features `[E, N, F]` and targets in `adapted_params`; None for other ones."""
+    if _FEATURES not in adapted:
+        return None
+    return adapted[_FEATURES], adapted[_TARGETS]
+
+
 def _meta_params(adapted: Mapping[str, Tensor]) -> Params:
     return {name: v for name, v in adapted.items() if name not in {_FEATURES, _TARGETS}}
 
