@@ -20,6 +20,7 @@ import torch
 
 from raymeta.data.encoder import is_folder
 from raymeta.errors import ExperimentError, RunError, SearchError
+from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -371,6 +372,10 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
             stop_ray()
 
 
+# Beside the model files: what is said of the network, and what says that there is one.
+_OF_THE_NETWORK = (RESULTS_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+
+
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
     """Searches and refits; writes the winner's values and the networks to the run folder."""
     start, experiment = time.monotonic(), prepared.experiment
@@ -398,7 +403,7 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
             return  # the trials that ran again have changed nothing
         # What is there belongs to another network.
         networks = list_matching(run.path / "models", "*.safetensors")
-        records = [run.path / name for name in (RESULTS_FILE, "best.yaml", REFIT_FILE)]
+        records = [run.path / name for name in _OF_THE_NETWORK]
         for file in (*records, *networks):
             remove_file(file)
     for name, checkpoint in found.checkpoints.items():
@@ -424,14 +429,22 @@ def _meta_test(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
     own, networks = open_networks(run, device, watcher.phase)
+    further = open_further(run, device)
+    num_episodes = num_episodes or experiment.evaluation.num_episodes
     result = meta_test(
         own,
         networks,
         label="tuned network" if experiment.search.space else "meta-trained network",
-        num_episodes=num_episodes or experiment.evaluation.num_episodes,
-        further=open_further(run, device),
+        num_episodes=num_episodes,
+        further=further,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
     )
+    if own.recipe.problem.name == "classification":
+        watcher.phase("calibrating")
+        together = [own, *further]
+        calibration = keep_calibrations(run, together)
+        found = reliability(together, calibration, num_episodes)
+        result = replace(result, reliability=found)
     if experiment.evaluation.sealed:
         record_look(run, result)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})

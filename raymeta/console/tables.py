@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ def print_report(console: Console, report: Report) -> None:
     notes = [
         "ahead of it by: mean difference over the same queries; negative: the control is better",
         *interval_lines(result),
+        *_reliability_lines(result),
         result.note,
     ]
     for text in filter(None, notes):
@@ -255,6 +256,16 @@ def _score_table(report: Report) -> Table:
             style="bold" if number == 0 else "",
         )
     return table
+
+
+def _reliability_lines(result: MetaTest) -> Iterator[str]:
+    found = result.reliability
+    if found is not None:
+        yield (
+            f"probabilities: expected calibration error {found.error:.3f} ({found.num_bins} bins) "
+            f"with temperature {found.temperature:.2f} from meta-validation, "
+            f"{found.error_without:.3f} without"
+        )
 
 
 def _row_text(row: Row) -> str:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from raymeta.episodes import Examples, InputSpec
 from raymeta.errors import ExperimentError, RaymetaError, RunError
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, calibration_of
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
@@ -54,7 +55,8 @@ def load(
         for number, experiment in enumerate(experiments)
     ]
     trained, _ = opened[0]
-    model = Model(trained, tuple(network for _, network in opened))
+    networks = tuple(network for _, network in opened)
+    model = Model(trained, networks, calibration_of(found, len(networks)))
     _ = trained.inputs  # refuses facts that do not fit
     return model
 
@@ -159,7 +161,9 @@ def _adapted(state: State, file: AnyPath) -> Adapted:
         number, _, own = name.removeprefix(PREFIX).partition(".")
         networks.setdefault(int(number), {})[own] = value
     params = tuple(networks[number] for number in range(len(networks)))
-    return Adapted(Trained(experiment, identity, recipe), params, labels)
+    # Files of earlier versions say nothing of it.
+    calibration = Calibration.from_json(facts.get("calibration", NO_CALIBRATION.to_json()))
+    return Adapted(Trained(experiment, identity, recipe), params, labels, calibration)
 
 
 def _check_answers(adapted: Adapted) -> None:

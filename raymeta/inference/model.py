@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raymeta.errors import DataError, DataWarning, shown
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
 from raymeta.experiment.data_files import DATA
 from raymeta.experiment.file import with_values
 from raymeta.inference.examples import Axes, RawExamples, read_examples
@@ -43,6 +44,7 @@ class Model:
 
     trained: Trained
     networks: tuple[Params, ...]
+    calibration: Calibration = NO_CALIBRATION
 
     def adapt(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> Adapted:
         """Adapts to the support examples of a new task, as the meta-test adapts to an episode.
@@ -99,7 +101,7 @@ class Model:
                 f"the network is not finite after {recipe.num_steps} adaptation steps on these "
                 "examples; see that they are in the units of the training data"
             )
-        return Adapted(replace(trained, recipe=recipe), adapted, labels)
+        return Adapted(replace(trained, recipe=recipe), adapted, labels, self.calibration)
 
     @cached_property
     def is_open(self) -> bool:
@@ -125,7 +127,12 @@ class Model:
         _check_onnx()
         from raymeta.inference.export.graphs import adapting_graph  # noqa: PLC0415  (an extra)
 
-        graph = adapting_graph(self.trained, self.networks, is_open=self.is_open)
+        graph = adapting_graph(
+            self.trained,
+            self.networks,
+            is_open=self.is_open,
+            temperature=self.calibration.temperature,
+        )
         write_file(path_at(path), graph)
 
     def _ways(self, raw: RawExamples) -> tuple[np.ndarray, np.ndarray]:
@@ -182,12 +189,14 @@ class Adapted:
 
     The probabilities of several networks are averaged, and so are their values for regression: what
     the meta-test calls the ensemble.  `params` are what each has of the task.  `labels` `[K]` are
-    the classes in the order of the outputs; None for regression.
+    the classes in the order of the outputs; None for regression.  Logits are divided by the
+    temperature of `calibration`.
     """
 
     trained: Trained
     params: tuple[Params, ...]
     labels: np.ndarray | None = None
+    calibration: Calibration = NO_CALIBRATION
 
     def predict(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
         """The class of each example `[N]`, or its value `[N]` (`[N, O]` of several outputs).
@@ -221,6 +230,28 @@ class Adapted:
             raise DataError("a regression has no class probabilities; use predict")
         return self._outputs(raw).numpy()
 
+    def predict_set(
+        self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
+    ) -> list[np.ndarray]:
+        """The classes of each example that cannot be ruled out; N arrays of labels.
+
+        On average over new tasks, which must be like those of meta-validation, the set holds the
+        class with the probability `coverage` at least; in a single task it may be more or less.  A
+        set may be empty.  See `raymeta.evaluation.calibration.Calibration.threshold`.
+
+        Args:
+            x: as for `predict`.
+            coverage: within (0, 1).
+            axes: as for `predict`.
+
+        Raises:
+            DataError: as for `predict_proba`, or the network's run was not calibrated.
+        """
+        most = self.calibration.threshold(coverage)
+        probabilities = self.predict_proba(x, axes=axes)
+        assert self.labels is not None, "it has probabilities"
+        return [self.labels[1 - row <= most] for row in probabilities]
+
     def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
         """The mean score of the examples by the metric of the meta-test.
 
@@ -252,7 +283,14 @@ class Adapted:
         """
         num_classes = None if self.labels is None else len(self.labels)
         trained = self.trained
-        return Stream(trained.recipe, trained.inputs, self.params, num_classes, num_streams)
+        return Stream(
+            trained.recipe,
+            trained.inputs,
+            self.params,
+            num_classes,
+            num_streams,
+            self.calibration.temperature,
+        )
 
     def save(self, path: str | AnyPath) -> None:
         """Writes it to a file of its own, whole or not at all, for `raymeta.load_adapted`.
@@ -285,7 +323,9 @@ class Adapted:
         from raymeta.inference.export import graphs  # noqa: PLC0415  (an extra)
 
         graph = graphs.stream_graph if stream else graphs.adapted_graph
-        write_file(path_at(path), graph(self.trained, self.params, self.labels))
+        temperature = self.calibration.temperature
+        content = graph(self.trained, self.params, self.labels, temperature=temperature)
+        write_file(path_at(path), content)
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
@@ -299,6 +339,7 @@ class Adapted:
             "data": dict(self.trained.identity.facts),
             "labels": None if labels is None else labels.tolist(),
             "num_outputs": self.trained.recipe.spec.num_outputs,
+            "calibration": self.calibration.to_json(),
         }
         # Copies: networks may have a tensor in common, which safetensors refuses.
         tensors = {
@@ -319,6 +360,7 @@ class Adapted:
             )
             if self.labels is not None:  # what is left was of ways that this task has not
                 answers = answers[..., : len(self.labels)]
+            answers = answers / self.calibration.temperature
             found.append(recipe.problem.mean_outputs(answers)[0])
         outputs = torch.cat(found)
         is_finite = outputs.isfinite().all(dim=1)

@@ -113,7 +113,9 @@ class EmbeddingLearner(Learner, ABC):
         """The only outputs there are, those after the support sets were seen."""
         self._check_steps(num_steps)
         with torch.no_grad():
-            yield self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+            found = self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+        # Outside: whoever takes it, and may leave the generator open, keeps gradients as they were.
+        yield found
 
     def adapted_params(
         self,

@@ -14,6 +14,7 @@ import raymeta
 from raymeta.data.files import read_each
 from raymeta.data.readers.unipen import read_unipen
 from raymeta.errors import DataError
+from raymeta.evaluation.calibration import Calibration
 from tests.inference.conftest import Cli, RunOf
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -252,3 +253,16 @@ def test_the_command_line_exports_runs_and_adapted_networks(
         assert code == 1
         assert said in error.replace("\n", " ")
         assert not (tmp_path / "x.onnx").exists()
+
+
+def test_the_temperature_is_part_of_every_graph(run_of: RunOf, tmp_path: Path) -> None:
+    model = raymeta.load(str(run_of("table", "learner=ridge").path))
+    model = replace(model, calibration=Calibration(3.0))
+    adapted = model.adapt(RAGGED, Y)
+    wanted = adapted.predict_proba(QUERIES)
+    adapted.export(tmp_path / "a.onnx")
+    model.export(tmp_path / "m.onnx")
+    assert_close(run(tmp_path / "a.onnx", padded(QUERIES))["probabilities"], wanted)
+    numbers = np.unique(Y, return_inverse=True)[1]
+    inputs = {**padded(RAGGED, "support_"), **padded(QUERIES), "support_y": numbers}
+    assert_close(run(tmp_path / "m.onnx", inputs)["probabilities"], wanted)

@@ -40,7 +40,9 @@ from raymeta.meta.embedding import support_of
 from raymeta.nn.networks import Params
 
 
-def adapted_graph(trained: Trained, networks: Sequence[Params], labels: np.ndarray | None) -> bytes:
+def adapted_graph(
+    trained: Trained, networks: Sequence[Params], labels: np.ndarray | None, *, temperature: float
+) -> bytes:
     """An adapted network: `x` (and `lengths`) to `prediction`, and `probabilities` of classes.
 
     Raises:
@@ -54,11 +56,13 @@ def adapted_graph(trained: Trained, networks: Sequence[Params], labels: np.ndarr
         network = _constants(nodes, trained, params)
         features = forward_pass(nodes, spec, network, examples.x, examples.lengths).pooled
         answers.append(_answers(nodes, trained, params, features))
-    _finish(nodes, trained, answers, labels)
+    _finish(nodes, trained, answers, labels, temperature)
     return nodes.model(_notes(trained, labels))
 
 
-def stream_graph(trained: Trained, networks: Sequence[Params], labels: np.ndarray | None) -> bytes:
+def stream_graph(
+    trained: Trained, networks: Sequence[Params], labels: np.ndarray | None, *, temperature: float
+) -> bytes:
     """One time step of N sequences, as `Adapted.stream` takes it.
 
     Inputs are `x`, double `[N, C]`, and the state before the step; outputs are those of
@@ -99,11 +103,13 @@ def stream_graph(trained: Trained, networks: Sequence[Params], labels: np.ndarra
             nodes.output(after, f"next_{name}{end}", "float", shape)
         features = _pooled_so_far(nodes, trained, network, nodes.take(sequence, 0, 0), end)
         answers.append(_answers(nodes, trained, params, features))
-    _finish(nodes, trained, answers, labels, axis="streams")
+    _finish(nodes, trained, answers, labels, temperature, axis="streams")
     return nodes.model(_notes(trained, labels))
 
 
-def adapting_graph(trained: Trained, networks: Sequence[Params], *, is_open: bool) -> bytes:
+def adapting_graph(
+    trained: Trained, networks: Sequence[Params], *, is_open: bool, temperature: float
+) -> bytes:
     """A network that adapts itself: support examples, their targets and queries to predictions.
 
     Inputs are `support_x`, `support_lengths`, `support_y` (int64 `[N]`, classes from 0 up to K - 1,
@@ -154,7 +160,7 @@ def adapting_graph(trained: Trained, networks: Sequence[Params], *, is_open: boo
             first, axis = nodes.constant([0], np.int64), nodes.constant([1], np.int64)
             found = nodes.op("Slice", found, first, num_classes, axis)
         answers.append(found)
-    _finish(nodes, trained, answers, None)
+    _finish(nodes, trained, answers, None, temperature)
     fixed = np.array(trained.inputs.classes) if trained.inputs.classes else None
     return nodes.model(_notes(trained, fixed))
 
@@ -242,6 +248,7 @@ def _finish(
     trained: Trained,
     answers: list[str],
     labels: np.ndarray | None,
+    temperature: float,
     axis: str = "examples",
 ) -> None:
     """The mean of the networks' answers as the outputs of the graph."""
@@ -249,7 +256,8 @@ def _finish(
     if trained.is_classification:
         if labels is not None:  # what is left was of ways that this task has not
             answers = [nodes.slice(value, 0, len(labels), 1) for value in answers]
-        answers = [nodes.op("Softmax", value, axis=1) for value in answers]
+        divisor = nodes.constant(temperature)
+        answers = [nodes.op("Softmax", nodes.op("Div", v, divisor), axis=1) for v in answers]
     mean = answers[0] if len(answers) == 1 else nodes.op("Mean", *answers)
     if not trained.is_classification:
         nodes.output(mean, "prediction", "float", [axis, num_outputs])
