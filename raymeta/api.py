@@ -22,6 +22,7 @@ import torch
 
 from raymeta.data.encoder import is_folder
 from raymeta.errors import ExperimentError, RunError, SearchError
+from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -416,6 +417,10 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
             stop_ray()
 
 
+# Beside the model files: what is said of the network, and what says that there is one.
+_OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+
+
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
     """Searches and refits; writes the winner's values and the networks to the run folder."""
     start, experiment = time.monotonic(), prepared.experiment
@@ -443,7 +448,7 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
             return  # the trials that ran again have changed nothing
         # What is there belongs to another network.
         networks = list_matching(run.path / "models", "*.safetensors")
-        records = [run.path / name for name in (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE)]
+        records = [run.path / name for name in _OF_THE_NETWORK]
         for file in (*records, *networks):
             remove_file(file)
     for name, checkpoint in found.checkpoints.items():
@@ -470,15 +475,23 @@ def _meta_test(
     experiment, best = run.experiment(), run.best_experiment()
     own, networks = open_networks(run, device, watcher.phase)
     kept = list[QueryScores]()
+    further = open_further(run, device)
+    num_episodes = num_episodes or experiment.evaluation.num_episodes
     result = meta_test(
         own,
         networks,
         label="tuned network" if experiment.search.space else "meta-trained network",
-        num_episodes=num_episodes or experiment.evaluation.num_episodes,
-        further=open_further(run, device),
+        num_episodes=num_episodes,
+        further=further,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
         keep=kept.append,
     )
+    if own.recipe.problem.name == "classification":
+        watcher.phase("calibrating")
+        together = [own, *further]
+        calibration = keep_calibrations(run, together)
+        found = reliability(together, calibration, num_episodes)
+        result = replace(result, reliability=found)
     if experiment.evaluation.sealed:
         record_look(run, result)
     kept[0].write(run)

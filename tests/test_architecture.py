@@ -111,6 +111,7 @@ KNOWN_TO = {
         "raymeta.sections",
         "raymeta.tasks.settings",
     },
+    "onnx": {"raymeta.inference.export.nodes"},
     "sklearn": {"raymeta.inference.estimators", "raymeta.search.feasibility"},
     "huggingface_hub": {"raymeta.data.encoder"},
     "tokenizers": {"raymeta.data.encoder"},

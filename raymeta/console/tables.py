@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from raymeta.run_folder import Run
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
     from raymeta.api import Report
     from raymeta.deploy.jobs.client import Job
-    from raymeta.evaluation.scores import Row, Score
+    from raymeta.evaluation.scores import MetaTest, Row, Score
     from raymeta.report.comparison import Comparison
     from raymeta.search.records import TrialRecord
 
@@ -59,6 +59,7 @@ def print_report(console: Console, report: Report) -> None:
     notes = [
         "ahead of it by: mean difference over the same queries; negative: the control is better",
         *interval_lines(result),
+        *_reliability_lines(result),
         result.note,
     ]
     for text in filter(None, notes):
@@ -142,6 +143,16 @@ def _own_units_table(rows: Sequence[Row]) -> Table:
             )
             table.add_row(row.label, *found)
     return table
+
+
+def _reliability_lines(result: MetaTest) -> Iterator[str]:
+    found = result.reliability
+    if found is not None:
+        yield (
+            f"probabilities: expected calibration error {found.error:.3f} ({found.num_bins} bins) "
+            f"with temperature {found.temperature:.2f} from meta-validation, "
+            f"{found.error_without:.3f} without"
+        )
 
 
 def _row_text(row: Row) -> str:

@@ -77,6 +77,21 @@ class Row:
 
 
 ENSEMBLE = "ensemble"
+NUM_BINS = 15  # of the expected calibration error, as Guo et al. have it
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The expected calibration error in the meta-test, with the temperature and without.
+
+    It is Σ_bins (share of queries in the bin) |accuracy - mean confidence| over `num_bins` equal
+    bins of the largest class probability (Guo et al. 2017, equation 3).
+    """
+
+    temperature: float
+    error: float
+    error_without: float
+    num_bins: int = NUM_BINS
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,9 @@ class MetaTest:
 
     After a refit from several seeds `rows[0]` is the mean over them, and their ensemble has a row.
 
-    `units` counts the units of every axis that are new at deployment.
+    `units` counts the units of every axis that are new at deployment.  `reliability` is of the
+    classes' probabilities as `predict_proba` gives them; None for regression and of runs of earlier
+    versions.
     """
 
     metric: str
@@ -94,6 +111,7 @@ class MetaTest:
     units: dict[str, int]
     note: str
     rows: tuple[Row, ...]
+    reliability: Reliability | None = None
 
     @property
     def controls(self) -> tuple[Row, ...]:
@@ -119,6 +137,8 @@ class MetaTest:
     def to_json(self) -> dict[str, Any]:
         """Plain values, None for a number that is not finite; `from_json` reads them back."""
         content: dict[str, Any] = _without_nan(asdict(self))
+        if self.reliability is None:
+            del content["reliability"]
         return content
 
     @classmethod
@@ -138,7 +158,9 @@ class MetaTest:
             )
             for row in content["rows"]
         )
-        return cls(**{"units": {}, **content, "rows": rows})
+        found = content.get("reliability")
+        reliability = Reliability(**found) if found else None
+        return cls(**{"units": {}, **content, "rows": rows, "reliability": reliability})
 
 
 def _without_nan(value: Any) -> Any:

@@ -108,6 +108,7 @@ class Explainer:
         params: of each adapted network.
         labels: the classes; None for regression.
         support: what is known of the support set, if it is.
+        temperature: that divides logits.
     """
 
     def __init__(
@@ -117,10 +118,11 @@ class Explainer:
         params: Sequence[Params],
         labels: np.ndarray | None,
         support: Support | None,
+        temperature: float = 1.0,
     ) -> None:
         self._inputs, self._labels, self._support = inputs, labels, support
         self._size = recipe.spec.input_size
-        self._networks = [FloatNetwork(recipe, own) for own in params]
+        self._networks = [FloatNetwork(recipe, own, temperature) for own in params]
 
     def attribute(
         self,

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 
 from raymeta.episodes import Examples, InputSpec
 from raymeta.errors import ExperimentError, RaymetaError, RunError
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, calibration_of
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
-from raymeta.inference.model import PREFIX, ROLE, Adapted, Model, Trained
+from raymeta.inference.model import PREFIX, ROLE, Adapted, Model
 from raymeta.inference.support import SUPPORT_PREFIX, Support
+from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head, param_shapes
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at
@@ -54,7 +56,8 @@ def load(
         for number, experiment in enumerate(experiments)
     ]
     trained, _ = opened[0]
-    model = Model(trained, tuple(network for _, network in opened))
+    networks = tuple(network for _, network in opened)
+    model = Model(trained, networks, calibration_of(found, len(networks)))
     _ = trained.inputs  # refuses facts that do not fit
     return model
 
@@ -162,7 +165,9 @@ def _adapted(state: State, file: AnyPath) -> Adapted:
         networks.setdefault(int(number), {})[own] = value
     params = tuple(networks[number] for number in range(len(networks)))
     support = Support.from_tensors(state.tensors, recipe, len(params))
-    return Adapted(Trained(experiment, identity, recipe), params, labels, support)
+    # Files of earlier versions say nothing of it.
+    calibration = Calibration.from_json(facts.get("calibration", NO_CALIBRATION.to_json()))
+    return Adapted(Trained(experiment, identity, recipe), params, labels, support, calibration)
 
 
 def _check_answers(adapted: Adapted) -> None:

@@ -54,6 +54,7 @@ def leave_one_out(
     names: tuple[str, ...],
     *,
     target: Any = None,
+    temperature: float = 1.0,
 ) -> Influence:
     """Adapts networks to a support set and to all of it but one example, in batches.
 
@@ -67,6 +68,7 @@ def leave_one_out(
         support_names: in their user's order.
         names: of the query examples.
         target: as for `Adapted.attribute`.
+        temperature: that divides logits.
 
     Raises:
         DataError: there is one support example only, a target is none, or an answer is not finite.
@@ -76,7 +78,7 @@ def leave_one_out(
         raise DataError(
             "influence needs two support examples at least, since one is left out, but got one"
         )
-    whole = _answers(recipe, networks, support, query, labels)[0]
+    whole = _answers(recipe, networks, support, query, labels, temperature)[0]
     targets, named = targets_of(target, whole, labels)
     chosen = targets[:, None]
     outputs = whole.gather(1, chosen)[:, 0]
@@ -88,7 +90,7 @@ def leave_one_out(
         kept = keep[left_out]
         lengths = None if support.lengths is None else support.lengths[0][kept]
         parts = Examples(support.x[0][kept], support.y[0][kept], lengths)
-        found = _answers(recipe, networks, parts, query, labels)
+        found = _answers(recipe, networks, parts, query, labels, temperature)
         without = found.gather(2, chosen.expand(len(left_out), -1, -1))[..., 0]
         is_finite = without.isfinite().all(dim=1)
         places = [rows[number] for number in left_out.tolist()]
@@ -108,6 +110,7 @@ def _answers(
     support: Examples,
     query: Examples,
     labels: np.ndarray | None,
+    temperature: float,
 ) -> Tensor:
     """The mean answers to the queries after adaptation to each support set, float64 `[E, N, K]`."""
     num = support.y.shape[0]
@@ -120,4 +123,6 @@ def _answers(
         )
         answers.append(recipe.learner.adapted_outputs(recipe.spec, adapted, asked))
     found = torch.stack(answers)
-    return recipe.problem.mean_outputs(found if labels is None else found[..., : len(labels)])
+    if labels is not None:
+        found = found[..., : len(labels)] / temperature
+    return recipe.problem.mean_outputs(found)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,59 +19,24 @@ from torch import Tensor
 
 from raymeta.episodes import Examples
 from raymeta.errors import DataError, DataWarning, shown
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
 from raymeta.experiment.data_files import DATA
-from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
 from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
 from raymeta.inference.stream import Stream
 from raymeta.inference.support import Support
+from raymeta.inference.targets import known, label_array, values_array
+from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
-from raymeta.tasks.inputs import Inputs
-from raymeta.tasks.load import load_inputs
 from raymeta.training.checkpoint import state_bytes
-from raymeta.training.identity import Identity
-from raymeta.training.recipe import Recipe
 
 ROLE = "adapted"  # of a file
 PREFIX = "network-"  # of the tensors of each network, before its number
 _SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluation"}
 _CHUNK = 256  # examples answered at once; bounds memory, never changes an answer
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a model and what it is adapted to have in common: how its networks were trained.
-
-    `experiment` has the best trial's values in it.  `identity` is that of the first network, with
-    the facts of its data.
-    """
-
-    experiment: Experiment
-    identity: Identity
-    recipe: Recipe
-
-    @cached_property
-    def inputs(self) -> Inputs:
-        """What an example is."""
-        return load_inputs(self.experiment.tasks, self.identity.facts)
-
-    @property
-    def is_classification(self) -> bool:
-        """Whether it predicts classes; numbers otherwise."""
-        return self.recipe.problem.name == "classification"
-
-    def examples(self, raw: RawExamples, y: Tensor) -> Examples:
-        """Prepared as in training, padded, as a batch of one episode."""
-        prepared = [torch.from_numpy(x) for x in self.inputs.prepare(raw.x, raw.names)]
-        sizes = torch.tensor([[len(x) for x in prepared]])
-        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
-        lengths = None if bool((sizes == padded.shape[1]).all()) else sizes
-        examples = Examples(padded[None], y[None], lengths)
-        return examples.to(torch.device("cpu"), self.recipe.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,6 +48,7 @@ class Model:
 
     trained: Trained
     networks: tuple[Params, ...]
+    calibration: Calibration = NO_CALIBRATION
 
     def adapt(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> Adapted:
         """Adapts to the support examples of a new task, as the meta-test adapts to an episode.
@@ -125,7 +92,7 @@ class Model:
                 "examples; see that they are in the units of the training data"
             )
         known = Support.of(recipe, adapted, support, rows)
-        return Adapted(trained, adapted, labels, known)
+        return Adapted(trained, adapted, labels, known, self.calibration)
 
     def influence(
         self,
@@ -168,6 +135,7 @@ class Model:
             raw.ids or tuple(raw.names),
             query.ids or tuple(query.names),
             target=target,
+            temperature=self.calibration.temperature,
         )
 
     def _support(self, raw: RawExamples) -> tuple[Trained, Examples, np.ndarray | None, list[int]]:
@@ -187,22 +155,46 @@ class Model:
                 raw, x=[raw.x[row] for row in rows], names=[raw.names[row] for row in rows]
             )
             targets = torch.from_numpy(ways[rows])
-            if self._is_open:
+            if self.is_open:
                 spec = replace(recipe.spec, num_outputs=len(labels))
                 recipe = replace(recipe, spec=spec)
         else:
-            labels, targets = None, _values(raw.y, len(raw), recipe.spec.num_outputs)
+            labels, targets = None, values_array(raw.y, len(raw), recipe.spec.num_outputs)
             self._warn_of_few(len(raw), "there are")
         examples = trained.examples(raw, targets)
         return replace(trained, recipe=recipe), examples, labels, rows
 
     @cached_property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the network has no outputs of its own for each way."""
         num_ways = self.trained.recipe.spec.num_outputs
         return not any(
             is_head(name) and len(value) == num_ways for name, value in self.networks[0].items()
         )
+
+    def export(self, path: str | AnyPath) -> None:
+        """Writes one ONNX graph that adapts and predicts, for runtimes without Python.
+
+        It takes the support examples, their classes (numbers from 0) or values, and the queries;
+        `raymeta.inference.export.graphs.adapting_graph` names its inputs and outputs.
+
+        Args:
+            path: of the file, or its URI.
+
+        Raises:
+            DataError: the network or its learner has no ONNX form, or onnx is not installed.
+            RunError: it cannot be written.
+        """
+        _check_onnx()
+        from raymeta.inference.export.graphs import adapting_graph  # noqa: PLC0415  (an extra)
+
+        graph = adapting_graph(
+            self.trained,
+            self.networks,
+            is_open=self.is_open,
+            temperature=self.calibration.temperature,
+        )
+        write_file(path_at(path), graph)
 
     def _ways(self, raw: RawExamples) -> tuple[np.ndarray, np.ndarray]:
         """The classes in the order of the ways `[K]`, and the way of every example `[N]`."""
@@ -229,7 +221,7 @@ class Model:
             raise DataError(
                 f"y must have 2 classes at least, but has one class: {shown(classes[0].item())}"
             )
-        if len(classes) > most and not self._is_open:
+        if len(classes) > most and not self.is_open:
             raise DataError(
                 f"y must have at most {most} classes, for which the network was trained "
                 f"(tasks.num_ways), but has {len(classes)}; learners such as prototypes take any "
@@ -259,13 +251,15 @@ class Adapted:
     The probabilities of several networks are averaged, and so are their values for regression: what
     the meta-test calls the ensemble.  `params` are what each has of the task.  `labels` `[K]` are
     the classes in the order of the outputs; None for regression.  `support` is what explanations
-    need of the support set; files of an older raymeta have none.
+    need of the support set; files of an older raymeta have none.  Logits are divided by the
+    temperature of `calibration`.
     """
 
     trained: Trained
     params: tuple[Params, ...]
     labels: np.ndarray | None = None
     support: Support | None = None
+    calibration: Calibration = NO_CALIBRATION
 
     def predict(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
         """The class of each example `[N]`, or its value `[N]` (`[N, O]` of several outputs).
@@ -299,6 +293,28 @@ class Adapted:
             raise DataError("a regression has no class probabilities; use predict")
         return self._outputs(raw).numpy()
 
+    def predict_set(
+        self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
+    ) -> list[np.ndarray]:
+        """The classes of each example that cannot be ruled out; N arrays of labels.
+
+        On average over new tasks, which must be like those of meta-validation, the set holds the
+        class with the probability `coverage` at least; in a single task it may be more or less.  A
+        set may be empty.  See `raymeta.evaluation.calibration.Calibration.threshold`.
+
+        Args:
+            x: as for `predict`.
+            coverage: within (0, 1).
+            axes: as for `predict`.
+
+        Raises:
+            DataError: as for `predict_proba`, or the network's run was not calibrated.
+        """
+        most = self.calibration.threshold(coverage)
+        probabilities = self.predict_proba(x, axes=axes)
+        assert self.labels is not None, "it has probabilities"
+        return [self.labels[1 - row <= most] for row in probabilities]
+
     def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
         """The mean score of the examples by the metric of the meta-test.
 
@@ -316,9 +332,9 @@ class Adapted:
         raw = raw if y is None else replace(raw, y=y)
         problem = self.trained.recipe.problem
         if self.labels is None:
-            targets = _values(raw.y, len(raw), self.trained.recipe.spec.num_outputs)
+            targets = values_array(raw.y, len(raw), self.trained.recipe.spec.num_outputs)
         else:
-            targets = torch.from_numpy(_known(self.labels, label_array(raw.y, len(raw))))
+            targets = torch.from_numpy(known(self.labels, label_array(raw.y, len(raw))))
         scores = problem.query_scores(self._outputs(raw)[None], targets[None])
         return scores.double().mean().item()
 
@@ -358,7 +374,12 @@ class Adapted:
         trained = self.trained
         raw = read_examples(x, trained.inputs, axes=axes)
         explainer = Explainer(
-            trained.recipe, trained.inputs, self.params, self.labels, self.support
+            trained.recipe,
+            trained.inputs,
+            self.params,
+            self.labels,
+            self.support,
+            self.calibration.temperature,
         )
         return explainer.attribute(
             raw,
@@ -378,7 +399,14 @@ class Adapted:
         """
         num_classes = None if self.labels is None else len(self.labels)
         trained = self.trained
-        return Stream(trained.recipe, trained.inputs, self.params, num_classes, num_streams)
+        return Stream(
+            trained.recipe,
+            trained.inputs,
+            self.params,
+            num_classes,
+            num_streams,
+            self.calibration.temperature,
+        )
 
     def save(self, path: str | AnyPath) -> None:
         """Writes it to a file of its own, whole or not at all, for `raymeta.load_adapted`.
@@ -394,6 +422,27 @@ class Adapted:
         """
         write_file(path_at(path), self.to_bytes())
 
+    def export(self, path: str | AnyPath, *, stream: bool = False) -> None:
+        """Writes it as an ONNX graph that takes what `predict` takes, preparation included.
+
+        `raymeta.inference.export.graphs` names the inputs and outputs.
+
+        Args:
+            path: of the file, or its URI.
+            stream: one time step with its state as inputs and outputs, as `stream` takes it.
+
+        Raises:
+            DataError: the network has no ONNX form, or onnx is not installed.
+            RunError: it cannot be written.
+        """
+        _check_onnx()
+        from raymeta.inference.export import graphs  # noqa: PLC0415  (an extra)
+
+        graph = graphs.stream_graph if stream else graphs.adapted_graph
+        temperature = self.calibration.temperature
+        content = graph(self.trained, self.params, self.labels, temperature=temperature)
+        write_file(path_at(path), content)
+
     def to_bytes(self) -> bytes:
         """The content of its file."""
         experiment, labels = self.trained.experiment, self.labels
@@ -406,6 +455,7 @@ class Adapted:
             "data": dict(self.trained.identity.facts),
             "labels": None if labels is None else labels.tolist(),
             "num_outputs": self.trained.recipe.spec.num_outputs,
+            "calibration": self.calibration.to_json(),
         }
         # Copies: networks may have a tensor in common, which safetensors refuses.
         tensors = {
@@ -428,6 +478,7 @@ class Adapted:
             )
             if self.labels is not None:  # what is left was of ways that this task has not
                 answers = answers[..., : len(self.labels)]
+            answers = answers / self.calibration.temperature
             found.append(recipe.problem.mean_outputs(answers)[0])
         outputs = torch.cat(found)
         is_finite = outputs.isfinite().all(dim=1)
@@ -440,68 +491,13 @@ class Adapted:
         return outputs
 
 
-def label_array(y: Any, num_examples: int) -> np.ndarray:
-    """Classes as text or whole numbers `[N]`.
-
-    Raises:
-        DataError: their number or kind is wrong, or one is missing.
-    """
-    labels = np.asarray(y.to_numpy() if hasattr(y, "to_numpy") else y)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.shape != (num_examples,):
+def _check_onnx() -> None:
+    """Refuses to export without the package that writes ONNX."""
+    if find_spec("onnx") is None:
         raise DataError(
-            f"y must have one class for each of the {num_examples} examples, but has the shape "
-            f"{list(labels.shape)}"
+            "export needs the package onnx, which is not installed here: pip install "
+            "'raymeta[onnx]'"
         )
-    if labels.dtype.kind == "O":
-        for number, label in enumerate(labels.tolist(), start=1):
-            if not isinstance(label, str | int) or label == "":
-                raise DataError(
-                    f"y, example {number}: must be a class, text or a whole number, but got "
-                    f"{shown(label)}"
-                )
-        kinds = {isinstance(label, str) for label in labels.tolist()}
-        if len(kinds) > 1:
-            raise DataError("y must be text or whole numbers, but is text and numbers mixed")
-        labels = labels.astype(str if kinds == {True} else np.int64)
-    if labels.dtype.kind not in "iubUT":
-        raise DataError(f"y must be classes, text or whole numbers, but holds {labels.dtype}")
-    return labels.astype(str) if labels.dtype.kind == "T" else labels
-
-
-def _known(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The number of each label's class, int64 `[N]`."""
-    number_of = {label: number for number, label in enumerate(classes.tolist())}
-    for number, label in enumerate(labels.tolist(), start=1):
-        if label not in number_of:
-            raise DataError(
-                f"y, example {number}: {shown(label)} is none of the classes that the network is "
-                f"adapted to ({', '.join(map(shown, [*number_of][:10]))})"
-            )
-    return np.array([number_of[label] for label in labels.tolist()], dtype=np.int64)
-
-
-def _values(y: Any, num_examples: int, num_outputs: int) -> Tensor:
-    """Targets of a regression as float64 `[N, O]`."""
-    try:
-        values = np.asarray(y, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"y must be numbers: {error!s:.200}") from None
-    if values.ndim == 1 and num_outputs == 1:
-        values = values[:, None]
-    if values.shape != (num_examples, num_outputs):
-        raise DataError(
-            f"y must be numbers [{num_examples}, {num_outputs}], but has the shape "
-            f"{list(values.shape)}"
-        )
-    is_finite = np.isfinite(values).all(axis=1)
-    if not is_finite.all():
-        number = int(is_finite.argmin())
-        raise DataError(
-            f"y, example {number + 1}: {values[number].tolist()} is no finite number (NaN or inf)"
-        )
-    return torch.from_numpy(values)
 
 
 def _chunks(raw: RawExamples) -> Iterator[RawExamples]:

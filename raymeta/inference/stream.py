@@ -28,6 +28,7 @@ class Stream:
         params: of each adapted network.
         num_classes: of the task; None for regression.
         num_streams: N.
+        temperature: that divides logits.
 
     Raises:
         DataError: the networks or their inputs need whole sequences.
@@ -40,6 +41,7 @@ class Stream:
         params: Sequence[Params],
         num_classes: int | None,
         num_streams: int,
+        temperature: float = 1.0,
     ) -> None:
         if inputs.stream_steps is None:
             raise DataError(
@@ -58,7 +60,7 @@ class Stream:
             ]
         except ValueError as error:
             raise DataError(f"this network cannot be streamed: {error}; use predict") from error
-        self._num_streams = num_streams
+        self._num_streams, self._temperature = num_streams, temperature
 
     @property
     def num_steps(self) -> int:
@@ -105,7 +107,7 @@ class Stream:
             features, after = next_features(spec, network, now, state)
             answers.append(learner.adapted_answers(spec, own, features))
             states.append(after)
-        outputs = torch.stack(answers)
+        outputs = torch.stack(answers) / self._temperature
         if self._num_classes is not None:
             outputs = outputs[..., : self._num_classes]
         found: np.ndarray = self._recipe.problem.mean_outputs(outputs)[0].numpy()

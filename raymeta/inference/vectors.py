@@ -30,10 +30,11 @@ class FloatNetwork:
     Args:
         recipe: of the network.
         adapted: of its learner's `adapted_params`, for one task.
+        temperature: that divides logits.
     """
 
-    def __init__(self, recipe: Recipe, adapted: Params) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, adapted: Params, temperature: float = 1.0) -> None:
+        self._recipe, self._temperature = recipe, temperature
         self._adapted = {k: v.double() if v.is_floating_point() else v for k, v in adapted.items()}
         network = recipe.learner.adapted_network(recipe.spec, self._adapted)
         self._network = {name: value[0] for name, value in network.items()}
@@ -67,7 +68,9 @@ class FloatNetwork:
         """
         learner, spec = self._recipe.learner, self._recipe.spec
         found = learner.adapted_answers(spec, self._adapted, self._features(vectors, lengths))[0]
-        return found if num_classes is None else found[:, :num_classes].softmax(dim=-1)
+        if num_classes is None:
+            return found
+        return (found[:, :num_classes] / self._temperature).softmax(dim=-1)
 
     def attention(self, vectors: Tensor, lengths: Tensor | None) -> Tensor | None:
         """The weights `[N, T]` by which it pools the time steps; None if it pools otherwise."""

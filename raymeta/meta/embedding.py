@@ -113,7 +113,9 @@ class EmbeddingLearner(Learner, ABC):
         """The only outputs there are, those after the support sets were seen."""
         self._check_steps(num_steps)
         with torch.no_grad():
-            yield self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+            found = self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+        # Outside: whoever takes it, and may leave the generator open, keeps gradients as they were.
+        yield found
 
     def adapted_params(
         self,
@@ -171,6 +173,13 @@ class EmbeddingLearner(Learner, ABC):
     def _check_steps(self, num_steps: int) -> None:
         if num_steps:
             raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
+
+
+def support_of(adapted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The support's features `[E, N, F]` and targets in `adapted_params`; None for other ones."""
+    if _FEATURES not in adapted:
+        return None
+    return adapted[_FEATURES], adapted[_TARGETS]
 
 
 def _meta_params(adapted: Mapping[str, Tensor]) -> Params:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raymeta import cli
 from raymeta.evaluation.networks import Refitted, keep_network
 from raymeta.experiment.file import load_experiment, with_values
 from raymeta.run_folder import Run
@@ -136,3 +139,28 @@ def raw_of(
     """The raw examples that an episode's examples `[N, T, D]` were made of."""
     sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
     return [prepared[one[:size].tobytes()] for one, size in zip(x, sizes, strict=True)]
+
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Cli:
+    """Runs a command in this process, in an empty folder: exit code, output, error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["raymeta", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = exit_.code
+        else:
+            code = 0
+        captured = capsysbinary.readouterr()
+        return int(code or 0), captured.out.decode(), captured.err.decode()
+
+    return run

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +22,9 @@ from raymeta.inference.attribution_page import figure
 from raymeta.inference.examples import read_examples
 from raymeta.inference.explanation_tables import attribution_table, influence_table
 from raymeta.inference.model import Adapted
-from tests.inference.conftest import RunOf
+from tests.inference.conftest import Cli, RunOf
 from tests.inference.test_attribution import adapted_of, task_of
-from tests.inference.test_tables import content_of, run_cli, signals, support  # noqa: F401
-
-Cli = Callable[..., tuple[int, str, str]]
+from tests.inference.test_tables import content_of, signals, support  # noqa: F401
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def test_a_table_of_influence_has_a_row_an_example_and_support_example(run_of: R
 
 
 def test_outputs_of_a_regression_are_counted_from_1_on_the_command_line(
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     run_of: RunOf,
     tmp_path: Path,
 ) -> None:
@@ -110,7 +107,7 @@ def test_outputs_of_a_regression_are_counted_from_1_on_the_command_line(
 
 
 def test_the_command_line_explains_in_files_and_streams(
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     run_of: RunOf,
     support: pd.DataFrame,  # noqa: F811
     tmp_path: Path,
@@ -165,7 +162,7 @@ def test_the_command_line_explains_in_files_and_streams(
     ],
 )
 def test_mistakes_on_the_command_line_get_one_message(
-    run_cli: Cli,  # noqa: F811
+    run_cli: Cli,
     run_of: RunOf,
     support: pd.DataFrame,  # noqa: F811
     tmp_path: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 import raymeta
 from raymeta.errors import DataError, DataWarning
+from raymeta.evaluation.calibration import Calibration
 from raymeta.inference.model import Adapted, Model
 from raymeta.meta.learners.maml import Maml
 from tests.inference.conftest import RunOf
@@ -270,3 +272,28 @@ def test_strokes_are_counted_up(run_of: RunOf) -> None:
         adapted.predict([line[::-1]])
     with pytest.raises(DataError, match="two points at least"):
         adapted.predict([line[:1]])
+
+
+def test_a_temperature_and_sets_go_with_the_network_everywhere(
+    run_of: RunOf, tmp_path: Path
+) -> None:
+    calibration = Calibration(2.5, ((0.2, 0.4), (0.1, 0.6)))
+    model = raymeta.load(str(run_of("table", "learner=prototypes").path))
+    x = [50 * np.random.default_rng(n).normal(size=(6, 2)) for n in range(6)]
+    plain = model.adapt(x, list("aabbcc"))
+    adapted = replace(model, calibration=calibration).adapt(x, list("aabbcc"))
+    softer = plain.predict_proba(x) ** (1 / 2.5)
+    wanted = softer / softer.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(adapted.predict_proba(x), wanted, rtol=1e-9)
+    stream = adapted.stream(6)
+    for step in range(6):
+        found = stream.step(np.stack([one[step] for one in x]))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    adapted.save(tmp_path / "mine")
+    again = raymeta.load_adapted(tmp_path / "mine")
+    assert again.calibration == calibration
+    sets = again.predict_set(x, coverage=0.5)
+    for row, labels in zip(wanted, sets, strict=True):
+        assert labels.tolist() == [k for k, p in zip("abc", row, strict=True) if 1 - p <= 0.4]
+    with pytest.raises(DataError, match="was not calibrated"):
+        plain.predict_set(x)

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +14,12 @@ import pandas as pd
 import pytest
 
 import raymeta
-from raymeta import cli
 from raymeta.errors import DataError
 from raymeta.inference.tables import Format, parse_examples, predictions, table_bytes
-from tests.inference.conftest import RunOf
+from tests.inference.conftest import Cli, RunOf
 
 PLACE = Path("five")
 BRACES = Path("{five}")  # which a format string would read
-Cli = Callable[..., tuple[int, str, str]]
 
 
 def content_of(frame: pd.DataFrame, kind: Format) -> bytes:
@@ -47,28 +44,6 @@ def support(signals: pd.DataFrame) -> pd.DataFrame:
     chosen = signals["kind"].isin(["kind 1", "kind 2", "kind 7"])
     chosen &= signals["recording"].str.endswith(("-0", "-1"))
     return signals[chosen].assign(comment="ümläut, quoted")
-
-
-@pytest.fixture
-def run_cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
-) -> Cli:
-    """Runs a command in this process, in an empty folder: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["raymeta", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = exit_.code
-        else:
-            code = 0
-        captured = capsysbinary.readouterr()
-        return int(code or 0), captured.out.decode(), captured.err.decode()
-
-    return run
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])

@@ -1,0 +1,254 @@
+"""The answers of learners from features, as ONNX nodes.
+
+Shape legend: N support examples, M queries, F features, K classes, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from raymeta.errors import DataError
+from raymeta.inference.export.network import BIAS, WEIGHT, onnx_form
+from raymeta.inference.export.nodes import Body, Nodes
+from raymeta.inference.trained import Trained
+from raymeta.meta.embedding import EmbeddingLearner
+from raymeta.meta.learner import Learner
+from raymeta.meta.learners.alpaca import NOISE, PRECISION, Alpaca
+from raymeta.meta.learners.matching import QUERY, SUPPORT, Matching
+from raymeta.meta.learners.prototypes import Prototypes
+from raymeta.meta.learners.ridge import PENALTY, SCALE, Ridge
+from raymeta.nn.networks import NetworkSpec, Params
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def affine_head(trained: Trained, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
+    """The weights `[F, O]` and biases `[O]` of an adapted network's answers; None for attention.
+
+    The answers of most learners are an affine function of the features (of prototypes by cosine: of
+    the normalised ones), so that those to the unit vectors and to zero tell all of it.
+    """
+    learner, spec = trained.recipe.learner, trained.recipe.spec
+    if isinstance(learner, Matching):
+        return None
+    exact = {k: v.double() if v.is_floating_point() else v for k, v in params.items()}
+    size = spec.output_size
+    probes = torch.cat([torch.zeros(1, size), torch.eye(size)]).double()
+    found = learner.adapted_answers(spec, exact, probes[None])[0].numpy()
+    weights, bias = found[1:] - found[0], found[0]
+    other = torch.linspace(-1, 1, size, dtype=torch.float64)
+    told = learner.adapted_answers(spec, exact, other[None, None])[0, 0].numpy()
+    scaled = other / other.norm() if needs_unit_length(learner) else other
+    # An answer of minus infinity is that of a class without an example.
+    if not np.allclose(scaled.numpy() @ weights + bias, told, rtol=1e-8, atol=1e-8):
+        raise DataError(
+            f"learner {learner.name} cannot be exported: its answers have no known ONNX form"
+        )
+    return weights, bias
+
+
+def needs_unit_length(learner: Learner) -> bool:
+    """Whether answers are affine in the normalised features."""
+    return isinstance(learner, Prototypes) and learner.distance == "cosine"
+
+
+def normalised(nodes: Nodes, values: str) -> str:
+    """Rows divided by their length, as `torch.nn.functional.normalize` does."""
+    length = nodes.op("Sqrt", nodes.sum(nodes.op("Mul", values, values), 1, keep=True))
+    return nodes.op("Div", values, nodes.op("Max", length, nodes.constant(1e-12)))
+
+
+def head(nodes: Nodes, features: str, weights: str, bias: str) -> str:
+    """`features` `[M, F]` times `weights` `[O, F]`, and `bias` `[O]`."""
+    return nodes.op("Gemm", features, weights, bias, transB=1)
+
+
+def is_closed_form(learner: Learner) -> bool:
+    """Whether `closed_form` serves the learner."""
+    return isinstance(learner, EmbeddingLearner)
+
+
+def closed_form(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    """The outputs `[M, O]` of a learner without adaptation steps; of classes, logits.
+
+    Args:
+        nodes: of the graph.
+        trained: the learner.
+        params: meta-parameters.
+        support: features `[N, F]`.
+        rows: the support's targets `[N, O]`, one-hot rows of classes.
+        query: features `[M, F]`.
+    """
+    learner = trained.recipe.learner
+    forms: dict[type, Callable[..., str]] = {
+        Prototypes: _prototypes,
+        Ridge: _ridge,
+        Alpaca: _alpaca,
+        Matching: _matching,
+    }
+    if type(learner) not in forms:
+        raise DataError(
+            f"learner {learner.name} cannot adapt within an ONNX graph: its answers have no ONNX "
+            "form yet; export an adapted network"
+        )
+    return forms[type(learner)](nodes, trained, params, support, rows, query)
+
+
+def prototypes(nodes: Nodes, support: str, rows: str) -> tuple[str, str]:
+    """The mean features `[K, F]` of each class, and how many examples it has, `[K, 1]`."""
+    members = nodes.op("Transpose", rows, perm=[1, 0])
+    counts = nodes.sum(members, 1, keep=True)
+    total = nodes.op("MatMul", members, support)
+    return nodes.op("Div", total, nodes.op("Max", counts, nodes.constant(1.0))), counts
+
+
+def without_empty(nodes: Nodes, values: str, counts: str) -> str:
+    """`values` `[…, K]`, minus infinity for classes without an example."""
+    empty = nodes.op("Equal", nodes.reshape(counts, -1), nodes.constant(0.0))
+    return nodes.op("Where", empty, nodes.constant(-np.inf), values)
+
+
+def _prototypes(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    centres, counts = prototypes(nodes, support, rows)
+    is_cosine = needs_unit_length(trained.recipe.learner)
+    if is_cosine:
+        centres, query = normalised(nodes, centres), normalised(nodes, query)
+    near = nodes.op("MatMul", query, nodes.op("Transpose", centres, perm=[1, 0]))
+    if not is_cosine:
+        squares = nodes.sum(nodes.op("Mul", centres, centres), 1)
+        near = nodes.op("Sub", nodes.op("Mul", near, nodes.constant(2.0)), squares)
+    scale = nodes.constant(np.exp(params[SCALE].astype(np.float64)))
+    return without_empty(nodes, nodes.op("Mul", near, scale), counts)
+
+
+def _with_ones(nodes: Nodes, features: str) -> str:
+    """The features and a one, in float64."""
+    exact = nodes.cast(features, "double")
+    column = nodes.op("Mul", nodes.slice(exact, 0, 1, 1), nodes.constant(0.0, np.float64))
+    one = nodes.op("Add", column, nodes.constant(1.0, np.float64))
+    return nodes.op("Concat", exact, one, axis=1)
+
+
+def _solved(nodes: Nodes, matrix: str, right: str) -> str:
+    """Solves `matrix` `[N, N]`, symmetric and positive definite, for `right` `[N, O]`; float64.
+
+    Gauss-Jordan elimination, which needs no pivots there; ONNX has no operation that solves.
+    """
+    size = nodes.size(matrix, 0)
+    both = nodes.op("Concat", matrix, right, axis=1)
+    body = Body(nodes, ["double", "int64"])
+    (state, row), inner = body.inputs, body.nodes
+    pivot_row = inner.op("Gather", state, row, axis=0)
+    column = inner.op("Gather", state, row, axis=1)
+    pivot = inner.op("Gather", column, row, axis=0)
+    scaled = inner.op("Div", pivot_row, pivot)
+    unit = inner.cast(inner.op("Equal", inner.numbers(inner.size(state, 0)), row), "double")
+    factor = inner.reshape(inner.op("Sub", column, unit), -1, 1)
+    after = inner.op("Sub", state, inner.op("Mul", factor, inner.reshape(scaled, 1, -1)))
+    body.ends_with([after], ["double"])
+    (done,) = nodes.scan(body, [both], [nodes.numbers(size)], backwards=False)
+    ends = [size, nodes.constant([np.iinfo(np.int64).max], np.int64), nodes.constant([1], np.int64)]
+    return nodes.op("Slice", done, *ends)
+
+
+def _ridge(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    left, asked = _with_ones(nodes, support), _with_ones(nodes, query)
+    across = nodes.op("Transpose", left, perm=[1, 0])
+    gram = nodes.op("MatMul", left, across)
+    one = nodes.op("EyeLike", gram)
+    penalty = nodes.constant(np.exp(params[PENALTY].astype(np.float64)), np.float64)
+    matrix = nodes.op("Add", gram, nodes.op("Mul", one, penalty))
+    found = _solved(nodes, matrix, nodes.cast(rows, "double"))
+    answers = nodes.op("MatMul", nodes.op("MatMul", asked, across), found)
+    answers = nodes.cast(answers, "float")
+    if not trained.is_classification:
+        return answers
+    return nodes.op("Mul", answers, nodes.constant(np.exp(params[SCALE].astype(np.float64))))
+
+
+def _alpaca(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    del trained
+    assert NOISE in params, "the noise does not change the mean"
+    left, asked = _with_ones(nodes, support), _with_ones(nodes, query)
+    across = nodes.op("Transpose", left, perm=[1, 0])
+    precision = np.exp(params[PRECISION].astype(np.float64))
+    prior = np.concatenate([params[WEIGHT], params[BIAS][:, None]], axis=1).astype(np.float64)
+    matrix = nodes.op(
+        "Add", nodes.op("MatMul", across, left), nodes.constant(np.diag(precision), np.float64)
+    )
+    start = nodes.constant(precision[:, None] * prior.T, np.float64)
+    right = nodes.op("Add", nodes.op("MatMul", across, nodes.cast(rows, "double")), start)
+    found = nodes.op("MatMul", asked, _solved(nodes, matrix, right))
+    return nodes.cast(found, "float")
+
+
+def _matching(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    learner = trained.recipe.learner
+    assert isinstance(learner, Matching)
+    if learner.full_context:
+        support = _support_in_context(nodes, params, support)
+        query = _query_in_context(nodes, params, query, support, learner.read_steps)
+    across = nodes.op("Transpose", normalised(nodes, support), perm=[1, 0])
+    cosines = nodes.op("MatMul", normalised(nodes, query), across)
+    scale = nodes.constant(np.exp(params[SCALE].astype(np.float64)))
+    attention = nodes.op("Softmax", nodes.op("Mul", cosines, scale), axis=1)
+    found = nodes.op("MatMul", attention, rows)
+    return nodes.op("Log", found) if trained.is_classification else found
+
+
+def _lstm(params: Arrays, prefix: str, *, bidirectional: bool, size: int) -> dict[str, np.ndarray]:
+    spec = NetworkSpec(
+        num_outputs=1, cell="lstm", num_features=1, hidden_size=size, bidirectional=bidirectional
+    )
+    own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+    return onnx_form(spec, own)
+
+
+def _support_in_context(nodes: Nodes, params: Arrays, support: str) -> str:
+    size = params[f"{SUPPORT}rnn.weight_hh_l0"].shape[1]
+    own = _lstm(params, SUPPORT, bidirectional=True, size=size)
+    sequence = nodes.op("Unsqueeze", support, nodes.constant([1], np.int64))  # [N, 1, F]
+    states = nodes.op(
+        "LSTM",
+        sequence,
+        *(nodes.constant(own[f"{kind}0"]) for kind in "WRB"),
+        hidden_size=size,
+        direction="bidirectional",
+    )
+    return nodes.op("Add", support, nodes.sum(states, 1, 2))
+
+
+def _query_in_context(
+    nodes: Nodes, params: Arrays, query: str, support: str, num_steps: int
+) -> str:
+    size = params[f"{QUERY}rnn.weight_hh_l0"].shape[1]
+    own = _lstm(params, QUERY, bidirectional=False, size=size)
+    weights = [nodes.constant(own[f"{kind}0"]) for kind in "WRB"]
+    zero = nodes.op("Mul", query, nodes.constant(0.0))
+    first = nodes.constant([0], np.int64)
+    hidden = read = zero
+    cell = nodes.op("Unsqueeze", zero, first)
+    across = nodes.op("Transpose", support, perm=[1, 0])
+    for _ in range(num_steps):
+        step = nodes.op("Unsqueeze", nodes.op("Concat", query, read, axis=1), first)
+        start = nodes.op("Unsqueeze", hidden, first)
+        _, found, cell = nodes.ops(
+            "LSTM", step, *weights, "", start, cell, num_outputs=3, hidden_size=size
+        )
+        hidden = nodes.op("Add", nodes.take(found, 0, 0), query)
+        attention = nodes.op("Softmax", nodes.op("MatMul", hidden, across), axis=1)
+        read = nodes.op("MatMul", attention, support)
+    return hidden

@@ -1,0 +1,179 @@
+"""What training does to examples before the network reads them, as ONNX nodes.
+
+Shape legend: N examples, T time steps (raw), P points (prepared), C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymeta.errors import DataError
+from raymeta.inference.export.nodes import INT64_MAX, Nodes
+from raymeta.inference.trained import Trained
+from raymeta.tasks.settings import PenTasks, TableTasks
+
+
+@dataclass(frozen=True)
+class RawInput:
+    """The inputs of a graph for examples, and what the network reads of them.
+
+    `x` is float `[N, T, D]`, `lengths` int64 `[N]`.
+    """
+
+    x: str
+    lengths: str
+
+
+def check_exportable(trained: Trained) -> None:
+    """Refuses what has no form in ONNX.
+
+    Raises:
+        DataError: with the reason.
+    """
+    settings, spec = trained.experiment.tasks, trained.recipe.spec
+    if trained.recipe.problem.name not in ("classification", "regression"):
+        raise DataError(
+            f"ONNX export serves classes and numbers, not {trained.recipe.problem.name}"
+        )
+    if spec.num_features is None or trained.inputs.text is not None:
+        raise DataError(
+            "a network of texts cannot be exported: ONNX has no operation that splits a text into "
+            "the tokens of the training; use raymeta predict"
+        )
+    if spec.layer_dtype is not None:
+        raise DataError(
+            "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
+            "bfloat16 layers on CPUs, and float32 would give other answers"
+        )
+    if settings.source not in ("pen", "table", "sinusoid"):
+        raise DataError(
+            f"a network of the source {settings.source!r} cannot be exported: its preparation has "
+            "no ONNX form yet"
+        )
+    if isinstance(settings, TableTasks) and (
+        settings.missing != "refuse" or settings.time_differences
+    ):
+        raise DataError(
+            "a network that was trained with tasks.missing or tasks.time_differences cannot be "
+            "exported: filling in has no ONNX form yet"
+        )
+
+
+def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInput:
+    """Adds the inputs `{prefix}x`, double `[N, T, C]`, and `{prefix}lengths`, int64 `[N]`.
+
+    They take what `Model.adapt` and `Adapted.predict` take, padded to one length by anything.  A
+    source whose examples are one time step has no lengths.
+
+    Args:
+        nodes: of the graph.
+        trained: what the preparation is.
+        prefix: of the inputs' names.
+        axis: what the axis of examples is called.
+    """
+    settings, facts = trained.experiment.tasks, trained.identity.facts
+    num_channels = len(trained.inputs.channels)
+    if settings.source == "sinusoid":
+        x = nodes.input(f"{prefix}x", "double", [axis, 1, num_channels])
+        ones = nodes.op("Expand", nodes.constant(1, np.int64), nodes.size(x, 0))
+        return RawInput(nodes.cast(x, "float"), ones)
+    x = nodes.input(f"{prefix}x", "double", [axis, f"{prefix}steps", num_channels])
+    lengths = nodes.input(f"{prefix}lengths", "int64", [axis])
+    if isinstance(settings, PenTasks):
+        points = _strokes(nodes, x, lengths, settings.num_points)
+        full = nodes.op("Expand", nodes.constant(settings.num_points, np.int64), nodes.size(x, 0))
+        return RawInput(points, full)
+    mean, deviation = (nodes.constant(facts[k], np.float64) for k in ("mean", "deviation"))
+    standard = nodes.op("Div", nodes.op("Sub", x, mean), deviation)
+    return RawInput(nodes.cast(standard, "float"), lengths)
+
+
+def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int) -> str:
+    """`raymeta.tasks.pen.resample` and `strokes_to_features`: float `[N, P, 5]` of `[N, T, 3]`.
+
+    A point that repeats the one before it changes nothing here: between the two no position lies.
+    """
+    zero, one = nodes.constant(0.0, np.float64), nodes.constant(1.0, np.float64)
+    steps = nodes.reshape(nodes.numbers(nodes.size(x, 1)), 1, -1)
+    last = nodes.op("Sub", nodes.reshape(lengths, -1, 1), nodes.constant(1, np.int64))  # [N, 1]
+    is_valid = nodes.op("LessOrEqual", steps, last)  # [N, T]
+    x = nodes.op("Where", nodes.op("Unsqueeze", is_valid, nodes.constant([2], np.int64)), x, zero)
+    points, stroke = nodes.slice(x, 0, 2, 2), nodes.take(x, 2, 2)
+
+    nothing = nodes.op("Mul", nodes.slice(stroke, 0, 1, 1), zero)  # [N, 1]
+    inside = nodes.cast(nodes.slice(is_valid, 1, INT64_MAX, 1), "double")
+    segment = nodes.op("Mul", _norm(nodes, _differences(nodes, points)), inside)
+    walked = nodes.op("CumSum", segment, nodes.constant(1, np.int64))
+    position = nodes.op("Concat", nothing, walked, axis=1)  # [N, T]
+    same = nodes.cast(nodes.op("Equal", _differences(nodes, stroke), zero), "double")
+    on_paper = nodes.op("Concat", nothing, same, axis=1)
+    total = nodes.slice(position, -1, INT64_MAX, 1)  # [N, 1]
+    count = np.arange(num_points - 1, dtype=np.float64)[None]
+    pace = nodes.op("Div", total, nodes.constant(float(num_points - 1), np.float64))
+    wanted = nodes.op("Mul", nodes.constant(count, np.float64), pace)
+    wanted = nodes.op("Concat", wanted, total, axis=1)  # [N, P]
+    column = nodes.op("Unsqueeze", wanted, nodes.constant([2], np.int64))
+    row = nodes.op("Unsqueeze", position, nodes.constant([1], np.int64))
+    known = nodes.op("Unsqueeze", is_valid, nodes.constant([1], np.int64))
+
+    def number(condition: str) -> str:
+        """How many points of each example fulfil a condition `[N, P, T]`, int64 `[N, P]`."""
+        return nodes.sum(nodes.cast(nodes.op("And", condition, known), "int64"), 2)
+
+    def at(values: str, places: str) -> str:
+        return nodes.op("GatherElements", values, places, axis=1)
+
+    reached = nodes.op("LessOrEqual", row, column)
+    left = nodes.op("Sub", number(reached), nodes.constant(1, np.int64))
+    right = nodes.op("Min", nodes.op("Add", left, nodes.constant(1, np.int64)), last)
+    start, end = at(position, left), at(position, right)
+    width = nodes.op("Sub", end, start)
+    is_between = nodes.op("Greater", width, zero)
+    width = nodes.op("Where", is_between, width, one)
+    share = nodes.op("Div", nodes.op("Sub", wanted, start), width)
+    coordinates = []
+    for axis in (0, 1):
+        own = nodes.take(points, axis, 2)
+        first, second = at(own, left), at(own, right)
+        found = nodes.op("Add", first, nodes.op("Mul", share, nodes.op("Sub", second, first)))
+        coordinates.append(nodes.op("Unsqueeze", found, nodes.constant([2], np.int64)))
+    path = nodes.op("Concat", *coordinates, axis=2)  # [N, P, 2]
+    before = nodes.op("Or", nodes.op("Less", row, column), nodes.op("LessOrEqual", row, zero))
+    leading = nodes.op("Min", number(before), last)
+    moves = nodes.op("Greater", total, zero)
+    pen = nodes.op("Where", moves, at(on_paper, leading), one)
+    return _pen_features(nodes, path, pen, num_points)
+
+
+def _pen_features(nodes: Nodes, path: str, pen: str, num_points: int) -> str:
+    """Float `[N, P, 5]`: points `[N, P, 2]` centred and scaled, pen state `[N, P]`, directions."""
+    zero, one = nodes.constant(0.0, np.float64), nodes.constant(1.0, np.float64)
+    size = nodes.constant(float(num_points), np.float64)
+    path = nodes.op("Sub", path, nodes.op("Div", nodes.sum(path, 1, keep=True), size))
+    squares = nodes.sum(nodes.op("Mul", path, path), 1, 2)
+    radius = nodes.op("Sqrt", nodes.op("Div", squares, size))
+    radius = nodes.op("Where", nodes.op("Greater", radius, zero), radius, one)
+    path = nodes.op("Div", path, nodes.reshape(radius, -1, 1, 1))
+    moved = nodes.op(
+        "Concat",
+        nodes.op("Mul", nodes.slice(path, 0, 1, 1), zero),
+        _differences(nodes, path),
+        axis=1,
+    )
+    length = nodes.op("Max", _norm(nodes, moved), nodes.constant(1e-6, np.float64))
+    two = nodes.constant([2], np.int64)
+    travel = nodes.op("Div", moved, nodes.op("Unsqueeze", length, two))
+    features = nodes.op("Concat", path, nodes.op("Unsqueeze", pen, two), travel, axis=2)
+    return nodes.cast(features, "float")
+
+
+def _differences(nodes: Nodes, values: str) -> str:
+    """Along the second axis."""
+    return nodes.op("Sub", nodes.slice(values, 1, INT64_MAX, 1), nodes.slice(values, 0, -1, 1))
+
+
+def _norm(nodes: Nodes, values: str) -> str:
+    """Along the third axis."""
+    return nodes.op("Sqrt", nodes.sum(nodes.op("Mul", values, values), 2))

@@ -1,0 +1,52 @@
+"""How the networks of a model were trained, and how examples become what they read.
+
+Shape legend: T time steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from raymeta.episodes import Examples
+from raymeta.experiment.schema import Experiment
+from raymeta.inference.examples import RawExamples
+from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.load import load_inputs
+from raymeta.training.identity import Identity
+from raymeta.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a model and what it is adapted to have in common: how its networks were trained.
+
+    `experiment` has the best trial's values in it.  `identity` is that of the first network, with
+    the facts of its data.
+    """
+
+    experiment: Experiment
+    identity: Identity
+    recipe: Recipe
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What an example is."""
+        return load_inputs(self.experiment.tasks, self.identity.facts)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether it predicts classes; numbers otherwise."""
+        return self.recipe.problem.name == "classification"
+
+    def examples(self, raw: RawExamples, y: Tensor) -> Examples:
+        """Prepared as in training, padded, as a batch of one episode."""
+        prepared = [torch.from_numpy(x) for x in self.inputs.prepare(raw.x, raw.names)]
+        sizes = torch.tensor([[len(x) for x in prepared]])
+        padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
+        lengths = None if bool((sizes == padded.shape[1]).all()) else sizes
+        examples = Examples(padded[None], y[None], lengths)
+        return examples.to(torch.device("cpu"), self.recipe.dtype)
