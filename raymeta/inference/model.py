@@ -21,6 +21,7 @@ from raymeta.episodes import Examples
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
 from raymeta.experiment.data_files import DATA
+from raymeta.experiment.file import with_values
 from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
