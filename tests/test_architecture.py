@@ -139,6 +139,8 @@ KNOWN_TO = {
         "raymeta.report.page",
         "raymeta.report.plots",
         "raymeta.report.trial_plots",
+        "raymeta.inference.attribution_page",
+        "raymeta.search.plots.fitted",
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
