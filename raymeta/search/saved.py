@@ -28,8 +28,8 @@ from raymeta.search.tune_space import TuneSpace
 from raymeta.storage.atomic import WholeFile
 from raymeta.storage.paths import AnyPath, list_matching, path_at, read_regular
 
-STATE_VERSION = 3
-READABLE_VERSIONS = (2, STATE_VERSION)
+STATE_VERSION = 4
+READABLE_VERSIONS = (2, 3, STATE_VERSION)
 
 
 def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
