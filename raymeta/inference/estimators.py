@@ -15,9 +15,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from raymeta.errors import DataError
+from raymeta.inference.adapted import Adapted
 from raymeta.inference.examples import Axes
 from raymeta.inference.files import load
-from raymeta.inference.model import Adapted
 from raymeta.run_folder import DEFAULT_ROOT
 
 

@@ -18,7 +18,8 @@ from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, calibrat
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
-from raymeta.inference.model import PREFIX, ROLE, Adapted, Model
+from raymeta.inference.adapted import PREFIX, ROLE, Adapted
+from raymeta.inference.model import Model
 from raymeta.inference.support import SUPPORT_PREFIX, Support
 from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head, param_shapes

@@ -1,4 +1,4 @@
-"""A trained network to be adapted to new tasks, and what it is once adapted.
+"""A trained network to be adapted to new tasks; `raymeta.inference.adapted` is what it becomes.
 
 Shape legend: R trainings, N examples, T time steps, C channels, K classes, O outputs.
 """
@@ -7,37 +7,25 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raymeta.episodes import Examples
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
-from raymeta.experiment.data_files import DATA
-from raymeta.experiment.file import with_values
-from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
+from raymeta.inference.adapted import Adapted, check_onnx
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
-from raymeta.inference.stream import Stream
 from raymeta.inference.support import Support
-from raymeta.inference.targets import known, label_array, values_array
+from raymeta.inference.targets import label_array, values_array
 from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
-from raymeta.training.checkpoint import state_bytes
-
-ROLE = "adapted"  # of a file
-PREFIX = "network-"  # of the tensors of each network, before its number
-_SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluation"}
-_CHUNK = 256  # examples answered at once; bounds memory, never changes an answer
 
 
 @dataclass(frozen=True)
@@ -186,7 +174,7 @@ class Model:
             DataError: the network or its learner has no ONNX form, or onnx is not installed.
             RunError: it cannot be written.
         """
-        _check_onnx()
+        check_onnx()
         from raymeta.inference.export.graphs import adapting_graph  # noqa: PLC0415  (an extra)
 
         graph = adapting_graph(
@@ -243,265 +231,3 @@ class Model:
                 DataWarning,
                 stacklevel=5,
             )
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A network that was adapted to a task, or several that answer together.
-
-    The probabilities of several networks are averaged, and so are their values for regression: what
-    the meta-test calls the ensemble.  `params` are what each has of the task.  `labels` `[K]` are
-    the classes in the order of the outputs; None for regression.  `support` is what explanations
-    need of the support set; files of an older raymeta have none.  Logits are divided by the
-    temperature of `calibration`.
-    """
-
-    trained: Trained
-    params: tuple[Params, ...]
-    labels: np.ndarray | None = None
-    support: Support | None = None
-    calibration: Calibration = NO_CALIBRATION
-
-    def predict(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
-        """The class of each example `[N]`, or its value `[N]` (`[N, O]` of several outputs).
-
-        Args:
-            x: as for `Model.adapt`.
-            axes: as for `Model.adapt`.
-
-        Raises:
-            DataError: saying which example breaks which rule.
-        """
-        return self.predict_raw(read_examples(x, self.trained.inputs, axes=axes))
-
-    def predict_raw(self, raw: RawExamples) -> np.ndarray:
-        """`predict` for examples that were read before."""
-        outputs = self._outputs(raw).numpy()
-        if self.labels is not None:
-            return self.labels[outputs.argmax(axis=1)]
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
-
-    def predict_proba(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
-        """The probability of each class, float64 `[N, K]`, in the order of `labels`.
-
-        Arguments and errors are those of `predict`.
-        """
-        return self.probabilities(read_examples(x, self.trained.inputs, axes=axes))
-
-    def probabilities(self, raw: RawExamples) -> np.ndarray:
-        """`predict_proba` for examples that were read before."""
-        if self.labels is None:
-            raise DataError("a regression has no class probabilities; use predict")
-        return self._outputs(raw).numpy()
-
-    def predict_set(
-        self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
-    ) -> list[np.ndarray]:
-        """The classes of each example that cannot be ruled out; N arrays of labels.
-
-        On average over new tasks, which must be like those of meta-validation, the set holds the
-        class with the probability `coverage` at least; in a single task it may be more or less.  A
-        set may be empty.  See `raymeta.evaluation.calibration.Calibration.threshold`.
-
-        Args:
-            x: as for `predict`.
-            coverage: within (0, 1).
-            axes: as for `predict`.
-
-        Raises:
-            DataError: as for `predict_proba`, or the network's run was not calibrated.
-        """
-        most = self.calibration.threshold(coverage)
-        probabilities = self.predict_proba(x, axes=axes)
-        assert self.labels is not None, "it has probabilities"
-        return [self.labels[1 - row <= most] for row in probabilities]
-
-    def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
-        """The mean score of the examples by the metric of the meta-test.
-
-        It is accuracy, or for regression the squared error, of which less is better.
-
-        Args:
-            x: as for `Model.adapt`.
-            y: as for `Model.adapt`; every class must be one of `labels`.
-            axes: as for `Model.adapt`.
-
-        Raises:
-            DataError: saying which example or label breaks which rule.
-        """
-        raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
-        raw = raw if y is None else replace(raw, y=y)
-        problem = self.trained.recipe.problem
-        if self.labels is None:
-            targets = values_array(raw.y, len(raw), self.trained.recipe.spec.num_outputs)
-        else:
-            targets = torch.from_numpy(known(self.labels, label_array(raw.y, len(raw))))
-        scores = problem.query_scores(self._outputs(raw)[None], targets[None])
-        return scores.double().mean().item()
-
-    def attribute(
-        self,
-        x: Any,
-        target: Any = None,
-        *,
-        method: Method = "integrated_gradients",
-        baseline: Baseline = "support",
-        window: int | None = None,
-        num_nodes: int | None = None,
-        axes: Axes | None = None,
-    ) -> Attribution:
-        """Which time steps and channels made the answers, in float64.
-
-        Args:
-            x: as for `Model.adapt`.
-            target: the class whose probability is explained, or the number of a regression's
-                output, counted from 0; one for all examples or `[N]`.  None: the predicted class,
-                or output 0.
-            method: `integrated_gradients` along the straight way from the baseline, whose values
-                add up to what the answer differs from that to the baseline; or `occlusion`, the
-                loss where a window of time in one channel is the baseline.
-            baseline: `support`, the mean of what the network reads in the support set, or `zeros`,
-                where features are standardised the mean of meta-training.
-            window: time steps that are occluded at once; None for a tenth of the longest example.
-            num_nodes: of the integral; None for as many as completeness to 1e-6 needs.
-            axes: as for `Model.adapt`.
-
-        Raises:
-            DataError: saying which example or option breaks which rule.
-
-        Warns:
-            DataWarning: 512 nodes are too few for completeness to 1e-6.
-        """
-        trained = self.trained
-        raw = read_examples(x, trained.inputs, axes=axes)
-        explainer = Explainer(
-            trained.recipe,
-            trained.inputs,
-            self.params,
-            self.labels,
-            self.support,
-            self.calibration.temperature,
-        )
-        return explainer.attribute(
-            raw,
-            trained.examples(raw, torch.zeros(len(raw), dtype=torch.int64)),
-            target=target,
-            method=method,
-            baseline=baseline,
-            window=window,
-            num_nodes=num_nodes,
-        )
-
-    def stream(self, num_streams: int = 1) -> Stream:
-        """Begins sequences of which one time step after another comes in; see `Stream.step`.
-
-        Raises:
-            DataError: the network is bidirectional, or its source prepares examples as a whole.
-        """
-        num_classes = None if self.labels is None else len(self.labels)
-        trained = self.trained
-        return Stream(
-            trained.recipe,
-            trained.inputs,
-            self.params,
-            num_classes,
-            num_streams,
-            self.calibration.temperature,
-        )
-
-    def save(self, path: str | AnyPath) -> None:
-        """Writes it to a file of its own, whole or not at all, for `raymeta.load_adapted`.
-
-        The file is safetensors with a checksum.  It holds no path of the training's data, and of
-        the support examples no more than what answers need of them, and their mean.
-
-        Args:
-            path: of the file, or its URI.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        write_file(path_at(path), self.to_bytes())
-
-    def export(self, path: str | AnyPath, *, stream: bool = False) -> None:
-        """Writes it as an ONNX graph that takes what `predict` takes, preparation included.
-
-        `raymeta.inference.export.graphs` names the inputs and outputs.
-
-        Args:
-            path: of the file, or its URI.
-            stream: one time step with its state as inputs and outputs, as `stream` takes it.
-
-        Raises:
-            DataError: the network has no ONNX form, or onnx is not installed.
-            RunError: it cannot be written.
-        """
-        _check_onnx()
-        from raymeta.inference.export import graphs  # noqa: PLC0415  (an extra)
-
-        graph = graphs.stream_graph if stream else graphs.adapted_graph
-        temperature = self.calibration.temperature
-        content = graph(self.trained, self.params, self.labels, temperature=temperature)
-        write_file(path_at(path), content)
-
-    def to_bytes(self) -> bytes:
-        """The content of its file."""
-        experiment, labels = self.trained.experiment, self.labels
-        if experiment.tasks.data_dir is not None:
-            experiment = with_values(experiment, {"tasks.data_dir": DATA})
-        facts: dict[str, Any] = {
-            "experiment": experiment.model_dump(
-                mode="json", include=_SECTIONS | {experiment.learner}
-            ),
-            "data": dict(self.trained.identity.facts),
-            "labels": None if labels is None else labels.tolist(),
-            "num_outputs": self.trained.recipe.spec.num_outputs,
-            "calibration": self.calibration.to_json(),
-        }
-        # Copies: networks may have a tensor in common, which safetensors refuses.
-        tensors = {
-            f"{PREFIX}{number}.{name}": value.clone()
-            for number, params in enumerate(self.params)
-            for name, value in params.items()
-        }
-        if self.support is not None:
-            tensors |= self.support.to_tensors()
-        return state_bytes(tensors, replace(self.trained.identity, facts=facts, role=ROLE))
-
-    def _outputs(self, raw: RawExamples) -> Tensor:
-        """The mean answers of the networks, float64: probabilities `[N, K]`, or values `[N, O]`."""
-        trained, recipe = self.trained, self.trained.recipe
-        found = []
-        for part in _chunks(raw):
-            query = trained.examples(part, torch.zeros(len(part), dtype=torch.int64))
-            answers = torch.stack(
-                [recipe.learner.adapted_outputs(recipe.spec, p, query) for p in self.params]
-            )
-            if self.labels is not None:  # what is left was of ways that this task has not
-                answers = answers[..., : len(self.labels)]
-            answers = answers / self.calibration.temperature
-            found.append(recipe.problem.mean_outputs(answers)[0])
-        outputs = torch.cat(found)
-        is_finite = outputs.isfinite().all(dim=1)
-        if not is_finite.all():
-            name = raw.names[int(is_finite.int().argmin())]
-            raise DataError(
-                f"{name}: the network's answer is not finite; see that it is in the units of the "
-                "training data"
-            )
-        return outputs
-
-
-def _check_onnx() -> None:
-    """Refuses to export without the package that writes ONNX."""
-    if find_spec("onnx") is None:
-        raise DataError(
-            "export needs the package onnx, which is not installed here: pip install "
-            "'raymeta[onnx]'"
-        )
-
-
-def _chunks(raw: RawExamples) -> Iterator[RawExamples]:
-    for start in range(0, len(raw), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        yield RawExamples(raw.x[part], raw.names[part])

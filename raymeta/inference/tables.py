@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from raymeta.errors import DataError, shown
+from raymeta.inference.adapted import Adapted
 from raymeta.inference.examples import RawExamples, needed_columns, table_examples
-from raymeta.inference.model import Adapted
 from raymeta.storage.paths import AnyPath, read_regular
 from raymeta.tasks.inputs import Inputs
 

@@ -15,8 +15,9 @@ from scipy.stats import spearmanr
 import raymeta
 from raymeta.data import token_vectors
 from raymeta.errors import DataError
+from raymeta.inference.adapted import Adapted
 from raymeta.inference.attribution import Attribution
-from raymeta.inference.model import Adapted, Model
+from raymeta.inference.model import Model
 from raymeta.meta.learners import LEARNERS
 from raymeta.tasks.load import SOURCES
 from tests.encoders import MAX_TOKENS, write_encoder

@@ -20,7 +20,8 @@ from raymeta.data.readers.table import TableReader
 from raymeta.data.readers.unipen import read_unipen
 from raymeta.errors import DataError, RunError
 from raymeta.experiment.schema import Experiment
-from raymeta.inference.model import Adapted, Model
+from raymeta.inference.adapted import Adapted
+from raymeta.inference.model import Model
 from raymeta.meta.learners import LEARNERS
 from raymeta.run_folder import Run
 from raymeta.tasks.load import INPUTS, SOURCES, load_tasks

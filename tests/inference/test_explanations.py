@@ -17,11 +17,11 @@ import pytest
 import raymeta
 from raymeta.errors import DataError
 from raymeta.inference import attribution_page
+from raymeta.inference.adapted import Adapted
 from raymeta.inference.attribution_page import attribution_page as page
 from raymeta.inference.attribution_page import figure
 from raymeta.inference.examples import read_examples
 from raymeta.inference.explanation_tables import attribution_table, influence_table
-from raymeta.inference.model import Adapted
 from tests.inference.conftest import Cli, RunOf
 from tests.inference.test_attribution import adapted_of, task_of
 from tests.inference.test_tables import content_of, signals, support  # noqa: F401

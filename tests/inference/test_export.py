@@ -228,7 +228,7 @@ def test_an_absent_onnx_gets_one_message(
     run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = raymeta.load(str(run_of("table", "learner=ridge").path))
-    monkeypatch.setattr("raymeta.inference.model.find_spec", lambda _: None)
+    monkeypatch.setattr("raymeta.inference.adapted.find_spec", lambda _: None)
     with pytest.raises(DataError, match=r"pip install 'raymeta\[onnx\]'"):
         model.export(tmp_path / "m.onnx")
 

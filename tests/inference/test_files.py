@@ -16,7 +16,7 @@ import torch
 
 import raymeta
 from raymeta.errors import RaymetaError, RunError
-from raymeta.inference.model import Adapted
+from raymeta.inference.adapted import Adapted
 from raymeta.run_folder import Run
 from raymeta.training.checkpoint import State, read_state, state_bytes
 from tests.inference.conftest import RunOf

@@ -15,7 +15,8 @@ import torch
 import raymeta
 from raymeta.errors import DataError, DataWarning
 from raymeta.evaluation.calibration import Calibration
-from raymeta.inference.model import Adapted, Model
+from raymeta.inference.adapted import Adapted
+from raymeta.inference.model import Model
 from raymeta.meta.learners.maml import Maml
 from tests.inference.conftest import RunOf
 
