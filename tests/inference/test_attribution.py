@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 import raymeta
 from raymeta.data import token_vectors
 from raymeta.errors import DataError
+from raymeta.evaluation.calibration import Calibration
 from raymeta.inference.adapted import Adapted
 from raymeta.inference.attribution import Attribution
 from raymeta.inference.model import Model
@@ -169,6 +170,20 @@ def test_attributions_are_complete_whatever_the_precision_of_the_training(
     assert_complete(found)
     tolerance = 1e-4 if precision == "float32" else 5e-2
     np.testing.assert_allclose(found.outputs, adapted.predict_proba(x).max(axis=1), atol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 4.0])
+def test_calibrated_probabilities_are_what_is_explained(run_of: RunOf, temperature: float) -> None:
+    model = raymeta.load(str(run_of("table", PROTOTYPES).path))
+    model = replace(model, calibration=Calibration(temperature))
+    x, _ = task_of("table", 4, seed=1)
+    support_x, support_y = task_of("table", 6)
+    adapted = model.adapt(support_x, support_y)
+    wanted = adapted.predict_proba(x).max(axis=1)
+    found = adapted.attribute(x)
+    assert_complete(found)
+    np.testing.assert_allclose(found.outputs, wanted, rtol=1e-9)
+    np.testing.assert_allclose(model.influence(support_x, support_y, x).outputs, wanted, rtol=1e-9)
 
 
 def test_the_baseline_is_the_mean_of_what_the_network_reads_in_the_support(run_of: RunOf) -> None:
