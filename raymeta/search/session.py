@@ -40,6 +40,21 @@ def start_ray(
     Raises:
         ResourceError: the nodes have no room for a single trial.
     """
+    connect(verbose)
+    # Tune logs the traceback of a failed trial; the table of trials shows its last line.
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+    _wait_for_workers(say)
+    placement = place_trials(resources, _nodes())
+    return resources.max_concurrent_trials or placement.trials
+
+
+def connect(verbose: bool) -> None:
+    """Connects to the cluster in RAY_ADDRESS, or starts Ray on this machine, unless it is running.
+
+    Args:
+        verbose: show Ray's own log.
+    """
     if not ray.is_initialized():
         # Ray's log is for its developers; -v shows it.
         level = logging.INFO if verbose else logging.ERROR
@@ -55,16 +70,10 @@ def start_ray(
                 **({} if os.environ.get("RAY_ADDRESS") else local),
             )
         protect_token()
-    # Tune logs the traceback of a failed trial; the table of trials shows its last line.
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
-    _wait_for_workers(say)
-    placement = place_trials(resources, _nodes())
-    return resources.max_concurrent_trials or placement.trials
 
 
 def stop_ray() -> None:
-    """Ends the Ray that `start_ray` started.
+    """Ends the Ray that `start_ray` or `connect` started.
 
     Ray takes away this process' handler of SIGTERM early in its shutdown, which lasts a second, so
     the main thread sets the handler again until the shutdown has ended.

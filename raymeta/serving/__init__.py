@@ -1,0 +1,1 @@
+"""An HTTP server that adapts a run's network to tasks, keeps them, and predicts by them."""

@@ -1,0 +1,345 @@
+"""The Ray Serve application: a door that speaks HTTP, and replicas that adapt and predict.
+
+The door checks token and size, and asks any replica.  A replica that dies takes no request with it:
+the door asks another, since every request may be asked twice (the id of a task is chosen here).
+
+Requests are not batched (`serve.batch`): `scripts/bench_serving_http.py` measures why.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import ray
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from ray import serve
+from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from raymeta.errors import ResourceError
+from raymeta.inference.files import load
+from raymeta.serving.bodies import ARROW, JSON, RequestError, too_large
+from raymeta.serving.service import Answer, Service, error_answer
+from raymeta.serving.settings import Limits, ServeSettings
+from raymeta.serving.tasks import KeptTasks, new_id
+from raymeta.storage.paths import path_at
+
+TOKEN_VARIABLE = "RAYMETA_SERVE_TOKEN"  # noqa: S105  (its name)
+NAME = "raymeta"  # of the application
+_BODY_S = 60  # to receive a body in
+_RETRY_S = 60  # to find a replica in that lives
+_QUEUED = 200  # requests that wait for a replica; more are refused
+_AT_ONCE = 2  # requests that a replica has taken, one of which is under way
+
+_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_EXAMPLES = {
+    "type": "array",
+    "description": "an example each: a list of time steps, each a list with a number for each "
+    "channel; or a text",
+    "items": {
+        "oneOf": [
+            {
+                "type": "array",
+                "items": {"type": "array", "items": {"type": "number"}},
+            },
+            {"type": "string"},
+        ]
+    },
+}
+_TARGETS = {
+    "type": "array",
+    "description": "the class of each example (text or whole number), or its number(s)",
+    "items": {},
+}
+
+
+def _described(needed: dict[str, Any], answer: dict[str, Any], status: int) -> dict[str, Any]:
+    """A request and its answers, as OpenAPI has them."""
+    schema = {
+        "type": "object",
+        "properties": needed,
+        "required": list(needed),
+        "additionalProperties": False,
+    }
+    told = {"application/json": {"schema": _ERROR}}
+    content: dict[str, Any] = {JSON: {"schema": {"type": "object", "properties": answer}}}
+    if status == 200:
+        content[ARROW] = _BINARY
+    return {
+        "requestBody": {"required": True, "content": {JSON: {"schema": schema}, ARROW: _BINARY}},
+        "responses": {
+            str(status): {"description": "done", "content": content},
+            "400": {"description": "an example or a label breaks a rule", "content": told},
+            "401": {"description": "the token is missing or wrong", "content": told},
+            "404": {"description": "there is no such task (any more)", "content": told},
+            "413": {"description": "the body is too large", "content": told},
+            "429": {"description": "too many tasks or requests", "content": told},
+        },
+    }
+
+
+_ADAPT = _described(
+    {"x": _EXAMPLES, "y": _TARGETS},
+    {
+        "id": {"type": "string"},
+        "classes": {"type": "array", "items": {}, "nullable": True},
+        "expires": {"type": "string", "format": "date-time"},
+        "num_examples": {"type": "integer"},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+    201,
+)
+_PREDICT = _described(
+    {"x": _EXAMPLES},
+    {
+        "predictions": {"type": "array", "items": {}},
+        "classes": {"type": "array", "items": {}},
+        "probabilities": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "number"}},
+        },
+        "ids": {"type": "array", "items": {"type": "string"}},
+    },
+    200,
+)
+
+# Their pages of documentation load scripts from elsewhere; the schema needs nobody.
+api = FastAPI(title="raymeta", version="1", docs_url=None, redoc_url=None)
+
+
+def _response(answer: Answer) -> Response:
+    headers = {"WWW-Authenticate": "Bearer"} if answer.status == 401 else {}
+    if answer.status == 204:
+        return Response(status_code=204)
+    return Response(answer.body, answer.status, headers, answer.kind)
+
+
+@api.exception_handler(HTTPException)
+async def _no_such_route(_: Request, error: HTTPException) -> Response:
+    routes = "POST /tasks, POST /tasks/ID/predict, GET or DELETE /tasks/ID, GET /model"
+    return _response(error_answer(f"{error.detail}; there are {routes}", error.status_code))
+
+
+class Replica:
+    """Adapts and predicts, in a process of its own."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        model = load(settings.run, ensemble=settings.ensemble, runs_dir=settings.runs_dir)
+        tasks = KeptTasks(path_at(settings.tasks_dir), settings.tasks_kept)
+        self._service = Service(model, tasks, settings.limits)
+
+    def ask(self, method: str, *arguments: Any) -> Answer:
+        """The answer of a method of `Service`."""
+        answer: Answer = getattr(self._service, method)(*arguments)
+        return answer
+
+    def num_tasks(self) -> int:
+        """How many tasks are kept, by all replicas together."""
+        return self._service.tasks.count()
+
+
+@serve.ingress(api)
+class Door:
+    """Speaks HTTP; knows no networks."""
+
+    def __init__(
+        self,
+        replicas: DeploymentHandle,
+        token_hash: str | None,
+        limits: Limits,
+        keep_for_s: float,
+    ) -> None:
+        self._replicas, self._token_hash = replicas, token_hash
+        self._limits, self._keep_for_s = limits, keep_for_s
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "raymeta_requests", "Requests answered", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "raymeta_request_seconds", "Time to an answer", ["route"], registry=self._registry
+        )
+        self._adaptations = Counter(
+            "raymeta_adaptations", "Tasks adapted to", registry=self._registry
+        )
+        self._retries = Counter(
+            "raymeta_retries", "Requests asked again, of another replica", registry=self._registry
+        )
+        self._tasks = Gauge("raymeta_tasks_kept", "Tasks kept now", registry=self._registry)
+
+    @api.post("/tasks", status_code=201, openapi_extra=_ADAPT)
+    async def adapt(self, request: Request) -> Response:
+        """Adapts to the support examples of a new task, and keeps it for a time."""
+
+        async def work() -> Answer:
+            body = await self._body(request)
+            kind = request.headers.get("content-type")
+            answer = await self._ask("adapt", new_id(self._keep_for_s), body, kind)
+            if answer.status == 201:
+                self._adaptations.inc()
+            return answer
+
+        return await self._served(request, "adapt", work)
+
+    @api.post("/tasks/{task_id}/predict", openapi_extra=_PREDICT)
+    async def predict(self, task_id: str, request: Request) -> Response:
+        """Predicts examples of a task: the class and its probabilities, or the value."""
+
+        async def work() -> Answer:
+            body = await self._body(request)
+            kinds = [request.headers.get(name) for name in ("content-type", "accept")]
+            return await self._ask("predict", task_id, body, *kinds)
+
+        return await self._served(request, "predict", work)
+
+    @api.get("/tasks/{task_id}")
+    async def task(self, task_id: str, request: Request) -> Response:
+        """The classes of a task, and when it expires."""
+        return await self._served(request, "task", lambda: self._ask("task", task_id))
+
+    @api.delete("/tasks/{task_id}", status_code=204)
+    async def delete(self, task_id: str, request: Request) -> Response:
+        """Forgets a task."""
+        return await self._served(request, "delete", lambda: self._ask("delete", task_id))
+
+    @api.get("/model")
+    async def model(self, request: Request) -> Response:
+        """What the network expects: channels, columns, classes, shots, limits."""
+        return await self._served(request, "model", lambda: self._ask("describe"))
+
+    @api.get("/health")
+    async def health(self) -> dict[str, str]:
+        """Whether a replica answers; needs no token."""
+        await self._call("num_tasks")
+        return {"status": "ok"}
+
+    @api.get("/metrics")
+    async def metrics(self, request: Request) -> Response:
+        """Requests, their time, adaptations and tasks kept, as Prometheus reads them."""
+
+        async def work() -> Answer:
+            self._tasks.set(await self._call("num_tasks"))
+            kind = "text/plain; version=0.0.4; charset=utf-8"
+            return Answer(200, kind, generate_latest(self._registry))
+
+        return await self._served(request, "metrics", work)
+
+    async def _served(
+        self, request: Request, route: str, work: Callable[[], Awaitable[Answer]]
+    ) -> Response:
+        """The answer of some work to a request that may ask for it; counted and timed."""
+        began = time.perf_counter()
+        try:
+            self._check_token(request)
+            answer = await work()
+        except RequestError as error:
+            answer = error_answer(str(error), error.status)
+        except BackPressureError:
+            answer = error_answer("too many requests wait for an answer; try again later", 429)
+        except TimeoutError:
+            answer = error_answer(f"the body did not arrive within {_BODY_S} s", 408)
+        self._requests.labels(route, answer.status).inc()
+        self._seconds.labels(route).observe(time.perf_counter() - began)
+        return _response(answer)
+
+    def _check_token(self, request: Request) -> None:
+        if self._token_hash is None:
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        found = _hash(token.strip())
+        if scheme.lower() != "bearer" or not hmac.compare_digest(found, self._token_hash):
+            raise RequestError(
+                "the token is missing or wrong; send the header Authorization: Bearer TOKEN", 401
+            )
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, of which no more is received than the limit and a part."""
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.body_bytes:
+            raise too_large(self._limits)
+        parts, size = [], 0
+        chunks: AsyncIterator[bytes] = request.stream()
+        async with asyncio.timeout(_BODY_S):
+            async for part in chunks:
+                size += len(part)
+                if size > self._limits.body_bytes:
+                    raise too_large(self._limits)
+                parts.append(part)
+        return b"".join(parts)
+
+    async def _ask(self, method: str, *arguments: Any) -> Answer:
+        answer: Answer = await self._call("ask", method, *arguments)
+        return answer
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """Asks a replica; another, if that one dies."""
+        until = time.monotonic() + _RETRY_S
+        while True:
+            try:
+                return await getattr(self._replicas, method).remote(*arguments)
+            except (RayActorError, WorkerCrashedError, DeploymentUnavailableError):
+                if time.monotonic() > until:
+                    raise RequestError("no replica answers; try again later", 503) from None
+                self._retries.inc()
+                await asyncio.sleep(0.1)
+
+
+def application(settings: ServeSettings, token: str | None) -> serve.Application:
+    """The application; without a token whoever reaches it may ask."""
+    # One door, so that its figures are those of all requests; it waits more than it works.
+    door = serve.deployment(
+        Door, name="Door", num_replicas=1, max_ongoing_requests=1000, ray_actor_options=_CPUS[0]
+    )
+    replicas = serve.deployment(
+        Replica,
+        name="Replica",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=_AT_ONCE,
+        max_queued_requests=_QUEUED,
+        ray_actor_options=_CPUS[1],
+    )
+    handle = replicas.bind(settings)
+    found = None if token is None else _hash(token)
+    return door.bind(handle, found, settings.limits, settings.keep_for_s)
+
+
+def build(args: ServeSettings) -> serve.Application:
+    """The application as `serve run` and KubeRay's `serveConfigV2` build it.
+
+    Args:
+        args: of the configuration file.
+
+    Raises:
+        ResourceError: the environment has no token.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        raise ResourceError(f"the variable {TOKEN_VARIABLE} must hold the server's token")
+    return application(args, token)
+
+
+def check_room(replicas: int) -> None:
+    """Refuses more replicas than there are cores, which would wait for ever.
+
+    Raises:
+        ResourceError: naming both.
+    """
+    cores = ray.cluster_resources().get("CPU", 0)
+    if replicas > cores:
+        raise ResourceError(
+            f"{replicas} replicas take a core each, but there are {cores:g}; lower --replicas"
+        )
+
+
+_CPUS = ({"num_cpus": 0}, {"num_cpus": 1})
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()

@@ -1,0 +1,155 @@
+"""What the server does with a request, without HTTP and without Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from raymeta.errors import DataError, DataWarning, RaymetaError
+from raymeta.inference.examples import needed_columns
+from raymeta.inference.model import Model
+from raymeta.serving.bodies import (
+    ARROW,
+    JSON,
+    RequestError,
+    answer_of,
+    examples_of,
+    media_type,
+)
+from raymeta.serving.settings import Limits
+from raymeta.serving.tasks import KeptTasks, end_of
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as HTTP has it."""
+
+    status: int
+    kind: str
+    body: bytes
+
+
+@dataclass
+class Service:
+    """A model, and the tasks that it was adapted to.
+
+    Every method answers; none raises what a client or a disk got wrong.
+    """
+
+    model: Model
+    tasks: KeptTasks
+    limits: Limits
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def adapt(self, task_id: str, body: bytes, content_type: str | None) -> Answer:
+        """Adapts to the support examples in a body, and keeps the task under its id.
+
+        To be asked twice for one id does no harm: the second answer is that of the first.
+        """
+
+        def work() -> Answer:
+            self.tasks.check_room(task_id)
+            kind = media_type(content_type, "Content-Type")
+            inputs = self.model.trained.inputs
+            raw = examples_of(body, kind, inputs, self.limits, with_targets=True)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", DataWarning)
+                adapted = self.model.adapt_to(raw)
+            self.tasks.keep(task_id, adapted)
+            messages = [str(w.message) for w in told if issubclass(w.category, DataWarning)]
+            found = {**self._facts(task_id), "num_examples": len(raw), "warnings": messages}
+            return _json(found, 201)
+
+        return self._answered(work)
+
+    def predict(
+        self, task_id: str, body: bytes, content_type: str | None, accept: str | None
+    ) -> Answer:
+        """Predicts the examples in a body by a kept task."""
+
+        def work() -> Answer:
+            adapted = self.tasks.get(task_id)
+            kind = media_type(accept, "Accept")
+            sent = media_type(content_type, "Content-Type")
+            raw = examples_of(body, sent, adapted.trained.inputs, self.limits, with_targets=False)
+            return Answer(200, kind, answer_of(adapted, raw, kind))
+
+        return self._answered(work)
+
+    def task(self, task_id: str) -> Answer:
+        """What is known of a kept task."""
+        return self._answered(lambda: _json(self._facts(task_id)))
+
+    def delete(self, task_id: str) -> Answer:
+        """Forgets a task."""
+
+        def work() -> Answer:
+            self.tasks.delete(task_id)
+            return Answer(204, JSON, b"")
+
+        return self._answered(work)
+
+    def describe(self) -> Answer:
+        """What the model expects of examples, and the limits of requests."""
+
+        def work() -> Answer:
+            trained = self.model.trained
+            inputs = trained.inputs
+            found = {
+                "experiment": trained.experiment.name,
+                "problem": trained.recipe.problem.name,
+                "learner": trained.experiment.learner,
+                "channels": list(inputs.channels),
+                "text": inputs.text is not None,
+                "columns": needed_columns(inputs, with_targets=True),
+                "target": inputs.target,
+                "classes": list(inputs.classes),
+                "num_ways": trained.recipe.spec.num_outputs if trained.is_classification else None,
+                "num_shots": trained.experiment.tasks.num_shots,
+                "networks": len(self.model.networks),
+                "media_types": [JSON, ARROW],
+                "limits": {**self.limits.model_dump(), "tasks": self.tasks.most},
+            }
+            return _json(found)
+
+        return self._answered(work)
+
+    def _facts(self, task_id: str) -> dict[str, Any]:
+        labels = self.tasks.get(task_id).labels
+        end = end_of(task_id)
+        assert end is not None, "the task was found"
+        return {
+            "id": task_id,
+            "classes": None if labels is None else labels.tolist(),
+            "expires": datetime.fromtimestamp(end, UTC).isoformat(timespec="seconds"),
+        }
+
+    def _answered(self, work: Callable[[], Answer]) -> Answer:
+        """The answer of some work, one at a time: the numerics fill a core by themselves."""
+        with self._lock:
+            try:
+                return work()
+            except RequestError as error:
+                return error_answer(str(error), error.status)
+            except DataError as error:
+                return error_answer(str(error), 400)
+            except (RaymetaError, OSError) as error:  # of the server's own files: not for strangers
+                _LOG.error("a task could not be kept or read: %s", type(error).__name__)
+                return error_answer("the server could not keep or read its tasks; try again", 503)
+
+
+def error_answer(message: str, status: int) -> Answer:
+    """The answer that says what is wrong."""
+    return _json({"error": message}, status)
+
+
+def _json(found: dict[str, Any], status: int = 200) -> Answer:
+    return Answer(status, JSON, json.dumps(found, ensure_ascii=False).encode())

@@ -1,0 +1,142 @@
+"""The tasks that a server keeps: adapted networks by id, for a time and up to a number.
+
+They are files in one folder (or at one URI), which all replicas share.  So any replica answers for
+any task, and tasks outlive replicas and updates.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from raymeta.errors import RunError
+from raymeta.inference.adapted import Adapted
+from raymeta.inference.files import load_adapted
+from raymeta.serving.bodies import RequestError
+from raymeta.storage.atomic import write_file
+from raymeta.storage.paths import AnyPath, list_matching, remove_file
+
+_SUFFIX = ".raymeta"
+_ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{24}")  # when it ends, in ms; and chance
+_OPEN = 64  # tasks that a replica has in memory
+
+
+def new_id(keep_for_s: float, now: float | None = None) -> str:
+    """An id that nobody can guess, and that says when its task ends."""
+    ends = int(((time.time() if now is None else now) + keep_for_s) * 1000)
+    return f"{ends:012x}-{secrets.token_hex(12)}"
+
+
+def end_of(task_id: str) -> float | None:
+    """When a task ends, in seconds of the epoch; None for what is no id."""
+    found = _ID.fullmatch(task_id)
+    return int(found[1], 16) / 1000 if found else None
+
+
+@dataclass
+class KeptTasks:
+    """The tasks in a folder.
+
+    Args:
+        folder: of the tasks alone; made on demand.
+        most: tasks kept at once.  Replicas count for themselves, so each may add one to a full
+            store at the same moment as another.
+        clock: seconds of the epoch.
+    """
+
+    folder: AnyPath
+    most: int = 1000
+    clock: Callable[[], float] = time.time
+    _open: OrderedDict[str, Adapted] = field(default_factory=OrderedDict)
+
+    def check_room(self, task_id: str) -> None:
+        """Refuses one more task when it is full; removes tasks that have ended first.
+
+        Raises:
+            RequestError: saying when there will be room.
+        """
+        ends = []
+        for kept, end in self._ids():
+            if end <= self.clock():
+                self._remove(kept)
+            elif kept != task_id:  # asked again, it takes no more room
+                ends.append(end)
+        if len(ends) >= self.most:
+            wait = max(1, round(min(ends) - self.clock()))
+            raise RequestError(
+                f"as many tasks are kept as may be ({self.most}); delete one, or wait {wait} s "
+                "until the first ends",
+                429,
+            )
+
+    def keep(self, task_id: str, adapted: Adapted) -> None:
+        """Keeps a task, or replaces the one of that id."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(self._file(task_id), adapted.to_bytes())
+        self._remember(task_id, adapted)
+
+    def get(self, task_id: str) -> Adapted:
+        """The adapted network of a task.
+
+        Raises:
+            RequestError: there is none (any more).
+        """
+        end = end_of(task_id)
+        if end is not None and end <= self.clock():
+            self._remove(task_id)
+            raise RequestError("this task has expired; send its support examples again", 404)
+        # The file decides: another replica may have deleted the task.
+        if end is None or not self._file(task_id).is_file():
+            self._open.pop(task_id, None)
+            raise RequestError(
+                "there is no such task, or it was deleted; send its support examples again", 404
+            )
+        if task_id not in self._open:
+            try:
+                self._remember(task_id, load_adapted(self._file(task_id)))
+            except RunError:  # its message names the file, which is the server's business
+                raise RequestError(
+                    "the file of this task is damaged; send its support examples again", 404
+                ) from None
+        self._open.move_to_end(task_id)
+        return self._open[task_id]
+
+    def delete(self, task_id: str) -> None:
+        """Removes a task.
+
+        Raises:
+            RequestError: there is none.
+        """
+        self.get(task_id)
+        self._remove(task_id)
+
+    def count(self) -> int:
+        """How many tasks are kept that have not ended."""
+        return sum(end > self.clock() for _, end in self._ids())
+
+    def _ids(self) -> Iterator[tuple[str, float]]:
+        if not self.folder.is_dir():
+            return
+        for file in list_matching(self.folder, f"*{_SUFFIX}"):
+            task_id = file.name.removesuffix(_SUFFIX)
+            end = end_of(task_id)
+            if end is not None:
+                yield task_id, end
+
+    def _file(self, task_id: str) -> AnyPath:
+        return self.folder / f"{task_id}{_SUFFIX}"
+
+    def _remember(self, task_id: str, adapted: Adapted) -> None:
+        self._open[task_id] = adapted
+        while len(self._open) > _OPEN:
+            self._open.popitem(last=False)
+
+    def _remove(self, task_id: str) -> None:
+        self._open.pop(task_id, None)
+        with suppress(OSError):  # another replica was faster
+            remove_file(self._file(task_id))
