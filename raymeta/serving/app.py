@@ -3,7 +3,8 @@
 The door checks token and size, and asks any replica.  A replica that dies takes no request with it:
 the door asks another, since every request may be asked twice (the id of a task is chosen here).
 
-Requests are not batched (`serve.batch`): `scripts/bench_serving_http.py` measures why.
+Requests are not batched (`serve.batch`): a replica answers one at a time, and one may hold many
+examples.
 """
 
 import asyncio
@@ -37,6 +38,8 @@ _BODY_S = 60  # to receive a body in
 _RETRY_S = 60  # to find a replica in that lives
 _QUEUED = 200  # requests that wait for a replica; more are refused
 _AT_ONCE = 2  # requests that a replica has taken, one of which is under way
+
+_CPUS = ({"num_cpus": 0}, {"num_cpus": 1})  # of the door, and of a replica
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -144,6 +147,11 @@ class Replica:
     def num_tasks(self) -> int:
         """How many tasks are kept, by all replicas together."""
         return self._service.tasks.count()
+
+
+# Above the class: Serve copies its methods, with what they use, as it is defined.
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
 @serve.ingress(api)
@@ -336,10 +344,3 @@ def check_room(replicas: int) -> None:
         raise ResourceError(
             f"{replicas} replicas take a core each, but there are {cores:g}; lower --replicas"
         )
-
-
-_CPUS = ({"num_cpus": 0}, {"num_cpus": 1})
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode(errors="replace")).hexdigest()

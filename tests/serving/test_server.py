@@ -1,0 +1,290 @@
+"""`raymeta serve` as a process of its own, asked by real HTTP clients."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+import raymeta
+from tests.inference.conftest import make_run
+from tests.inference.test_attribution import task_of
+from tests.search.helpers import kill_driver
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ARROW = "application/vnd.apache.arrow.stream"
+TIMEOUT_S = 240  # until a server answers
+NUM_CLIENTS = 3
+
+
+@dataclass
+class Server:
+    """A server, and how to ask it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    token_file: Path
+    run: str
+    log: Path
+
+    def ask(
+        self, path: str, body: Any = None, *, method: str | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        """Status and body of an answer; JSON goes in unless a body is bytes."""
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {
+            "Authorization": f"Bearer {self.token_file.read_text()}",
+            "Content-Type": "application/json",
+        }
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(  # noqa: S310  (loopback)
+            f"{self.url}{path}", content, sent, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that adapt and predict."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                line = process.cmdline()
+            except psutil.Error:
+                continue
+            if line and ":Replica" in line[0]:  # the door is one of Serve's replicas too
+                found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    run = make_run(folder / "run", "table", "learner=prototypes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token, log = folder / "secret" / "token", folder / "log"
+    command = [sys.executable, "-c", "from raymeta.cli import main; main()", "serve"]
+    options = ["--port", str(port), "--replicas", "2", "--token-file", str(token)]
+    limits = ["--tasks-kept", "30", "--max-body-mib", "0.5", "--max-examples", "50"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [*command, str(run.path), *options, *limits],
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    found = Server(process, f"http://127.0.0.1:{port}", token, str(run.path), log)
+    try:
+        wait_until_it_answers(found)
+        yield found
+    finally:
+        kill_driver(process)
+
+
+def wait_until_it_answers(server: Server) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            if server.ask("/health")[0] == 200:
+                return
+        except OSError:  # not yet
+            pass
+        time.sleep(0.3)
+    pytest.fail(f"no answer: {server.log.read_text()[-3000:]}")
+
+
+def support() -> dict[str, Any]:
+    x, y = task_of("table", 6)
+    return {"x": [one.tolist() for one in x], "y": y}
+
+
+def queries(num: int = 4) -> list[np.ndarray]:
+    return task_of("table", num, seed=1)[0]
+
+
+def new_task(server: Server) -> str:
+    status, content = server.ask("/tasks", support())
+    assert status == 201, content
+    return str(json.loads(content)["id"])
+
+
+def test_answers_are_those_of_the_network_in_json_and_in_arrow(server: Server) -> None:
+    status, content = server.ask("/tasks", support())
+    assert status == 201
+    task = json.loads(content)
+    assert task["classes"] == ["kind 0", "kind 1", "kind 2"]
+    assert task["num_examples"] == 6
+    x = queries()
+    adapted = raymeta.load(server.run).adapt(*task_of("table", 6))
+    path = f"/tasks/{task['id']}/predict"
+    found = json.loads(server.ask(path, {"x": [one.tolist() for one in x]})[1])
+    assert found["predictions"] == adapted.predict(x).tolist()
+    np.testing.assert_allclose(found["probabilities"], adapted.predict_proba(x), rtol=1e-9)
+
+    columns: dict[str, list[Any]] = {"recording": [], "second": [], "volt": [], "ampere": []}
+    for number, one in enumerate(x):
+        columns["recording"] += [f"new {number}"] * len(one)
+        columns["second"] += list(range(len(one)))
+        columns["volt"] += one[:, 0].tolist()
+        columns["ampere"] += one[:, 1].tolist()
+    table, sink = pa.table(columns), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    status, content = server.ask(path, sink.getvalue(), Content_Type=ARROW, Accept=ARROW)
+    assert status == 200, content
+    answer = pa.ipc.open_stream(content).read_all()
+    assert answer["prediction"].to_pylist() == found["predictions"]
+    assert answer["recording"].to_pylist() == [f"new {n}" for n in range(4)]
+    chances = np.stack([answer[f"probability_kind {n}"].to_numpy() for n in range(3)], axis=1)
+    np.testing.assert_allclose(chances, adapted.predict_proba(x), rtol=1e-9)
+
+
+def test_a_task_is_known_to_every_replica_until_it_is_deleted(server: Server) -> None:
+    task = new_task(server)
+    for _ in range(8):  # whichever replica it is
+        assert server.ask(f"/tasks/{task}")[0] == 200
+    assert server.ask(f"/tasks/{task}", method="DELETE")[0] == 204
+    status, content = server.ask(f"/tasks/{task}/predict", {"x": [[[0, 0]]]})
+    assert status == 404
+    assert "send its support examples again" in json.loads(content)["error"]
+
+
+def test_nobody_is_served_without_the_token(server: Server) -> None:
+    assert server.token_file.stat().st_mode & 0o077 == 0
+    for header in ("", "Bearer wrong", f"Basic {server.token_file.read_text()}"):
+        status, content = server.ask("/tasks", support(), Authorization=header)
+        assert status == 401
+        assert "token is missing or wrong" in json.loads(content)["error"]
+    assert server.ask("/metrics", Authorization="")[0] == 401
+    assert server.ask("/health", Authorization="")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"{", 400, "is no JSON"),
+        (b"[" * 100_000, 400, "is no JSON|nested too deeply"),
+        ({"x": [[[1, 2]]]}, 400, "y is required"),
+        ({"x": [[[1, 2, 3]]], "y": ["a"]}, 400, "channels"),
+        (b'{"x": [[[NaN, 1]]], "y": ["a"]}', 400, "NaN is no finite number"),
+        ({"x": [[[0, 0]]] * 51, "y": ["a", "b", "c"] * 17}, 400, "at most 50 examples"),
+        (b'{"x": "' + b"a" * 600_000 + b'"}', 413, "at most 524288 bytes"),
+    ],
+)
+def test_a_broken_request_gets_one_message(
+    server: Server, body: Any, status: int, message: str
+) -> None:
+    found, content = server.ask("/tasks", body)
+    assert found == status, content
+    error = json.loads(content)["error"]
+    assert any(part in error for part in message.split("|")), error
+    assert len(error) < 1500
+    assert str(server.token_file.parent) not in error
+
+
+def test_figures_are_there_for_prometheus_and_the_schema_for_clients(server: Server) -> None:
+    new_task(server)
+    text = server.ask("/metrics")[1].decode()
+    assert "raymeta_adaptations_total" in text
+    assert 'raymeta_requests_total{route="adapt",status="201"}' in text
+    schema = json.loads(server.ask("/openapi.json")[1])
+    assert "/tasks/{task_id}/predict" in schema["paths"]
+    model = json.loads(server.ask("/model")[1])
+    assert model["channels"] == ["volt", "ampere"]
+    assert model["limits"]["tasks"] == 30
+
+
+@dataclass
+class Load:
+    """Clients that ask without a pause; what they were answered."""
+
+    statuses: list[int]
+    stop: threading.Event
+
+
+@pytest.fixture
+def load(server: Server) -> Iterator[Load]:
+    task = new_task(server)
+    body = {"x": [one.tolist() for one in queries(2)]}
+    found = Load([], threading.Event())
+
+    def ask() -> None:
+        while not found.stop.is_set():
+            found.statuses.append(server.ask(f"/tasks/{task}/predict", body)[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(NUM_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    yield found
+    found.stop.set()
+    for thread in threads:
+        thread.join()
+    server.ask(f"/tasks/{task}", method="DELETE")
+
+
+def test_no_request_is_lost_when_a_replica_is_killed(server: Server, load: Load) -> None:
+    wait_for(load, 10)
+    before = {process.pid for process in server.replicas()}
+    assert len(before) == 2
+    psutil.Process(min(before)).kill()
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        now = {process.pid for process in server.replicas()}
+        if len(now) == 2 and now != before:
+            break
+        time.sleep(0.2)
+    wait_for(load, 20)
+    assert set(load.statuses) == {200}
+
+
+def test_no_request_is_lost_in_a_rolling_update(server: Server, load: Load) -> None:
+    before = {process.pid for process in server.replicas()}
+    server.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + TIMEOUT_S
+    while "updated: all replicas" not in server.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    wait_for(load, 10)
+    assert set(load.statuses) == {200}
+    assert before.isdisjoint({process.pid for process in server.replicas()})
+
+
+def wait_for(load: Load, more: int) -> None:
+    """Waits until so many further requests were answered."""
+    deadline, count = time.monotonic() + TIMEOUT_S, len(load.statuses) + more
+    while len(load.statuses) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_signal_ends_it_and_leaves_nothing(server: Server) -> None:
+    descendants = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=120) == 0
+    _, alive = psutil.wait_procs(descendants, timeout=60)
+    assert not alive
+    log = server.log.read_text()
+    assert "Traceback" not in log
+    token = server.token_file.read_text()
+    assert log.count(token) == 1  # shown once, when it was made

@@ -1,0 +1,263 @@
+"""What a server does with requests, without HTTP and without Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import raymeta
+from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
+from raymeta.serving.app import TOKEN_VARIABLE, build
+from raymeta.serving.bodies import ARROW, JSON
+from raymeta.serving.server import _check_address, _token
+from raymeta.serving.service import Answer, Service
+from raymeta.serving.settings import Limits, ServeSettings
+from raymeta.serving.tasks import KeptTasks, end_of, new_id
+from tests.inference.conftest import make_run
+from tests.inference.test_attribution import task_of
+
+KEEP_S = 100
+
+
+class Time:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module", params=["table", "sinusoid", "text", "pen"])
+def source(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folders of runs of each source that was asked for."""
+    return {"": str(tmp_path_factory.mktemp("runs"))}
+
+
+@pytest.fixture
+def service_of(folders: dict[str, str], tmp_path: Path) -> Any:
+    def make(source: str = "table", most: int = 3, **limits: int) -> Service:
+        if source not in folders:
+            learner = "maml" if source == "sinusoid" else "prototypes"
+            made = make_run(Path(folders[""]) / source, source, f"learner={learner}")
+            folders[source] = str(made.path)
+        tasks = KeptTasks(tmp_path / "kept", most, Time())
+        return Service(raymeta.load(folders[source]), tasks, Limits(**limits))
+
+    return make
+
+
+def body_of(source: str, num: int, seed: int = 0, *, with_targets: bool) -> bytes:
+    x, y = task_of(source, num, seed)
+    found: dict[str, Any] = {"x": [one if isinstance(one, str) else one.tolist() for one in x]}
+    if with_targets:
+        found["y"] = [value if isinstance(value, str | int) else float(value) for value in y]
+    return json.dumps(found).encode()
+
+
+def keep(service: Service, source: str = "table") -> str:
+    """Adapts to a task and keeps it; its id."""
+    task_id = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt(task_id, body_of(source, 10, with_targets=True), JSON)
+    assert answer.status == 201, answer.body
+    return task_id
+
+
+def error(answer: Answer) -> str:
+    assert answer.kind == JSON
+    message = str(json.loads(answer.body)["error"])
+    assert len(message) <= MAX_MESSAGE
+    return message
+
+
+def test_every_source_is_served_as_it_predicts_in_process(service_of: Any, source: str) -> None:
+    service = service_of(source)
+    task_id = keep(service, source)
+    found = json.loads(
+        service.predict(task_id, body_of(source, 4, 1, with_targets=False), JSON, None).body
+    )
+    adapted = service.model.adapt(*task_of(source, 10))
+    x = task_of(source, 4, 1)[0]
+    if adapted.labels is None:
+        np.testing.assert_allclose(found["predictions"], adapted.predict(x), rtol=1e-9)
+        return
+    assert found["predictions"] == adapted.predict(x).tolist()
+    np.testing.assert_allclose(found["probabilities"], adapted.predict_proba(x), rtol=1e-9)
+
+
+def test_a_task_is_told_with_its_end_and_its_warnings(service_of: Any) -> None:
+    service = service_of()
+    task_id = new_id(KEEP_S, service.tasks.clock())
+    x, y = task_of("table", 3)
+    few = json.dumps({"x": [one.tolist() for one in x], "y": y}).encode()
+    told = json.loads(service.adapt(task_id, few, JSON).body)
+    assert told["id"] == task_id
+    assert "1 support examples" in told["warnings"][0]
+    assert json.loads(service.task(task_id).body)["expires"] == told["expires"]
+    assert end_of(task_id) == service.tasks.clock() + KEEP_S
+
+
+def test_a_task_ends_with_its_time_and_makes_room(service_of: Any) -> None:
+    service = service_of(most=2)
+    first, _ = keep(service), keep(service)
+    full = service.adapt(
+        new_id(KEEP_S, service.tasks.clock()), body_of("table", 6, with_targets=True), JSON
+    )
+    assert full.status == 429
+    assert f"wait {KEEP_S} s until the first ends" in error(full)
+    service.tasks.clock.now += KEEP_S + 1
+    gone = service.task(first)
+    assert gone.status == 404
+    assert "has expired" in error(gone)
+    keep(service)
+    assert service.tasks.count() == 1
+
+
+def test_a_deleted_and_an_unknown_task_are_no_more(service_of: Any) -> None:
+    service = service_of()
+    task_id = keep(service)
+    assert service.delete(task_id).status == 204
+    unknown = new_id(KEEP_S, service.tasks.clock())
+    for name in (task_id, unknown, "../../etc/passwd", "a" * 5000, ""):
+        answer = service.predict(name, b"{}", JSON, None)
+        assert answer.status == 404
+        assert "send its support examples again" in error(answer)
+
+
+def test_another_replica_finds_the_task_and_a_damaged_one_is_said(service_of: Any) -> None:
+    service = service_of()
+    task_id = keep(service)
+    other = Service(service.model, KeptTasks(service.tasks.folder, 3, Time()), Limits())
+    assert other.task(task_id).status == 200
+    (file,) = service.tasks.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    fresh = Service(service.model, KeptTasks(service.tasks.folder, 3, Time()), Limits())
+    answer = fresh.task(task_id)
+    assert answer.status == 404
+    assert "damaged" in error(answer)
+    assert str(service.tasks.folder) not in error(answer)
+
+
+def stream(table: pa.Table, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
+        out.write_table(table)
+    return sink.getvalue()
+
+
+ROWS = pa.table(
+    {"recording": ["a", "a"], "second": [0, 1], "volt": [1.0, 2.0], "ampere": [0.5, 0.1]}
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "cannot be read as a stream of Arrow|has no rows"),
+        (b"\x00" * 100, "cannot be read as a stream of Arrow"),
+        (stream(ROWS)[:-60], "cannot be read as a stream of Arrow"),
+        (stream(ROWS, compression="zstd"), "must not be compressed"),
+        (stream(pa.table({"recording": pa.nulls(10**7)})), "at most 100000 rows"),
+        (stream(ROWS.drop_columns("volt")), "'volt'"),
+        (stream(ROWS.set_column(2, "volt", [[[1.0], [2.0]]])), "column 'volt' has the type list"),
+        (stream(ROWS.set_column(2, "volt", [[1.0, np.inf]])), "volt: inf is no finite number"),
+        (stream(ROWS.set_column(2, "volt", [["1", "two"]])), "column volt: 'two'"),
+    ],
+)
+def test_hostile_streams_of_arrow_are_refused(service_of: Any, body: bytes, message: str) -> None:
+    service = service_of(examples=100, time_steps=1000)
+    answer = service.predict(keep(service), body, ARROW, JSON)
+    assert answer.status == 400, answer.body
+    assert any(part in error(answer) for part in message.split("|")), error(answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"x": "abc", "y": []}, "x must be a list"),
+        ({"x": [[[1, 2]]], "y": "a"}, "y must be a list"),
+        ({"x": [[[1, 2]]], "y": ["a", "b"]}, "a target for each of the 1 examples"),
+        ({"x": [[[1, True]]], "y": ["a"]}, "must hold numbers, but has True"),
+        ({"x": [[["1", 2]]], "y": ["a"]}, "must hold numbers"),
+        ({"x": [[1, 2]], "y": ["a"]}, "must be a list of time steps"),
+        ({"x": [[[1, 10**400]]], "y": ["a"]}, "is no number of 64 bits"),
+        ({"x": [[[1, 2]]], "y": [10**30]}, "must be a class or a number"),
+        ({"x": [[[1, 2]]] * 4, "y": ["a", "b", "c", "d"], "z": 1}, "'z' is no key"),
+        ({"x": [[[1, 2]]] * 9, "y": [*"abcdefghi"]}, "at most 8 examples"),
+        ({"x": [[[1, 2]] * 21], "y": ["a"]}, "at most 20 time steps"),
+        ({"x": [[[1, 2]]] * 5, "y": [*"abcde"]}, "at most 4 classes"),
+    ],
+)
+def test_hostile_json_is_refused(service_of: Any, body: Any, message: str) -> None:
+    service = service_of(examples=8, time_steps=20, classes=4)
+    task_id = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt(task_id, json.dumps(body).encode(), JSON)
+    assert answer.status == 400
+    assert message in error(answer)
+    assert service.tasks.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "accepted", "status"), [("text/csv", None, 415), (JSON, "image/png", 406)]
+)
+def test_other_media_types_are_refused(
+    service_of: Any, sent: str, accepted: str | None, status: int
+) -> None:
+    service = service_of()
+    body = body_of("table", 2, 1, with_targets=False)
+    answer = service.predict(keep(service), body, sent, accepted)
+    assert answer.status == status
+    assert ARROW in error(answer)
+
+
+def test_the_model_says_what_it_expects(service_of: Any) -> None:
+    found = json.loads(service_of().describe().body)
+    assert found["channels"] == ["volt", "ampere"]
+    assert (found["num_ways"], found["num_shots"]) == (3, 2)
+    assert found["limits"]["tasks"] == 3
+
+
+def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "token"
+    token, is_new = _token(file)
+    assert is_new
+    assert len(token) >= 40
+    assert file.stat().st_mode & 0o077 == 0
+    assert _token(file) == (token, False)
+    file.chmod(0o644)
+    with pytest.raises(RunError, match="others may read the token; chmod 600"):
+        _token(file)
+    file.chmod(0o600)
+    file.write_text("short")
+    with pytest.raises(RunError, match="16 characters at least"):
+        _token(file)
+
+
+def test_others_are_served_with_a_token_only() -> None:
+    with pytest.raises(ResourceError, match="token"):
+        _check_address("0.0.0.0", 0, has_token=False)  # noqa: S104
+    _check_address("127.0.0.1", 0, has_token=False)
+
+
+def test_the_application_for_configuration_files_asks_for_a_token(
+    service_of: Any, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service_of()
+    settings = ServeSettings(run=folders["table"], tasks_dir=str(tmp_path))
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(ResourceError, match=f"{TOKEN_VARIABLE} must hold the server's token"):
+        build(settings)
+    monkeypatch.setenv(TOKEN_VARIABLE, "a token of some length")
+    assert build(settings)
