@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 import raymeta
+from raymeta.cli import app
 from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
 from raymeta.serving.app import TOKEN_VARIABLE, build
 from raymeta.serving.bodies import ARROW, JSON
@@ -261,3 +263,12 @@ def test_the_application_for_configuration_files_asks_for_a_token(
         build(settings)
     monkeypatch.setenv(TOKEN_VARIABLE, "a token of some length")
     assert build(settings)
+
+
+def test_without_its_packages_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raymeta.cli.serving.find_spec", lambda _: None)
+    result = CliRunner().invoke(app, ["serve", "some run"])
+    assert isinstance(result.exception, ResourceError)
+    assert "pip install 'raymeta[serve]'" in str(result.exception)
