@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
+from raymeta.report.trial_plots import front_figure
 from raymeta.run_folder import Run
 from raymeta.search.explanation import explain_search
 from raymeta.search.progress import TrialEvent
@@ -195,7 +196,9 @@ def test_a_search_for_two_objectives_keeps_both_and_is_explained(tmp_path: Path)
     assert len(size) > 1
     explain_search(experiment, run)
     assert set(run.importance) == set(experiment.search.space)
-    assert (run.search_dir / "front-val_accuracy-num_parameters.csv").is_file()
+    front = front_figure(logged_trials(run).records, experiment)
+    assert front is not None
+    assert any(trace.name == "Pareto front" for trace in front.data)
     shares = pd.read_csv(run.search_dir / "importance-num_parameters.csv")
     assert shares.set_index("parameter_name").sensitivity.abs().idxmax() == "model.hidden_size"
     assert [r.others for r in earlier_trials(_warm(experiment, run), tmp_path)] == [
