@@ -30,7 +30,7 @@ WAYS = torch.tensor([[5, 1, 0], [2, 3, 4]])
 
 def problem(spec: NetworkSpec = SPEC, name: str = "classification") -> tuple[Params, Episodes]:
     network = ReferenceNetwork(**asdict(spec))
-    episodes = random_episodes(network, 2, regression=name == "regression", padded=True)
+    episodes = random_episodes(network, 2, regression=name != "classification", padded=True)
     return random_params(network), replace(episodes, way_classes=WAYS)
 
 

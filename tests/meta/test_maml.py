@@ -62,7 +62,7 @@ class Case:
             elif maml.shared_head and is_head(name):
                 self.meta_params[name] += 0.1
         self.episodes = random_episodes(
-            self.network, regression=problem == "regression", **episodes
+            self.network, regression=problem != "classification", **episodes
         )
 
     def meta_gradient(self, graph_steps: int | None = None, **changes: Any) -> MetaGradient:

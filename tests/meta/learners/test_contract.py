@@ -56,7 +56,7 @@ class Case:
         self.episodes = random_episodes(
             ReferenceNetwork(**asdict(SPEC)),
             5,
-            regression=problem == "regression",
+            regression=problem != "classification",
             padded=True,
             every_class=True,
         ).to(CPU, dtype)
