@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -411,18 +412,19 @@ def test_adaptation_curve_is_that_of_plain_sgd(cell, problem, inner_clip):
         spec, case.problem, case.meta_params, case.episodes, num_steps=5
     )
     network = case.network
+    loss, score = {
+        "classification": (loss_of, lambda outputs, y: (outputs.argmax(-1) == y).double().mean()),
+        "regression": (loss_of, loss_of),
+        "forecast": (F.huber_loss, F.l1_loss),
+    }[problem]
     for curve, (support, query) in zip(curves.mean(dim=1), pairs(case.episodes), strict=True):
         network.load_state_dict(case.meta_params)
         optimizer = torch.optim.SGD(network.parameters(), lr=case.maml.inner_lr)
         expected = []
         for _ in range(6):
-            outputs = network(query.x, query.lengths)
-            right = (
-                (outputs.argmax(-1) == query.y).double() if problem == "classification" else None
-            )
-            expected.append(loss_of(outputs, query.y) if right is None else right.mean())
+            expected.append(score(network(query.x, query.lengths), query.y))
             optimizer.zero_grad()
-            torch.autograd.backward(loss_of(network(support.x, support.lengths), support.y))
+            torch.autograd.backward(loss(network(support.x, support.lengths), support.y))
             if inner_clip is not None:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), inner_clip)
             optimizer.step()
