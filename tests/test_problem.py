@@ -20,7 +20,7 @@ def answers(problem: Problem) -> tuple[Tensor, Tensor]:
     """Outputs `[3, 4, 2]` and targets of three episodes."""
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
-    if problem.name == "regression":
+    if problem.name != "classification":
         return outputs, torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
     return outputs, torch.randint(2, (3, 4), generator=generator)
 
@@ -67,7 +67,7 @@ def test_the_better_of_two_scores_is_higher_after_multiplication_by_the_sign(
 
 
 def test_an_input_spec_of_an_unknown_problem_is_refused() -> None:
-    with pytest.raises(ValueError, match="classification, regression, but got 'ranking'"):
+    with pytest.raises(ValueError, match="classification, regression, forecast, but got 'ranking'"):
         InputSpec("ranking", 2, num_features=1)
 
 

@@ -392,7 +392,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _learner_serves_the_problem(self) -> Self:
-        for learner in sorted(self.learners):
+        # A searched choice that is none is refused with the search space, key and line.
+        for learner in sorted(self.learners & SETTINGS.keys()):
             SETTINGS[learner].check_problem(learner, self.tasks.asks_for())
             SETTINGS[learner](
                 **dict(getattr(self, learner))
