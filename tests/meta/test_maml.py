@@ -412,11 +412,12 @@ def test_adaptation_curve_is_that_of_plain_sgd(cell, problem, inner_clip):
         spec, case.problem, case.meta_params, case.episodes, num_steps=5
     )
     network = case.network
-    loss, score = {
+    references: dict[str, Any] = {
         "classification": (loss_of, lambda outputs, y: (outputs.argmax(-1) == y).double().mean()),
         "regression": (loss_of, loss_of),
         "forecast": (F.huber_loss, F.l1_loss),
-    }[problem]
+    }
+    loss, score = references[problem]
     for curve, (support, query) in zip(curves.mean(dim=1), pairs(case.episodes), strict=True):
         network.load_state_dict(case.meta_params)
         optimizer = torch.optim.SGD(network.parameters(), lr=case.maml.inner_lr)
