@@ -1,9 +1,10 @@
-"""KubeRay's manifests: a RayCluster or a RayJob, and what it needs beside it."""
+"""KubeRay's manifests: a RayCluster, a RayJob or a RayService, and what it needs beside it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,16 @@ from raymeta.deploy.files.mistakes import (
 from raymeta.deploy.files.rules import RUNS_DIR, UNPINNED, pinned, quantity
 from raymeta.deploy.files.schemas import Schema, by_schema, crd_schema
 from raymeta.errors import ClusterError, shown
+from raymeta.serving.settings import ServeSettings
 
 _MAX_CRD_CHARACTERS = 5_000_000  # of one of KubeRay's definitions
 
-RAY_KINDS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
+RAY_KINDS = {
+    "RayCluster": ("spec",),
+    "RayJob": ("spec", "rayClusterSpec"),
+    "RayService": ("spec", "rayClusterConfig"),
+}
+_BUILDER = "raymeta.serving.app:build"  # of `import_path`
 _NUMBER = re.compile(r"\d+(\.\d*)?")
 _MAPPING = {"type": "object"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -72,6 +79,18 @@ _SHAPES: dict[str, Schema] = {
     "RayCluster": {"properties": {"spec": _CLUSTER}},
     "RayJob": {
         "properties": {"spec": {"type": "object", "properties": {"rayClusterSpec": _CLUSTER}}}
+    },
+    "RayService": {
+        "properties": {
+            "spec": {
+                "type": "object",
+                "properties": {
+                    "rayClusterConfig": _CLUSTER,
+                    "serveConfigV2": {"type": "string"},
+                },
+                "required": ["rayClusterConfig", "serveConfigV2"],
+            }
+        }
     },
 }
 _OTHER_KINDS = (
@@ -138,18 +157,50 @@ def _manifest_mistakes(
         yield Mistake(("apiVersion",), "must be ray.io/v1", "correct it", api or NOTHING)
     wrong = [
         *by_schema(manifest, _SHAPES[kind]),
-        *by_schema(manifest, crds.get(f"{kind}/v1", {})),
+        *by_schema(manifest, _crd(kind, crds)),
     ]
     yield from wrong
     told = {mistake.key for mistake in wrong}
     sound = without(manifest, {mistake.key for mistake in wrong if mistake.found is not NOTHING})
-    for rule_of in (_pods, _scaling, _whole_cluster):
+    for rule_of in (_pods, _scaling, _whole_cluster, _served):
         yield from (m for m in rule_of(sound) if not told & set(prefixes(m.key)))
     at = RAY_KINDS[kind]
     if get(sound, *at, "rayVersion") != ray_version:
         rule = f"must be the version that raymeta is tested with ({ray_version})"
         found = get(sound, *at, "rayVersion", default=NOTHING)
         yield Mistake((*at, "rayVersion"), rule, "set both it and the image to that", found)
+
+
+def _crd(kind: str, crds: Mapping[str, Schema]) -> Schema:
+    """The schema of a kind; without that of a RayService, its cluster is checked all the same."""
+    cluster = get(crds.get("RayCluster/v1"), "properties", "spec")
+    if kind != "RayService" or "RayService/v1" in crds or cluster is None:
+        return crds.get(f"{kind}/v1", {})
+    return {"properties": {"spec": {"properties": {"rayClusterConfig": cluster}}}}
+
+
+def _served(manifest: Config) -> Iterator[Mistake]:
+    """What is wrong with the applications of a RayService, which are YAML in a text."""
+    text = get(manifest, "spec", "serveConfigV2")
+    if manifest["kind"] != "RayService" or not isinstance(text, str):
+        return
+    at: Key = ("spec", "serveConfigV2")
+    try:
+        documents = yaml_documents(Path("serveConfigV2"), text)
+    except ClusterError as error:
+        yield Mistake(at, f"must be YAML ({error!s:.200})", "correct it")
+        return
+    config = documents[0].data if len(documents) == 1 else None
+    applications = get(config, "applications")
+    if not isinstance(applications, list) or not applications:
+        yield Mistake((*at, "applications"), "must be a list of applications", "add one")
+        return
+    yield from (replace(m, key=(*at, *m.key)) for m in documents[0].mistakes)
+    for number, application in enumerate(applications):
+        if get(application, "import_path") == _BUILDER:
+            args = get(application, "args", default={})
+            key = (*at, "applications", number, "args")
+            yield from by_schema(args, ServeSettings.model_json_schema(), key)
 
 
 def _pods(manifest: Config) -> Iterator[Mistake]:
@@ -248,9 +299,12 @@ def _read(file: ClusterFile) -> Cluster:
             manifests.append(manifest)
     warnings = report(file.path, checked)
     if not manifests:
-        raise ClusterError(f"{file.path}: no RayCluster and no RayJob in it; add one")
+        raise ClusterError(f"{file.path}: no RayCluster, RayJob or RayService in it; add one")
     if file.crds is None:
         hint = "its fields were not checked against the CRDs of KubeRay; give their folder for that"
+        warnings = (*warnings, f"{file.path}: {hint}")
+    elif "RayService/v1" not in schemas and any(m["kind"] == "RayService" for m in manifests):
+        hint = "only the cluster of its RayService was checked: there is no CRD of RayService"
         warnings = (*warnings, f"{file.path}: {hint}")
     # A RayJob beside a RayCluster describes the same cluster again, so the first one counts.
     first = [group for _, group, _ in groups(manifests[0])]
@@ -271,7 +325,7 @@ def _crds(folder: Path) -> dict[str, Schema]:
                 schema = crd_schema(version)
                 if schema is not None:
                     schemas[f"{kind}/{version['name']}"] = schema
-    if not set(RAY_KINDS) <= {name.split("/")[0] for name in schemas}:
+    if not {"RayCluster", "RayJob"} <= {name.split("/")[0] for name in schemas}:
         found = ", ".join(sorted(schemas)) or "none"
         raise ClusterError(
             f"{folder}: expected the CRDs of RayCluster and RayJob, but found "

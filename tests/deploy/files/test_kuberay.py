@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from raymeta.deploy.files.load import load_cluster
 from raymeta.errors import ClusterError
+from raymeta.serving.settings import ServeSettings
 from tests.deploy.cluster_files import filled_in
 
 
@@ -75,6 +79,57 @@ def test_without_crds_a_warning_says_that_fields_were_not_checked(tmp_path: Path
     text = filled_in("kuberay.yaml").replace("upscalingMode: Default", "upscalingMode: Fast")
     (warning,) = load_cluster(written(tmp_path, text)).warnings
     assert "not checked against the CRDs" in warning
+
+
+def test_the_manifest_of_a_service_matches_the_crd_of_its_cluster(
+    tmp_path: Path, crds: Path
+) -> None:
+    path = written(tmp_path, filled_in("kuberay-serve.yaml"))
+    cluster = load_cluster(path, crds=crds)
+    assert cluster.runs_dir == "/runs"
+    assert all("no CRD of RayService" in warning for warning in cluster.warnings)
+    text = path.read_text().replace("idleTimeoutSeconds: 300", "idleTimeoutSeconds: 5 min")
+    with pytest.raises(ClusterError, match=r"rayClusterConfig\.autoscalerOptions\.idleTimeoutS"):
+        load_cluster(written(tmp_path, text), crds=crds)
+
+
+def test_the_application_of_the_manifest_is_one_that_serve_and_raymeta_take() -> None:
+    (service,) = (
+        manifest
+        for manifest in yaml.safe_load_all(filled_in("kuberay-serve.yaml"))
+        if manifest["kind"] == "RayService"
+    )
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    settings = ServeSettings.model_validate(application.args)
+    assert settings.tasks_dir == "/runs/.served-tasks"
+    module, _, function = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("replicas: 2\n          tasks", "replicas: 0\n          tasks",
+         "spec.serveConfigV2.applications[0].args.replicas must be >= 1, but got 0"),
+        ("tasks_kept:", "task_kept:", "args.task_kept is no key that is known here; did you mean"),
+        ("keep_for_s: 3600", "keep_for_s: an hour", "args.keep_for_s must be a number"),
+        ("          run: /runs/run\n", "", "args.run is required, but is not given"),
+        ("    applications:", "    application:", "applications must be a list of applications"),
+        ("{host: 0.0.0.0, port", "{host: 0.0.0.0], port", "serveConfigV2 must be YAML"),
+        ("  serveConfigV2: |", "  serveConfig: |", "spec.serveConfigV2 is required"),
+        ('num-cpus: "0"', 'num-cpus: "4"', "RayService spec.rayClusterConfig.headGroupSpec"),
+        ("authOptions: {mode: token}", "", "rayClusterConfig.authOptions.mode must be token"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_service_is_named_with_its_key(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    text = filled_in("kuberay-serve.yaml")
+    assert old in text
+    with pytest.raises(ClusterError) as caught:
+        load_cluster(written(tmp_path, text.replace(old, new, 1)))
+    assert told in str(caught.value)
 
 
 def test_a_folder_without_crds_is_refused(tmp_path: Path) -> None:

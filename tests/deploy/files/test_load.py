@@ -20,6 +20,7 @@ SHIPPED = {
     "azure.yaml": "azure",
     "gcp.yaml": "gcp",
     "kuberay.yaml": "kuberay",
+    "kuberay-serve.yaml": "kuberay",
     "onprem.yaml": "local",
     "local.yaml": "external",
     "slurm.sbatch": "slurm",
@@ -511,7 +512,7 @@ def test_versions_are_those_of_the_constraints() -> None:
             assert pinned.get(name, version) == version, (path, name)
     image = (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
     assert f"torch=={pinned['torch']}" in image
-    assert f"ray[default,tune]=={pinned['ray']}" in image
+    assert f"ray[default,serve,tune]=={pinned['ray']}" in image
 
 
 def test_without_botocore_the_rest_is_checked_with_a_warning(
@@ -537,7 +538,7 @@ def test_without_botocore_the_rest_is_checked_with_a_warning(
         ("cluster_name: a\nprovider: aws\n", "provider must be a mapping, but got 'aws'"),
         ("cluster_name: a\nprovider: {type: [1]}\n", "provider.type must be text, but got [1]"),
         ("1: a\n", "1 is no key that is known here"),
-        ("apiVersion: v1\nkind: Secret\n", "no RayCluster and no RayJob in it"),
+        ("apiVersion: v1\nkind: Secret\n", "no RayCluster, RayJob or RayService in it"),
         ("apiVersion: ray.io/v1\nkind: RayCluster\n",
          "RayCluster spec.workerGroupSpecs is required"),
         ("apiVersion: ray.io/v1\nkind: RayCluster\nspec: {workerGroupSpecs: [1, {template: 1}]}\n",
