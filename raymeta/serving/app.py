@@ -3,8 +3,10 @@
 The door checks token and size, and asks any replica.  A replica that dies takes no request with it:
 the door asks another, since every request may be asked twice (the id of a task is chosen here).
 
+The requests that the door itself has under way are lost if it is killed: they are answered by 500.
+
 Requests are not batched (`serve.batch`): a replica answers one at a time, and one may hold many
-examples.
+examples.  HTTP takes most of a request's time (`scripts/bench_serving_http.py`).
 """
 
 import asyncio
