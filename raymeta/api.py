@@ -486,14 +486,14 @@ def _meta_test(
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
         keep=kept.append,
     )
+    if experiment.evaluation.sealed:
+        record_look(run, result)
     if own.recipe.problem.name == "classification":
         watcher.phase("calibrating")
         together = [own, *further]
         calibration = keep_calibrations(run, together)
         found = reliability(together, calibration, num_episodes)
         result = replace(result, reliability=found)
-    if experiment.evaluation.sealed:
-        record_look(run, result)
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from raymeta.cli.options import FolderArgument, RunsDirOption, open_console
+from raymeta.cli.options import EnsembleOption, FolderArgument, RunsDirOption, open_console
 from raymeta.errors import DataError
 from raymeta.run_folder import DEFAULT_ROOT
 from raymeta.storage.atomic import write_file
@@ -41,11 +41,11 @@ OutputOption = Annotated[
         "--output", "-o", metavar="FILE", help="A .csv, .parquet or .jsonl; - writes a stream."
     ),
 ]
-EnsembleOption = Annotated[
-    bool,
-    typer.Option(
-        "--ensemble/--first",
-        help="After a refit from several seeds: all networks together, or the first alone.",
+ExplainedArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help=f"The examples whose answers are explained: {_TABLES}; - reads a stream.",
     ),
 ]
 TargetOption = Annotated[
@@ -130,13 +130,7 @@ def predict(
 
 def attribute(
     adapted: AdaptedArgument,
-    examples: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help=f"The examples whose answers are explained: {_TABLES}; - reads a stream.",
-        ),
-    ] = _STREAM,
+    examples: ExplainedArgument = _STREAM,
     output: OutputOption = _STREAM,
     plot: Annotated[
         str | None,
@@ -197,13 +191,7 @@ def attribute(
 def influence(
     run: FolderArgument,
     support: SupportOption,
-    examples: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help=f"The examples whose answers are explained: {_TABLES}; - reads a stream.",
-        ),
-    ] = _STREAM,
+    examples: ExplainedArgument = _STREAM,
     output: OutputOption = _STREAM,
     target: TargetOption = None,
     ensemble: EnsembleOption = True,
@@ -261,13 +249,7 @@ def export(
             "--stream", help="Of an adapted network: one time step, its state in and out."
         ),
     ] = False,
-    ensemble: Annotated[
-        bool,
-        typer.Option(
-            "--ensemble/--first",
-            help="Of a run after a refit from several seeds: all networks, or the first alone.",
-        ),
-    ] = True,
+    ensemble: EnsembleOption = True,
     runs_dir: RunsDirOption = str(DEFAULT_ROOT),
 ) -> None:
     """Write a network as an ONNX graph, the preparation of its examples included.

@@ -50,6 +50,13 @@ TrustOption = Annotated[
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show every validation, and Ray's own log.")
 ]
+EnsembleOption = Annotated[
+    bool,
+    typer.Option(
+        "--ensemble/--first",
+        help="After a refit from several seeds: all networks together, or the first alone.",
+    ),
+]
 FolderArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run folder.")]
 ClusterOption = Annotated[
     Path | None,

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from raymeta.cli.options import FolderArgument, RunsDirOption, VerboseOption, open_console
+from raymeta.cli.options import (
+    EnsembleOption,
+    FolderArgument,
+    RunsDirOption,
+    VerboseOption,
+    open_console,
+)
 from raymeta.errors import ResourceError
 from raymeta.run_folder import DEFAULT_ROOT
 
@@ -43,13 +49,7 @@ def serve(
     max_examples: Annotated[int, typer.Option(min=1, help="Limit of a request.")] = 1000,
     max_steps: Annotated[int, typer.Option(min=1, help="Limit of an example.")] = 10_000,
     max_classes: Annotated[int, typer.Option(min=2, help="Limit of a task.")] = 100,
-    ensemble: Annotated[
-        bool,
-        typer.Option(
-            "--ensemble/--first",
-            help="After a refit from several seeds: all networks together, or the first alone.",
-        ),
-    ] = True,
+    ensemble: EnsembleOption = True,
     runs_dir: RunsDirOption = str(DEFAULT_ROOT),
     verbose: VerboseOption = False,
 ) -> None:

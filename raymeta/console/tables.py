@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,14 @@ from raymeta.console.text import clock_text, leaf, plus_minus, value_text
 from raymeta.errors import RaymetaError, RunError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
-from raymeta.report.words import interval_lines, refit_lines, trial_lines, verdict_lines
+from raymeta.report.words import (
+    interval_lines,
+    own_units_table,
+    refit_lines,
+    reliability_lines,
+    trial_lines,
+    verdict_lines,
+)
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
@@ -59,7 +66,7 @@ def print_report(console: Console, report: Report) -> None:
     notes = [
         "ahead of it by: mean difference over the same queries; negative: the control is better",
         *interval_lines(result),
-        *_reliability_lines(result),
+        *reliability_lines(result),
         result.note,
     ]
     for text in filter(None, notes):
@@ -73,7 +80,7 @@ def print_report(console: Console, report: Report) -> None:
     console.print(_curve_table(result.rows, result.metric))
     console.print()
     if result.rows[0].own_units:
-        console.print(_own_units_table(result.rows))
+        console.print(_own_units_table(result))
         console.print()
     if experiment.search.space and all(row.name != "default" for row in result.rows):
         console.print("the file's configuration did not finish: no comparison", style="yellow")
@@ -128,31 +135,15 @@ def _score_table(report: Report) -> Table:
     return table
 
 
-def _own_units_table(rows: Sequence[Row]) -> Table:
+def _own_units_table(result: MetaTest) -> Table:
+    head, rows = own_units_table(result)
     table = _table("In the series' own units")
-    table.add_column("")
-    for name in rows[0].own_units:
+    table.add_column(head[0])
+    for name in head[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        if row.own_units:
-            found = (
-                f"{score.mean:.4g}, no ±"
-                if score.half_width is None
-                else f"{score.mean:.4g} ± {score.half_width:.2g}"
-                for score in row.own_units.values()
-            )
-            table.add_row(row.label, *found)
+        table.add_row(*row)
     return table
-
-
-def _reliability_lines(result: MetaTest) -> Iterator[str]:
-    found = result.reliability
-    if found is not None:
-        yield (
-            f"probabilities: expected calibration error {found.error:.3f} ({found.num_bins} bins) "
-            f"with temperature {found.temperature:.2f} from meta-validation, "
-            f"{found.error_without:.3f} without"
-        )
 
 
 def _row_text(row: Row) -> str:

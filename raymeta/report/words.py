@@ -14,7 +14,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
-    from raymeta.evaluation.scores import MetaTest, Verdict
+    from raymeta.evaluation.scores import MetaTest, Score, Verdict
     from raymeta.search.records import Source
     from raymeta.search.trial_log import LoggedTrials
 
@@ -157,6 +157,32 @@ def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
         for verdict, (heading, style) in headings.items()
         if verdict in named
     ]
+
+
+def reliability_lines(result: MetaTest) -> list[str]:
+    """How far the probabilities of a classification can be trusted."""
+    found = result.reliability
+    if found is None:
+        return []
+    line = (
+        f"probabilities: expected calibration error {found.error:.3f} ({found.num_bins} bins) "
+        f"with temperature {found.temperature:.2f} from meta-validation, "
+        f"{found.error_without:.3f} without"
+    )
+    return [line]
+
+
+def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
+    """The measures of forecasts in the series' own units: heading and rows; empty for others."""
+    names = list(result.rows[0].own_units)
+
+    def text(score: Score) -> str:
+        if score.half_width is None:
+            return f"{score.mean:.4g}, no ±"
+        return f"{score.mean:.4g} ± {score.half_width:.2g}"
+
+    rows = [[r.label, *map(text, r.own_units.values())] for r in result.rows if r.own_units]
+    return ["", *names] if names else [], rows
 
 
 def source_words(source: Source) -> str:

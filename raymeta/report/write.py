@@ -18,7 +18,9 @@ from raymeta.report.words import (
     answer,
     asked,
     interval_lines,
+    own_units_table,
     refit_lines,
+    reliability_lines,
     source_words,
     trial_lines,
     verdict_lines,
@@ -145,6 +147,11 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
         )
         page.plot(plots.lead_figure(result), "lead over each control with its interval")
     _score_table(page, result)
+    page.lines((line, "dim") for line in reliability_lines(result))
+    head, rows = own_units_table(result)
+    if rows:
+        page.heading("In the series' own units")
+        page.table(head, rows)
     if facts.scores is not None:
         for axis in facts.scores.queries.units:
             figure = plots.gain_figure(result, facts.scores, axis)

@@ -28,10 +28,7 @@ from raymeta.search.transfer import SourceModel, TransferGP
 
 # More starts than these found no better points, only later.
 ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
-QUICK_SEARCH = {
-    "num_restarts": 1,
-    "raw_samples": 64,
-}  # with dozens of pending points starts are slow
+QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}  # with dozens of pending points
 _MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
 
 

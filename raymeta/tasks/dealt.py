@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raymeta.data.sequences import Sequences
-from raymeta.data.splits import Deal
+from raymeta.data.splits import Deal, deal_units
 from raymeta.episodes import SPLITS, Split
+from raymeta.errors import DataError
+from raymeta.tasks.settings import TableTasks
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,41 @@ def sizes(
         unit: {label: counts[unit, label] for label in classes}
         for unit in dict.fromkeys(sequences.groups[task])
     }
+
+
+def deal_groups(
+    sequences: Sequences, axes: Sequence[str], settings: TableTasks
+) -> dict[str, Mapping[str, Split]]:
+    """The units of some axes, each axis by itself.
+
+    Args:
+        sequences: whose units are dealt.
+        axes: of the groups.
+        settings: how many are held out of each, and the seed of the deal.
+
+    Raises:
+        DataError: an axis has too few units.
+    """
+    num_test, num_val = settings.test_groups, settings.val_groups
+    deal: dict[str, Mapping[str, Split]] = {}
+    for axis in axes:
+        units = set(sequences.groups[axis])
+        if len(units) <= num_test + num_val:
+            raise DataError(
+                f"column {axis} must have more than {num_test + num_val} groups, since {num_val} "
+                f"are held out for validation and {num_test} for the test (tasks.val_groups, "
+                f"tasks.test_groups), but it has {len(units)}"
+            )
+        salt = f"{axis}-{settings.split_seed}"
+        deal[axis] = deal_units(units, num_test=num_test, num_val=num_val, salt=salt)
+    return deal
+
+
+def splits_of(sequences: Sequences, deal: Deal) -> list[Split | None]:
+    """The split of each sequence: that of its class and all its groups; None where they differ."""
+    axes = [(units, sequences.groups.get(axis, sequences.classes)) for axis, units in deal.items()]
+    found: list[Split | None] = []
+    for row in range(len(sequences)):
+        own = {units[values[row]] for units, values in axes}
+        found.append(own.pop() if len(own) == 1 else None)
+    return found

@@ -26,10 +26,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from raymeta.data.duplicates import distinct_rows
 from raymeta.data.sequences import Sequences, content_of
-from raymeta.data.splits import Deal, deal_sealed, deal_units
+from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Past, Split, TaskDistribution
-from raymeta.errors import DataError, shown
-from raymeta.tasks.dealt import Dealt
+from raymeta.errors import DataError
+from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
 from raymeta.tasks.sampling import fingerprint, unit_ids
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
@@ -257,13 +257,10 @@ def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     kept = _long_enough(sequences, settings, warnings)
     left_out = {_SHORT: len(sequences) - len(kept)}
     dealt = sequences.select(kept)
-    deal: Deal = _deal(dealt, settings)
+    deal: Deal = deal_groups(dealt, settings.groups or [settings.sequence], settings)
     if sealed:
         deal = deal_sealed(deal, salt=str(settings.split_seed))
-    split_of: list[Split | None] = []
-    for row in range(len(dealt)):
-        own = {units[dealt.groups[axis][row]] for axis, units in deal.items()}
-        split_of.append(own.pop() if len(own) == 1 else None)
+    split_of = splits_of(dealt, deal)
     used = [row for row, split in enumerate(split_of) if split is not None]
     left_out[_BETWEEN] = len(kept) - len(used)
     rows, dropped = distinct_rows(
@@ -333,24 +330,3 @@ def _gaps(sequences: Sequences, settings: TableTasks) -> list[str]:
         "their rows are taken for evenly spaced: fill the gaps in if they are not"
     )
     return [text]
-
-
-def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
-    """The units of every group column, each axis by itself; series where there is none."""
-    held = settings.test_groups + settings.val_groups
-    deal: dict[str, Mapping[str, Split]] = {}
-    for axis in settings.groups or [settings.sequence]:
-        units = set(sequences.groups[axis])
-        if len(units) <= held:
-            raise DataError(
-                f"column {shown(axis)} must have more than {held} different values, since "
-                f"{settings.val_groups} are held out for validation and {settings.test_groups} for "
-                f"the test (tasks.val_groups, tasks.test_groups), but it has {len(units)}"
-            )
-        deal[axis] = deal_units(
-            units,
-            num_test=settings.test_groups,
-            num_val=settings.val_groups,
-            salt=f"{axis}-{settings.split_seed}",
-        )
-    return deal

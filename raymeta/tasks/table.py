@@ -31,7 +31,7 @@ from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
-from raymeta.tasks.dealt import Dealt, sizes
+from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
 from raymeta.tasks.inputs import Inputs, check_facts
 from raymeta.tasks.sampling import (
@@ -218,7 +218,7 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     deal = _deal(sequences.select(kept), settings)
     if sealed:
         deal = deal_sealed(deal, salt=str(settings.split_seed))
-    split_of = dict(zip(kept, _splits(sequences.select(kept), deal), strict=True))
+    split_of = dict(zip(kept, splits_of(sequences.select(kept), deal), strict=True))
     used = [row for row in kept if split_of[row] is not None]
     left_out[_BETWEEN] += len(kept) - len(used)
     rows, dropped = distinct_rows(
@@ -278,32 +278,7 @@ def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
             num_val=settings.val_classes,
             salt=f"classes-{settings.split_seed}",
         )
-    for axis in settings.groups:
-        units = set(sequences.groups[axis])
-        if len(units) <= settings.test_groups + settings.val_groups:
-            raise DataError(
-                f"column {axis} must have more than {settings.test_groups + settings.val_groups} "
-                f"groups, since {settings.val_groups} are held out for validation and "
-                f"{settings.test_groups} for the test (tasks.val_groups, tasks.test_groups), but "
-                f"it has {len(units)}"
-            )
-        deal[axis] = deal_units(
-            units,
-            num_test=settings.test_groups,
-            num_val=settings.val_groups,
-            salt=f"{axis}-{settings.split_seed}",
-        )
-    return deal
-
-
-def _splits(sequences: Sequences, deal: Deal) -> list[Split | None]:
-    """The split of each sequence: that of its class and all its groups; None where they differ."""
-    axes = [(units, sequences.groups.get(axis, sequences.classes)) for axis, units in deal.items()]
-    found: list[Split | None] = []
-    for row in range(len(sequences)):
-        own = {units[values[row]] for units, values in axes}
-        found.append(own.pop() if len(own) == 1 else None)
-    return found
+    return deal | deal_groups(sequences, settings.groups, settings)
 
 
 def _new_axis(settings: TableTasks) -> str:

@@ -14,21 +14,10 @@ from raymeta.console.tables import (
 )
 from raymeta.console.terminal import Terminal
 from raymeta.evaluation.networks import Refitted
-from raymeta.evaluation.scores import MetaTest, Row, Score
+from raymeta.evaluation.scores import MetaTest, Score
 from raymeta.experiment.file import load_experiment
 from raymeta.run_folder import Run
-
-
-def row(label: str, mean: float, ahead: Score | None = None) -> Row:
-    return Row(label, label, Score(mean, 0.01), Score(mean, 0.004), ahead=ahead)
-
-
-UNITS = {"shape": 10, "writer": 2}
-BEATEN = row("random", 0.3, Score(0.5, 0.1))
-UNDECIDED = row("joint", 0.79, Score(0.01, 0.02))
-BETTER = row("DTW", 0.85, Score(-0.05, 0.02))
-BROKEN = row("broken", math.nan, Score(math.nan, math.nan))
-FEW = row("words", 0.7, Score(0.1, None))
+from tests.report.test_words import BEATEN, UNITS, row
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from raymeta.evaluation.networks import Refitted
-from raymeta.evaluation.scores import MetaTest, Row, Score
+from raymeta.evaluation.scores import MetaTest, Reliability, Row, Score
 from raymeta.experiment.file import load_experiment
 from raymeta.report.words import (
     agreement_lines,
     answer,
     asked,
     interval_lines,
+    own_units_table,
     refit_lines,
+    reliability_lines,
     trial_lines,
     verdict_lines,
 )
@@ -230,3 +232,17 @@ def test_an_ensemble_is_no_control_and_seeds_widen_the_first_interval():
     result = MetaTest("accuracy", True, 600, UNITS, "", (tuned, ensemble, BEATEN))
     assert [style for _, style in verdict_lines(result)] == ["green"]
     assert "the first row's, and what it is ahead by, also over 3 seeds" in interval_lines(result)
+
+
+def test_calibration_and_measures_in_own_units_are_told_where_there_are_some() -> None:
+    judged = MetaTest("accuracy", True, 600, UNITS, "", (row("tuned", 0.8), BEATEN))
+    assert reliability_lines(judged) == []
+    assert own_units_table(judged) == ([], [])
+    told = replace(judged, reliability=Reliability(1.5, 0.02, 0.09))
+    (line,) = reliability_lines(told)
+    assert "error 0.020 (15 bins) with temperature 1.50 from meta-validation, 0.090 without" in line
+    own = replace(row("tuned", 0.8), own_units={"sMAPE in %": Score(12.345678, 0.25)})
+    few = replace(FEW, own_units={"sMAPE in %": Score(13.0, None)})
+    head, rows = own_units_table(replace(judged, rows=(own, BEATEN, few)))
+    assert head == ["", "sMAPE in %"]
+    assert rows == [["tuned", "12.35 ± 0.25"], ["words", "13, no ±"]]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,23 +55,37 @@ class _Fitted(Control):
                 ).mean()
             ),
         )
-        return judge_forecast(contest, self._forecast(form), form)
+        without_fit: list[np.ndarray] = []
+        found = judge_forecast(contest, self._forecast(form, without_fit), form)
+        if without_fit:
+            told = f"{form}; the last value for {len(without_fit)} pasts without a fit"
+            found = replace(found, detail=told)
+        return found
 
-    def _forecast(self, form: str) -> Forecast:
+    def _forecast(self, form: str, without_fit: list[np.ndarray] | None = None) -> Forecast:
+        """The forecast of a form; pasts to which it cannot be fitted join `without_fit`."""
+
+        def sound(past: np.ndarray, season: int, horizon: int) -> np.ndarray:
+            found = self._tried(past, season, horizon, form)
+            if np.isfinite(found).all():
+                return found
+            if without_fit is not None:
+                without_fit.append(past)
+            return np.full(horizon, past[-1])
+
         def forecast(pasts: np.ndarray, season: int, horizon: int) -> np.ndarray:
-            return np.apply_along_axis(self._sound, -1, pasts, season, horizon, form)
+            return np.apply_along_axis(sound, -1, pasts, season, horizon)
 
         return forecast
 
-    def _sound(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
-        """A forecast; the last value where the method finds none."""
-        found = np.full(horizon, np.nan)
+    def _tried(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
+        """A forecast; NaN where the method finds none."""
         # A past that never changes but for one season has no fit, for one.
         no_fit = suppress(ValueError, ArithmeticError, np.linalg.LinAlgError)
         with warnings.catch_warnings(), np.errstate(all="ignore"), no_fit:
             warnings.simplefilter("ignore")  # of fits that end at a bound
-            found = np.asarray(self.fitted(past, season, horizon, form), dtype=np.float64)
-        return found if np.isfinite(found).all() else np.full(horizon, past[-1])
+            return np.asarray(self.fitted(past, season, horizon, form), dtype=np.float64)
+        return np.full(horizon, np.nan)
 
 
 def _steps_and_season(tasks: TaskDistribution) -> tuple[int, int]:

@@ -40,10 +40,24 @@ def test_forms_with_a_season_need_two_of_them():
         assert len(control.forms(24, 12)) > len(control.forms(23, 12)) == len(control.forms(24, 1))
 
 
-def test_a_past_without_a_fit_gets_the_last_value():
-    past = np.array([1.0, np.inf, 2.0, 3.0])
-    found = ExponentialSmoothing()._sound(past, 1, 2, "trend, no season")
-    assert found.tolist() == [3, 3]
+def test_a_past_without_a_fit_gets_the_last_value_and_is_counted():
+    pasts = np.array([[1.0, np.inf, 2.0, 3.0], [1.0, 2.0, 1.5, 2.5]])
+    without_fit: list[np.ndarray] = []
+    forecast = ExponentialSmoothing()._forecast("no trend, no season", without_fit)
+    found = forecast(pasts, 1, 2)
+    assert found[0].tolist() == [3, 3]
+    assert np.isfinite(found[1]).all()
+    assert len(without_fit) == 1
+
+
+def test_the_report_says_of_how_many_pasts_a_method_has_no_fit(monkeypatch, untrained):
+    def none(*_):
+        raise ValueError("no fit")
+
+    monkeypatch.setattr(ExponentialSmoothing, "fitted", none)
+    monkeypatch.setattr(controls, "CONTROLS", (ExponentialSmoothing(),))
+    result = meta_test(untrained("employment"), {}, label="tuned", num_episodes=3)
+    assert result.rows[1].detail.endswith("the last value for 3 pasts without a fit")
 
 
 def test_without_statsmodels_they_are_left_out_and_the_extra_is_named(monkeypatch, untrained):
