@@ -23,6 +23,7 @@ LAYERS = (
     "raymeta.cli",
     "raymeta.console",
     "raymeta.api",
+    "raymeta.running",
     "raymeta.report",
     "raymeta.deploy.jobs",
     "raymeta.deploy.check",
@@ -159,7 +160,7 @@ KNOWN_TO = {
         "raymeta.storage.tune",
     },
     "ray": {
-        "raymeta.api",
+        "raymeta.running",
         "raymeta.deploy.files.kuberay",
         "raymeta.deploy.files.launcher",
         "raymeta.deploy.jobs.client",

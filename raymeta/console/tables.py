@@ -25,10 +25,10 @@ from raymeta.report.words import (
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
-    from raymeta.api import Report
     from raymeta.deploy.jobs.client import Job
     from raymeta.evaluation.scores import MetaTest, Row, Score
     from raymeta.report.comparison import Comparison
+    from raymeta.running import Report
     from raymeta.search.records import TrialRecord
 
 LONGEST_WHOLE_CURVE = 10  # in adaptation steps
