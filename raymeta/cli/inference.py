@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,10 +14,14 @@ from raymeta.cli.options import EnsembleOption, FolderArgument, RunsDirOption, o
 from raymeta.errors import DataError
 from raymeta.run_folder import DEFAULT_ROOT
 from raymeta.storage.atomic import write_file
-from raymeta.storage.paths import AnyPath, path_at
+from raymeta.storage.paths import path_at
+
+if TYPE_CHECKING:  # they import torch, which `raymeta --help` must not wait for
+    from raymeta.inference.examples import RawExamples
+    from raymeta.tasks.inputs import Inputs
 
 _STREAM = "-"
-_TABLES = "a table as .csv, .parquet or .jsonl, with the columns of the experiment"
+_TABLES = "a table in any format that training reads, with the columns of the experiment"
 Format = Literal["csv", "parquet", "jsonl"]
 FormatOption = Annotated[
     Format,
@@ -81,10 +86,7 @@ def adapt(
     from raymeta.inference import files  # noqa: PLC0415  (torch takes seconds to import)
 
     model = files.load(run, ensemble=ensemble, runs_dir=runs_dir)
-    content, kind, place = _read(support, format_)
-    from raymeta.inference.tables import parse_examples  # noqa: PLC0415
-
-    raw = parse_examples(content, kind, model.trained.inputs, place, with_targets=True)
+    raw = _read(support, format_, model.trained.inputs, with_targets=True)
     adapted = model.adapt_to(raw)
     adapted.save(output)
     classes = ""
@@ -119,12 +121,11 @@ def predict(
     """
     open_console()
     from raymeta.inference.files import load_adapted  # noqa: PLC0415  (torch takes seconds)
-    from raymeta.inference.tables import parse_examples, predictions  # noqa: PLC0415
+    from raymeta.inference.tables import predictions  # noqa: PLC0415
 
     written = _format_of(output, format_)
     network = load_adapted(adapted)
-    content, kind, place = _read(examples, format_)
-    raw = parse_examples(content, kind, network.trained.inputs, place, with_targets=False)
+    raw = _read(examples, format_, network.trained.inputs, with_targets=False)
     _write(predictions(network, raw), output, written)
 
 
@@ -165,15 +166,13 @@ def attribute(
     from raymeta.inference.attribution_page import attribution_page  # noqa: PLC0415  (slow)
     from raymeta.inference.explanation_tables import attribution_table  # noqa: PLC0415
     from raymeta.inference.files import load_adapted  # noqa: PLC0415
-    from raymeta.inference.tables import parse_examples  # noqa: PLC0415
 
     written = _format_of(output, format_)
     if plot is not None and not plot.endswith(".html"):
         raise DataError(f"{plot}: must end in .html, as a page of --plot")
     network = load_adapted(adapted)
-    content, kind, place = _read(examples, format_)
     inputs = network.trained.inputs
-    raw = parse_examples(content, kind, inputs, place, with_targets=False)
+    raw = _read(examples, format_, inputs, with_targets=False)
     found = network.attribute(
         raw,
         _target(target, network.labels, network.trained.recipe.spec.num_outputs),
@@ -206,17 +205,14 @@ def influence(
     open_console()
     from raymeta.inference import files  # noqa: PLC0415  (torch takes seconds to import)
     from raymeta.inference.explanation_tables import influence_table  # noqa: PLC0415
-    from raymeta.inference.tables import parse_examples  # noqa: PLC0415
 
     written = _format_of(output, format_)
     if support == examples == _STREAM:
         raise DataError("--support and FILE cannot both be the stream; name a file for one")
     model = files.load(run, ensemble=ensemble, runs_dir=runs_dir)
     inputs = model.trained.inputs
-    content, kind, place = _read(support, format_)
-    known = parse_examples(content, kind, inputs, place, with_targets=True)
-    content, kind, place = _read(examples, format_)
-    raw = parse_examples(content, kind, inputs, place, with_targets=False)
+    known = _read(support, format_, inputs, with_targets=True)
+    raw = _read(examples, format_, inputs, with_targets=False)
     labels = known.y if model.trained.is_classification else None
     found = model.influence(
         known, x=raw, target=_target(target, labels, model.trained.recipe.spec.num_outputs)
@@ -271,16 +267,19 @@ def export(
     console.print(f"{output}: {what}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _read(name: str, kind: Format) -> tuple[bytes, Format, AnyPath]:
-    """Content, format and name of a file or of the standard input."""
-    from raymeta.inference.tables import format_of, read_file  # noqa: PLC0415  (slow)
+def _read(name: str, kind: Format, inputs: Inputs, *, with_targets: bool) -> RawExamples:
+    """The examples in a file, or in the standard input."""
+    from raymeta.inference.tables import table_of_examples  # noqa: PLC0415  (slow)
 
     if name != _STREAM:
-        path = path_at(name)
-        return read_file(path), format_of(path), path
+        return table_of_examples(path_at(name), inputs, with_targets=with_targets)
     if sys.stdin.isatty():
         raise DataError("name a file of examples, or give them as a stream: … < examples.csv")
-    return sys.stdin.buffer.read(), kind, Path("standard input")
+    with TemporaryDirectory(prefix="raymeta-") as folder:
+        file = Path(folder) / f"stream.{kind}"
+        file.write_bytes(sys.stdin.buffer.read())
+        place = Path("standard input")
+        return table_of_examples(file, inputs, with_targets=with_targets, place=place)
 
 
 def _format_of(output: str, kind: Format) -> Format:

@@ -1,4 +1,4 @@
-"""Tables of examples and of predictions: CSV, Parquet and JSON Lines, in files and streams.
+"""Tables of examples in every format that training reads, and of predictions in three of them.
 
 Shape legend: N examples, K classes, O outputs.
 """
@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from raymeta.errors import DataError, shown
+from raymeta.data.readers.arrow import read_columns
+from raymeta.errors import DataError
 from raymeta.inference.adapted import Adapted
 from raymeta.inference.examples import RawExamples, needed_columns, table_examples
-from raymeta.storage.paths import AnyPath, read_regular
+from raymeta.storage.paths import AnyPath
 from raymeta.tasks.inputs import Inputs
 
 Format = Literal["csv", "parquet", "jsonl"]
@@ -36,75 +37,25 @@ def format_of(path: AnyPath) -> Format:
     raise DataError(f"{path}: must end in {', '.join(f'.{name}' for name in FORMATS)}")
 
 
-def read_file(path: AnyPath) -> bytes:
-    """The content of a file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return read_regular(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def parse_examples(
-    content: bytes, kind: Format, inputs: Inputs, place: AnyPath, *, with_targets: bool
+def table_of_examples(
+    path: AnyPath, inputs: Inputs, *, with_targets: bool, place: AnyPath | None = None
 ) -> RawExamples:
     """The examples in a table with the columns of `inputs`; other columns are left alone.
 
     Args:
-        content: of the file or stream.
-        kind: its format.
+        path: of the table, in any format that training reads.
         inputs: of the networks that will read them.
-        place: what messages call it.
         with_targets: also reads the column of targets.
+        place: what messages call it; its path by default.
 
     Raises:
         DataError: naming place, row, column, rule and remedy.
     """
-    columns = needed_columns(inputs, with_targets=with_targets)
-    try:
-        match kind:
-            case "csv":
-                # As text: which text is a number is found out where a message can name its row.
-                options = pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-                )
-                # A text may go over several lines.
-                parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-                table = pyarrow.csv.read_csv(
-                    io.BytesIO(content), convert_options=options, parse_options=parse
-                )
-            case "parquet":
-                table = pyarrow.parquet.read_table(io.BytesIO(content))
-            case "jsonl":
-                table = _json_lines(content, columns, place)
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{place}: cannot be read as {kind}: {error!s:.300}") from error
+    place = path if place is None else place
+    if not path.is_file():
+        raise DataError(f"{place}: cannot be read: no such file")
+    table = read_columns(path, needed_columns(inputs, with_targets=with_targets), place)
     return table_examples(table, inputs, place, with_targets=with_targets)
-
-
-def _json_lines(content: bytes, columns: list[str], place: AnyPath) -> pa.Table:
-    """The lines as a table; what a line does not have is missing."""
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(content.decode("utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}, line {number}: is no JSON: {error!s:.200}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{place}, line {number}: must be an object, but is {shown(row)}")
-        rows.append(row)
-    present = dict.fromkeys(name for row in rows for name in row)
-    # All other columns are there by name alone: what they hold is nobody's business here.
-    return pa.table(
-        {name: [row.get(name) if name in columns else None for row in rows] for name in present}
-    )
 
 
 def predictions(adapted: Adapted, raw: RawExamples) -> pa.Table:

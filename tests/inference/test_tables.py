@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 
 import raymeta
 from raymeta.errors import DataError
-from raymeta.inference.tables import Format, parse_examples, predictions, table_bytes
+from raymeta.inference.examples import RawExamples
+from raymeta.inference.tables import Format, predictions, table_bytes, table_of_examples
+from raymeta.tasks.inputs import Inputs
 from tests.inference.conftest import Cli, RunOf
 
 PLACE = Path("five")
@@ -30,6 +33,20 @@ def content_of(frame: pd.DataFrame, kind: Format) -> bytes:
             return frame.to_parquet(index=False)
         case "jsonl":
             return frame.to_json(orient="records", lines=True).encode()
+
+
+@pytest.fixture
+def parsed(tmp_path: Path) -> Callable[..., RawExamples]:
+    """The examples in the content of a file of a format, which messages call `place`."""
+
+    def parse(
+        content: bytes, kind: str, inputs: Inputs, place: Path, *, with_targets: bool
+    ) -> RawExamples:
+        file = tmp_path / f"file.{kind}"
+        file.write_bytes(content)
+        return table_of_examples(file, inputs, with_targets=with_targets, place=place)
+
+    return parse
 
 
 @pytest.fixture
@@ -48,13 +65,11 @@ def support(signals: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 def test_every_format_says_what_a_frame_says(
-    run_of: RunOf, support: pd.DataFrame, kind: Format
+    run_of: RunOf, support: pd.DataFrame, kind: Format, parsed: Callable[..., RawExamples]
 ) -> None:
     model = raymeta.load(str(run_of("table", "learner=prototypes").path))
     wanted = model.adapt(support)
-    raw = parse_examples(
-        content_of(support, kind), kind, model.trained.inputs, PLACE, with_targets=True
-    )
+    raw = parsed(content_of(support, kind), kind, model.trained.inputs, PLACE, with_targets=True)
     found = model.adapt_to(raw)
     proba = wanted.predict_proba(support)
     np.testing.assert_allclose(found.predict_proba(support), proba, rtol=1e-12)
@@ -73,7 +88,9 @@ def test_every_format_says_what_a_frame_says(
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
-def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> None:
+def test_points_and_texts_come_in_every_format(
+    run_of: RunOf, kind: Format, parsed: Callable[..., RawExamples]
+) -> None:
     points = pd.DataFrame({"x": [0.5, -1.25], "y": [1.5, 2.5]})
     texts = pd.DataFrame({"text": ["great, truly", 'the "worst"\nof all'], "class": [1, 0]})
     for run, frame in [
@@ -82,9 +99,9 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
     ]:
         model = raymeta.load(str(run.path))
         content = content_of(frame, kind)
-        raw = parse_examples(content, kind, model.trained.inputs, PLACE, with_targets=True)
+        raw = parsed(content, kind, model.trained.inputs, PLACE, with_targets=True)
         assert (
-            parse_examples(content, kind, model.trained.inputs, BRACES, with_targets=False)
+            parsed(content, kind, model.trained.inputs, BRACES, with_targets=False)
             .names[0]
             .startswith("{five}")
         )
@@ -96,7 +113,7 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
 @pytest.mark.parametrize(
     ("kind", "content", "said"),
     [
-        ("csv", b"", "five: cannot be read as csv"),
+        ("csv", b"", "five: cannot be read as CSV"),
         ("csv", b"\x00\xff", "five"),
         ("csv", b"recording,second,volt,ampere\n", "five: has no rows"),
         (
@@ -104,7 +121,7 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
             b"recording,second,volt,amper\n1,1,1,1",
             "five: has no column 'ampere'; did you me",
         ),
-        ("csv", b"recording,second,volt,volt,ampere\n1,1,1,1,1", "2 columns called 'volt'"),
+        ("csv", b"recording,second,volt,volt,ampere\n1,1,1,1,1", "multiple columns named volt"),
         (
             "csv",
             b"recording,second,volt,ampere\n1,1,nan,1",
@@ -115,13 +132,13 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
             b"recording,second,volt,ampere\n1,1,,1",
             "five, row 1, column volt: the value is m",
         ),
-        ("csv", b"recording,second,volt,ampere\n1,1,1", "five: cannot be read as csv"),
-        ("parquet", b"PAR1", "five: cannot be read as parquet"),
-        ("jsonl", b"", "five: has no column"),
-        ("jsonl", b"[1]", r"five, line 1: must be an object, but is \[1\]"),
-        ("jsonl", b'{"a": 1}\n{', "five, line 2: is no JSON"),
-        ("jsonl", b"[" * 100_000, "five, line 1: is no JSON"),
-        ("jsonl", b"\xff", "five: cannot be read as jsonl"),
+        ("csv", b"recording,second,volt,ampere\n1,1,1", "five: cannot be read as CSV"),
+        ("parquet", b"PAR1", "five: cannot be read as Parquet"),
+        ("jsonl", b"", "five: has no rows"),
+        ("jsonl", b"[1]", "five: cannot be read as JSON lines: JSON parse error"),
+        ("jsonl", b'{"a": 1}\n{', "five: cannot be read as JSON lines: JSON parse error"),
+        ("jsonl", b"[" * 100_000, "five, row 1: has 100000 brackets"),
+        ("jsonl", b"\xff", "five: cannot be read as JSON lines"),
         (
             "jsonl",
             b'{"recording": 1, "second": 1, "volt": NaN, "ampere": 1}',
@@ -140,11 +157,11 @@ def test_points_and_texts_come_in_every_format(run_of: RunOf, kind: Format) -> N
     ],
 )
 def test_a_table_that_does_not_fit_gets_one_message(
-    run_of: RunOf, kind: Format, content: bytes, said: str
+    run_of: RunOf, kind: Format, content: bytes, said: str, parsed: Callable[..., RawExamples]
 ) -> None:
     inputs = raymeta.load(str(run_of("table", "learner=prototypes").path)).trained.inputs
     with pytest.raises(DataError, match=said):
-        parse_examples(content, kind, inputs, PLACE, with_targets=False)
+        parsed(content, kind, inputs, PLACE, with_targets=False)
 
 
 def test_the_command_line_adapts_and_predicts_in_files_and_streams(
@@ -178,8 +195,8 @@ def test_the_command_line_adapts_and_predicts_in_files_and_streams(
     ("arguments", "said"),
     [
         (["adapt", "gone", "--support", "five.csv", "-o", "x"], "gone: no run folder"),
-        (["adapt", "RUN", "--support", "gone.csv", "-o", "x"], "gone.csv: cannot be read: No such"),
-        (["adapt", "RUN", "--support", "five.txt", "-o", "x"], "five.txt: must end in .csv, .parq"),
+        (["adapt", "RUN", "--support", "gone.csv", "-o", "x"], "gone.csv: cannot be read: no such"),
+        (["adapt", "RUN", "--support", "five.txt", "-o", "x"], "five.txt: must end in one of .csv"),
         (["adapt", "RUN", "--support", "new.csv", "-o", "x"], "new.csv: has no column 'kind'"),
         (["adapt", "RUN", "--support", "one.csv", "-o", "x"], "2 classes at least, but has one"),
         (["adapt", "RUN", "--support", "five.csv", "-o", "no/x\0"], "NUL"),
@@ -187,7 +204,7 @@ def test_the_command_line_adapts_and_predicts_in_files_and_streams(
         (["predict", "gone", "new.csv"], "gone: cannot be read: No such file"),
         (["predict", "five.csv", "new.csv"], "five.csv: not a checkpoint of raymeta"),
         (["predict", "mine.raymeta", "new.csv", "-o", "out.txt"], "out.txt: must end in .csv"),
-        (["predict", "mine.raymeta"], "standard input: cannot be read as csv"),
+        (["predict", "mine.raymeta"], "standard input: cannot be read as CSV"),
     ],
 )
 def test_a_mistake_gives_one_message_and_leaves_nothing(
@@ -227,14 +244,30 @@ def test_a_pipe_of_real_processes(run_of: RunOf, support: pd.DataFrame, tmp_path
     assert ended.stdout.startswith(b'"recording","prediction","probability_kind 1"')
 
 
-def test_a_column_of_sequences_is_never_lost(run_of: RunOf, support: pd.DataFrame) -> None:
+def test_a_column_of_sequences_is_never_lost(
+    run_of: RunOf, support: pd.DataFrame, parsed: Callable[..., RawExamples]
+) -> None:
     model = raymeta.load(str(run_of("table", "learner=prototypes").path))
     adapted = model.adapt(support)
-    raw = parse_examples(
-        content_of(support, "csv"), "csv", model.trained.inputs, PLACE, with_targets=False
-    )
+    raw = parsed(content_of(support, "csv"), "csv", model.trained.inputs, PLACE, with_targets=False)
     tasks = adapted.trained.experiment.tasks.model_copy(update={"sequence": "prediction"})
     experiment = adapted.trained.experiment.model_copy(update={"tasks": tasks})
     other = replace(adapted, trained=replace(adapted.trained, experiment=experiment))
     with pytest.raises(DataError, match="'prediction' of sequences has the name of one of"):
         predictions(other, raw)
+
+
+@pytest.mark.parametrize("form", ["tsv", "feather", "arrow"])
+def test_what_training_reads_is_predicted_too(
+    run_cli: Cli, run_of: RunOf, support: pd.DataFrame, tmp_path: Path, form: str
+) -> None:
+    run = str(run_of("table", "learner=prototypes").path)
+    raymeta.load(run).adapt(support).save(tmp_path / "mine.raymeta")
+    if form == "tsv":
+        support.to_csv(tmp_path / "new.tsv", sep="\t", index=False)
+    else:
+        support.reset_index(drop=True).to_feather(tmp_path / f"new.{form}")
+    code, shown, _ = run_cli("predict", "mine.raymeta", f"new.{form}")
+    assert code == 0
+    wanted = raymeta.load(run).adapt(support).predict(support)
+    assert pd.read_csv(io.StringIO(shown))["prediction"].tolist() == wanted.tolist()

@@ -49,37 +49,45 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXACT = 2**53  # float64 holds every whole number up to this one
 
 
-def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+def read_columns(
+    path: AnyPath, columns: Sequence[str] | None = None, place: AnyPath | None = None
+) -> pa.Table:
     """The named columns of a file, or all of them; those of a CSV file as text.
+
+    Args:
+        path: of the file, whose name tells its format.
+        columns: that are wanted.
+        place: what messages call the file; its path by default.
 
     Raises:
         DataError: the file is broken, or a column is missing or there twice.
     """
+    place = path if place is None else place
     suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
     if suffix in ARCHIVES:
         table = ARCHIVES[suffix](path)
         wanted = list(table.column_names if columns is None else dict.fromkeys(columns))
-        refuse_missing(path, table.column_names, wanted)
+        refuse_missing(place, table.column_names, wanted)
         return table.select(wanted)
     form, kind = FORMATS.get(suffix, ("", ""))
     if not form:
         known = ", .".join([*FORMATS, *ARCHIVES])
-        raise DataError(f"{path}: must end in one of .{known}, by its format")
+        raise DataError(f"{place}: must end in one of .{known}, by its format")
     try:
         if form in ("csv", "json") and b"\0" in read_regular(path, _BEGINNING):
             raise DataError(
-                f"{path}: cannot be read as {kind}: it holds NUL characters, as UTF-16 text and "
+                f"{place}: cannot be read as {kind}: it holds NUL characters, as UTF-16 text and "
                 "binary files do; save it as UTF-8"
             )
         if form == "json":
-            _refuse_nested(path)
+            _refuse_nested(path, place)
         if suffix == "arrow" and not read_regular(path, 6).startswith(_ARROW_FILE):
             table = pa.ipc.open_stream(read_regular(path)).read_all()
             dataset = ds.dataset(table)
         else:
             dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
         wanted = list(dict.fromkeys(dataset.schema.names) if columns is None else columns)
-        refuse_missing(path, dataset.schema.names, wanted)
+        refuse_missing(place, dataset.schema.names, wanted)
         if form == "csv":
             dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
         table = dataset.to_table(columns=wanted)
@@ -90,9 +98,9 @@ def read_columns(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Tabl
         # Arrow counts the header.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", reason)
         hint = "; save it as UTF-8" if "utf" in reason.lower() else ""
-        raise DataError(f"{path}: cannot be read as {kind}{where}: {reason:.400}{hint}") from error
+        raise DataError(f"{place}: cannot be read as {kind}{where}: {reason:.400}{hint}") from error
     if table.num_rows == 0:
-        raise DataError(f"{path}: has no rows")
+        raise DataError(f"{place}: has no rows")
     return table
 
 
@@ -228,7 +236,7 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
     return numbers(path, table, name, remedy=remedy), 1.0
 
 
-def _refuse_nested(path: AnyPath) -> None:
+def _refuse_nested(path: AnyPath, place: AnyPath) -> None:
     """Refuses values within values: deep ones end the process in Arrow's parser.
 
     Raises:
@@ -236,12 +244,12 @@ def _refuse_nested(path: AnyPath) -> None:
     """
     text = np.frombuffer(read_regular(path), dtype=np.uint8)
     if not len(text):
-        raise DataError(f"{path}: has no rows")
+        raise DataError(f"{place}: has no rows")
     starts = np.concatenate([[0], np.flatnonzero(text[:-1] == ord("\n")) + 1])
     opened = np.add.reduceat((text == ord("[")) | (text == ord("{")), starts, dtype=np.int64)
     if opened.max() > _MAX_BRACKETS:
         raise DataError(
-            f"{path}, row {int(opened.argmax()) + 1}: has {opened.max()} brackets, but a row is "
+            f"{place}, row {int(opened.argmax()) + 1}: has {opened.max()} brackets, but a row is "
             'one object of plain values, such as {"id": "a", "x": 1.5}, on a line of its own'
         )
 
@@ -260,7 +268,10 @@ def _dataset(path: AnyPath, form: Any) -> ds.Dataset:
 
 def _csv(column_types: dict[str, pa.DataType], suffix: str) -> ds.CsvFileFormat:
     return ds.CsvFileFormat(
-        parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ","),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter="\t" if suffix == "tsv" else ",",
+            newlines_in_values=True,  # a text may go over several lines
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=column_types, strings_can_be_null=False
         ),
