@@ -11,7 +11,7 @@ from ax.core.analysis_card import AnalysisCardBase
 
 from raymeta.experiment.parameter import Parameter
 from raymeta.search.ax_model import AxModel
-from raymeta.search.plots import PLOTS
+from raymeta.search.plots import PLOTS, fitted
 from raymeta.search.plots.fitted import FittedSearch, plotted
 from raymeta.search.records import TrialRecord
 from raymeta.search.settings import Mode, SearchSettings
@@ -86,3 +86,15 @@ def test_the_most_important_parameter_is_known_by_its_own_name(search: FittedSea
     shares = search.shares(first)
     assert set(shares) == {parameter.name for parameter in search.space.parameters}
     assert next(iter(shares)) == search.space.parameters[0].name
+
+
+@pytest.mark.parametrize("search", [(NAMES[0], 1)], indirect=True, ids=str)
+def test_four_times_as_many_samples_give_the_same_shares(
+    search: FittedSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = search.settings.metrics[0]
+    shares = search.shares(metric)
+    search._sensitivities.clear()
+    monkeypatch.setattr(fitted, "_SENSITIVITY_SAMPLES", 4 * fitted._SENSITIVITY_SAMPLES)
+    assert search.shares(metric) == pytest.approx(shares, abs=0.005)
+    search._sensitivities.clear()

@@ -21,12 +21,12 @@ from raymeta.search.ax_parameters import AxSpace
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
-# Quasi-random, they leave an error of 0.002 in a share, as Ax's own 10,000 random ones do.
+# Quasi-random; four times as many move no share by 0.005.
 _SENSITIVITY_SAMPLES = 1024
 
 
 class _Sensitivity(SensitivityAnalysisPlot):
-    """Total-order Sobol indices of one metric, in a tenth of the time that Ax takes for them."""
+    """Total-order Sobol indices of one metric, by fewer samples than Ax's 10,000 random ones."""
 
     def compute(
         self,
