@@ -17,6 +17,7 @@ from raymeta.finding import Finding
 from raymeta.report.words import (
     interval_lines,
     own_units_table,
+    problem_words,
     refit_lines,
     reliability_lines,
     trial_lines,
@@ -113,12 +114,7 @@ def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> T
 
 
 def _score_table(report: Report) -> Table:
-    result, tasks = report.meta_test, report.experiment.tasks
-    problem = f"{tasks.num_shots} points"
-    if result.rows[0].own_units:
-        problem = f"{tasks.num_shots} windows before the cut"
-    if report.experiment.problem.name == "classification":
-        problem = f"{tasks.num_ways}-way {tasks.num_shots}-shot"
+    result, problem = report.meta_test, problem_words(report.experiment)
     table = _table(f"Meta-test: {problem}, {result.num_episodes} episodes, 95 % intervals")
     table.add_column("")  # the only one that a narrow terminal may wrap
     table.add_column(result.metric, justify="right", no_wrap=True)

@@ -221,13 +221,20 @@ def _an(metric: str) -> str:
     return f"an {metric}" if metric[:1] in "aeiou" else f"a {metric}"
 
 
+def problem_words(experiment: Experiment) -> str:
+    """What a task asks for, in few words."""
+    tasks = experiment.tasks
+    if experiment.problem.name == "classification":
+        return f"{tasks.num_ways}-way {tasks.num_shots}-shot classification"
+    if experiment.problem.name == "forecast":
+        return f"forecasts of {experiment.value('tasks.horizon')} steps"
+    return f"regression from {tasks.num_shots} points"
+
+
 def asked(experiment: Experiment) -> list[str]:
     """What an experiment is about, a line each."""
     tasks, training, search = experiment.tasks, experiment.training, experiment.search
-    problem = f"regression from {tasks.num_shots} points"
-    if experiment.problem.name == "classification":
-        problem = f"{tasks.num_ways}-way {tasks.num_shots}-shot classification"
-    lines = [f"{problem} on tasks of the source {tasks.source}"]
+    lines = [f"{problem_words(experiment)} on tasks of the source {tasks.source}"]
     if tasks.data_dir is not None:
         lines.append(f"data: {tasks.data_dir}")
     steps = f"{training.meta_steps} meta-steps of {training.meta_batch_size} episodes"
