@@ -108,6 +108,7 @@ KNOWN_TO = {
         "raymeta.experiment.schema",
         "raymeta.experiment.file",
         "raymeta.experiment.json_schema",
+        "raymeta.experiment.learners",
         "raymeta.experiment.messages",
         "raymeta.inference.files",
         "raymeta.sections",

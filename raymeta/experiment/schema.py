@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from raymeta.acquisitions import AUTO, FOR_ONE_OBJECTIVE
+from raymeta.experiment.learners import Learners
 from raymeta.experiment.parameter import Parameter, Scalar, is_multiple
-from raymeta.meta.settings import SETTINGS, LearnerSettings
+from raymeta.meta.settings import SETTINGS
 from raymeta.problem import PROBLEMS, Problem
 from raymeta.sections import Probability, Section, Seed
 from raymeta.tasks.settings import Tasks
@@ -31,49 +31,9 @@ class Model(Section):
     embedding_size: int = Field(32, ge=1, le=4096, description="of tokens; unused without text")
 
 
-def _section_of(settings: type[LearnerSettings]) -> type[Section]:
-    """The section that validates a learner's settings: their names, types, defaults and rules.
-
-    Its name is the one that it has in this module, by which pickle finds it.
-    """
-    types = get_type_hints(settings)
-    definitions: dict[str, Any] = {
-        f.name: (types[f.name], Field(f.default, **f.metadata)) for f in fields(settings)
-    }
-    return create_model(
-        settings.__name__.replace("Settings", "Section"),
-        __base__=Section,
-        __doc__=settings.__doc__,
-        **definitions,
-    )
-
-
-if TYPE_CHECKING:  # a section has the attributes of the settings that it is made of
-    from raymeta.meta.settings import AlpacaSettings as AlpacaSection
-    from raymeta.meta.settings import CaviaSettings as CaviaSection
-    from raymeta.meta.settings import ImamlSettings as ImamlSection
-    from raymeta.meta.settings import MamlPlusPlusSettings as MamlPlusPlusSection
-    from raymeta.meta.settings import MamlSettings as MamlSection
-    from raymeta.meta.settings import MatchingSettings as MatchingSection
-    from raymeta.meta.settings import MetaSgdSettings as MetaSgdSection
-    from raymeta.meta.settings import ProtoMamlSettings as ProtoMamlSection
-    from raymeta.meta.settings import PrototypesSettings as PrototypesSection
-    from raymeta.meta.settings import ReptileSettings as ReptileSection
-    from raymeta.meta.settings import RidgeSettings as RidgeSection
-
+if TYPE_CHECKING:
     AcquisitionName = str
 else:
-    MamlSection = _section_of(SETTINGS["maml"])
-    ReptileSection = _section_of(SETTINGS["reptile"])
-    MetaSgdSection = _section_of(SETTINGS["meta_sgd"])
-    MamlPlusPlusSection = _section_of(SETTINGS["maml_plus_plus"])
-    ProtoMamlSection = _section_of(SETTINGS["proto_maml"])
-    CaviaSection = _section_of(SETTINGS["cavia"])
-    ImamlSection = _section_of(SETTINGS["imaml"])
-    PrototypesSection = _section_of(SETTINGS["prototypes"])
-    MatchingSection = _section_of(SETTINGS["matching"])
-    RidgeSection = _section_of(SETTINGS["ridge"])
-    AlpacaSection = _section_of(SETTINGS["alpaca"])
     AcquisitionName = Literal[FOR_ONE_OBJECTIVE]
 
 
@@ -354,37 +314,18 @@ class Evaluation(Section):
     )
 
 
-class Experiment(Section):
-    """Everything that determines a run."""
+class Subject(Section):
+    """What is learned, and by which network."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)
     seed: Seed = 0
     tasks: Tasks
     model: Model = Model()
-    learner: Literal[
-        "maml",
-        "reptile",
-        "meta_sgd",
-        "maml_plus_plus",
-        "proto_maml",
-        "cavia",
-        "imaml",
-        "prototypes",
-        "matching",
-        "ridge",
-        "alpaca",
-    ] = "maml"
-    maml: MamlSection = MamlSection()
-    reptile: ReptileSection = ReptileSection()
-    meta_sgd: MetaSgdSection = MetaSgdSection()
-    maml_plus_plus: MamlPlusPlusSection = MamlPlusPlusSection()
-    proto_maml: ProtoMamlSection = ProtoMamlSection()
-    cavia: CaviaSection = CaviaSection()
-    imaml: ImamlSection = ImamlSection()
-    prototypes: PrototypesSection = PrototypesSection()
-    matching: MatchingSection = MatchingSection()
-    ridge: RidgeSection = RidgeSection()
-    alpaca: AlpacaSection = AlpacaSection()
+
+
+class Experiment(Learners, Subject):
+    """Everything that determines a run."""
+
     training: Training = Training()
     resources: Resources = Resources()
     search: Search = Search()
@@ -395,9 +336,8 @@ class Experiment(Section):
         # A searched choice that is none is refused with the search space, key and line.
         for learner in sorted(self.learners & SETTINGS.keys()):
             SETTINGS[learner].check_problem(learner, self.tasks.asks_for())
-            SETTINGS[learner](
-                **dict(getattr(self, learner))
-            )  # it refuses what does not go together
+            settings = dict(getattr(self, learner))
+            SETTINGS[learner](**settings)  # it refuses what does not go together
         return self
 
     @property

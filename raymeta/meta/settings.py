@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+# `learner` -> the class of its settings.
+SETTINGS: dict[str, type[LearnerSettings]] = {}
+
 
 def _setting(default: Any, **rules: Any) -> Any:
     """A field with its rules as pydantic names them: `ge`, `gt`, `le`, `lt`, `description`."""
@@ -19,9 +22,17 @@ def _setting(default: Any, **rules: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
-    """What every learner has: the problems it cannot serve, each with the reason (`refuses`)."""
+    """What every learner has: the problems it cannot serve, each with the reason (`refuses`).
+
+    A subclass that names its `learner` registers itself in `SETTINGS`.
+    """
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    def __init_subclass__(cls, learner: str = "") -> None:
+        if learner:
+            assert learner not in SETTINGS, f"two settings classes are of the learner {learner!r}"
+            SETTINGS[learner] = cls
 
     @property
     def adaptation_steps(self) -> int:
@@ -75,7 +86,7 @@ class GradientSettings(StepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MamlSettings(GradientSettings):
+class MamlSettings(GradientSettings, learner="maml"):
     """MAML and its relatives.
 
     `learn_inner_lr` learns one rate per parameter tensor and step, kept positive as a logarithm.
@@ -96,12 +107,12 @@ class MamlSettings(GradientSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReptileSettings(GradientSettings):
+class ReptileSettings(GradientSettings, learner="reptile"):
     """Reptile; the settings mean what they mean for MAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaSgdSettings(GradientSettings):
+class MetaSgdSettings(GradientSettings, learner="meta_sgd"):
     """Meta-SGD: one learned rate per element of a parameter, the same at every step.
 
     `inner_lr` is the start of all rates, which may become negative.
@@ -109,7 +120,7 @@ class MetaSgdSettings(GradientSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MamlPlusPlusSettings(GradientSettings):
+class MamlPlusPlusSettings(GradientSettings, learner="maml_plus_plus"):
     """MAML++ without batch normalisation: a learned rate per parameter tensor and step.
 
     In the first `multi_step_share` of meta-training the meta-loss has the query's loss after every
@@ -127,16 +138,7 @@ class MamlPlusPlusSettings(GradientSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaviaSettings(StepSettings):
-    """CAVIA: the network has `context_size` further inputs, which alone adapt, from zero."""
-
-    inner_lr: float = _setting(1.0, gt=0)
-    context_size: int = _setting(5, ge=1, le=4096, description="context parameters of an episode")
-    first_order: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtoMamlSettings(StepSettings):
+class ProtoMamlSettings(StepSettings, learner="proto_maml"):
     """Proto-MAML: MAML whose head starts, in every episode, as that of a prototypical network."""
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -150,7 +152,16 @@ class ProtoMamlSettings(StepSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImamlSettings(GradientSettings):
+class CaviaSettings(StepSettings, learner="cavia"):
+    """CAVIA: the network has `context_size` further inputs, which alone adapt, from zero."""
+
+    inner_lr: float = _setting(1.0, gt=0)
+    context_size: int = _setting(5, ge=1, le=4096, description="context parameters of an episode")
+    first_order: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImamlSettings(GradientSettings, learner="imaml"):
     """Implicit MAML: the meta-gradient at the end of adaptation, whatever the path to it.
 
     `proximity` (λ) pulls adapted parameters to their start; the end is the better approached the
@@ -165,7 +176,7 @@ class ImamlSettings(GradientSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrototypesSettings(LearnerSettings):
+class PrototypesSettings(LearnerSettings, learner="prototypes"):
     """Prototypical networks: a query gets the class whose mean of features is the nearest.
 
     `distance` is the squared Euclidean one (Snell et al. 2017), or 1 - cosine.
@@ -184,7 +195,7 @@ class PrototypesSettings(LearnerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingSettings(LearnerSettings):
+class MatchingSettings(LearnerSettings, learner="matching"):
     """Matching networks: a query's answer is a mean of the support's, weighted by attention.
 
     With `full_context` every support example is seen in the light of the whole support set, and a
@@ -197,7 +208,7 @@ class MatchingSettings(LearnerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RidgeSettings(LearnerSettings):
+class RidgeSettings(LearnerSettings, learner="ridge"):
     """Ridge regression on the support's features, solved in closed form (R2-D2)."""
 
     penalty: float = _setting(1.0, gt=0, description="learned penalty of weights at first")
@@ -205,7 +216,7 @@ class RidgeSettings(LearnerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlpacaSettings(LearnerSettings):
+class AlpacaSettings(LearnerSettings, learner="alpaca"):
     """Bayesian linear regression on the support's features, with a learned prior (ALPaCA)."""
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -214,18 +225,3 @@ class AlpacaSettings(LearnerSettings):
 
     noise: float = _setting(0.1, gt=0, description="learned variance of targets at first")
     prior: float = _setting(1.0, gt=0, description="learned variance of weights at first")
-
-
-SETTINGS: dict[str, type[LearnerSettings]] = {
-    "maml": MamlSettings,
-    "reptile": ReptileSettings,
-    "meta_sgd": MetaSgdSettings,
-    "maml_plus_plus": MamlPlusPlusSettings,
-    "proto_maml": ProtoMamlSettings,
-    "cavia": CaviaSettings,
-    "imaml": ImamlSettings,
-    "prototypes": PrototypesSettings,
-    "matching": MatchingSettings,
-    "ridge": RidgeSettings,
-    "alpaca": AlpacaSettings,
-}

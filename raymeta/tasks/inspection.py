@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +14,8 @@ from raymeta.finding import Finding
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.leaks import find_leaks
-from raymeta.tasks.load import load_tasks
+from raymeta.tasks.load import SOURCES, load_tasks
 from raymeta.tasks.settings import TableTasks
-from raymeta.tasks.table import deal_table
-from raymeta.tasks.text import deal_text
-
-# The `source` of the settings -> the function that deals their data.
-DEALERS: dict[str, Callable[..., Dealt]] = {"table": deal_table, "text": deal_text}
 
 
 @dataclass(frozen=True)
@@ -83,12 +77,13 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         DataError: a file is broken, the data hold copies, or there are too few groups.
     """
     tasks = experiment.tasks
-    if tasks.source not in DEALERS:
+    deal = SOURCES[tasks.source].deal
+    if deal is None:
+        served = ", ".join(name for name, source in SOURCES.items() if source.deal)
         raise ExperimentError(
-            f"raymeta inspect looks at the sources {', '.join(DEALERS)}, but tasks.source is "
-            f"{tasks.source}"
+            f"raymeta inspect looks at the sources {served}, but tasks.source is {tasks.source}"
         )
-    dealt = DEALERS[tasks.source](tasks, sealed=experiment.evaluation.sealed)
+    dealt = deal(tasks, sealed=experiment.evaluation.sealed)
     axes = [*dealt.groups, *([""] if dealt.task is None else [])]
     if not dealt.classes and dealt.task is not None and dealt.task not in axes:
         axes.append(dealt.task)

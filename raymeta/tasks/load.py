@@ -13,11 +13,10 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
    `warnings` tell the user what was dropped and why.
-4. Here: one line in `SOURCES`.  Where a function of the module deals the data without drawing
-   episodes, a line in `raymeta.tasks.inspection.DEALERS` lets `raymeta inspect` show it.
-5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
-   whoever uses a trained network, and how it is prepared, by the same functions as in training.
-   What the network reads is named (`features`, or `words` of texts) where it is not the channels.
+4. `word_inputs(settings, facts)` beside the loader: what an example is to whoever uses a trained
+   network, and how it is prepared, by the same functions as in training.  What the network reads is
+   named (`features`, or `words` of texts) where it is not the channels.
+5. Here: one line in `SOURCES`.
 6. `tests/tasks/test_contract.py`: one entry that writes a small data set; the suite does the rest.
 """
 
@@ -25,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,30 +33,40 @@ from raymeta.data.files import Stamp, stamps
 from raymeta.episodes import TaskDistribution
 from raymeta.errors import DataWarning, RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.pen import load_pen, pen_inputs
 from raymeta.tasks.sentiment import load_sentiment, sentiment_inputs
 from raymeta.tasks.settings import SETTINGS, TaskSettings
 from raymeta.tasks.sinusoid import load_sinusoid, sinusoid_inputs
-from raymeta.tasks.table import load_table, table_inputs
-from raymeta.tasks.text import load_text, text_inputs
+from raymeta.tasks.table import deal_table, load_table, table_inputs
+from raymeta.tasks.text import deal_text, load_text, text_inputs
 
-# The `source` of the settings -> the function that loads them.
-SOURCES: dict[str, Callable[..., TaskDistribution]] = {
-    "pen": load_pen,
-    "sentiment": load_sentiment,
-    "sinusoid": load_sinusoid,
-    "table": load_table,
-    "text": load_text,
-}
 
-# The `source` -> what its examples are, as their user has them, and how networks read them.
-INPUTS: dict[str, Callable[..., Inputs]] = {
-    "pen": pen_inputs,
-    "sentiment": sentiment_inputs,
-    "sinusoid": sinusoid_inputs,
-    "table": table_inputs,
-    "text": text_inputs,
+@dataclass(frozen=True)
+class Source:
+    """What can be done with the data of a source.
+
+    Attributes:
+        load: draws episodes: `load(settings, *, seed, sealed)`.
+        inputs: what an example is, and how networks read it: `inputs(settings, facts)`; None if
+            trained networks cannot be used on other data.
+        deal: deals the data without drawing episodes, for `raymeta inspect`:
+            `deal(settings, *, sealed)`; None where there is nothing of a user's own to look at.
+    """
+
+    load: Callable[..., TaskDistribution]
+    inputs: Callable[..., Inputs] | None = None
+    deal: Callable[..., Dealt] | None = None
+
+
+# By the `source` of the settings.
+SOURCES: dict[str, Source] = {
+    "pen": Source(load_pen, pen_inputs),
+    "sentiment": Source(load_sentiment, sentiment_inputs),
+    "sinusoid": Source(load_sinusoid, sinusoid_inputs),
+    "table": Source(load_table, table_inputs, deal_table),
+    "text": Source(load_text, text_inputs, deal_text),
 }
 
 
@@ -69,15 +78,16 @@ def load_inputs(settings: TaskSettings, facts: Mapping[str, Any]) -> Inputs:
         facts: `TaskDistribution.facts` of their training, which their files keep.
 
     Raises:
-        RunError: settings and facts do not belong together, or the source has no `INPUTS`.
+        RunError: settings and facts do not belong together, or the source has no `inputs`.
     """
-    if settings.source not in INPUTS:
+    inputs = SOURCES[settings.source].inputs
+    if inputs is None:
         raise RunError(
             f"networks of the source {settings.source!r} cannot be used on other data: it has no "
-            "line in raymeta.tasks.load.INPUTS"
+            "`inputs` in raymeta.tasks.load.SOURCES"
         )
     try:
-        return INPUTS[settings.source](settings, facts)
+        return inputs(settings, facts)
     except (LookupError, TypeError, ValueError) as error:
         raise RunError(
             f"the facts of the data do not fit the `tasks` settings ({str(error)[:200]}); put back "
@@ -119,7 +129,7 @@ def _load(
     source: str, settings_json: str, seed: int, sealed: bool, _: tuple[Stamp, ...]
 ) -> TaskDistribution:
     settings = SETTINGS[source].model_validate_json(settings_json)
-    tasks = SOURCES[source](settings, seed=seed, sealed=sealed)
+    tasks = SOURCES[source].load(settings, seed=seed, sealed=sealed)
     if settings.data_dir is not None:  # nobody can mend the shipped data
         for text in tasks.warnings:
             warnings.warn(text, DataWarning, stacklevel=3)

@@ -35,7 +35,7 @@ def test_maml_is_the_default() -> None:
     experiment = load_experiment("sinusoid")
     assert experiment.learner == "maml"
     recipe = build_recipe(experiment, load_tasks(experiment))
-    assert recipe.learner == Maml(**dict(experiment.maml))  # type: ignore[call-overload]
+    assert recipe.learner == Maml(**dict(experiment.maml))
 
 
 def test_another_learner_takes_its_own_section_and_drops_what_it_inherits(tmp_path: Path) -> None:

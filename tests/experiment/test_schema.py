@@ -119,7 +119,7 @@ def test_nothing_can_be_changed_later() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         found.seed = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        found.maml.inner_lr = 1.0  # type: ignore[misc]
+        found.maml.inner_lr = 1.0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     module = importlib.util.module_from_spec(spec)
     sys.modules["toy"] = module
     spec.loader.exec_module(module)
-    tasks_load.SOURCES["toy"] = module.load_toy
+    tasks_load.SOURCES["toy"] = tasks_load.Source(module.load_toy)
     yield
     del tasks_load.SOURCES["toy"], SETTINGS["toy"], sys.modules["toy"]
 
@@ -396,13 +396,13 @@ def test_a_unit_under_two_names_is_refused(source: str, tmp_path: Path) -> None:
 def test_the_same_data_are_loaded_once(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader, calls = tasks_load.SOURCES[source], []
+    registered, calls = tasks_load.SOURCES[source], []
 
     def counted(*args: Any, **kwargs: Any) -> TaskDistribution:
         calls.append(args)
-        return loader(*args, **kwargs)
+        return registered.load(*args, **kwargs)
 
-    monkeypatch.setitem(tasks_load.SOURCES, source, counted)
+    monkeypatch.setitem(tasks_load.SOURCES, source, replace(registered, load=counted))
     experiment = written(source, tmp_path / "data")
     assert load_tasks(experiment) is load_tasks(experiment)
     assert len(calls) == 1
