@@ -1,1 +1,1 @@
-"""Sequences from the user's files, and how their units are dealt into meta-splits."""
+"""Reads sequences from the user's files and deals their units into meta-splits."""

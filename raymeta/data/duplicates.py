@@ -1,4 +1,4 @@
-"""Finds identical content under several names, so that no split holds another one's data."""
+"""Finds identical content under different names, so that splits share no data."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from itertools import combinations
 from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError
 
-# Two units that share more than this fraction of the smaller one's sequences are copies.
+# Two units are copies if they share more than this fraction of the smaller one's sequences.
 MAX_SHARED = 0.1
 
 
 def refuse_copies(
     sequences: Sequences, contents: Sequence[bytes], axis: str, max_shared: float = MAX_SHARED
 ) -> None:
-    """Refuses two units of an axis that are copies of each other, whatever they are called.
+    """Refuses two units of an axis that are copies of each other under different names.
 
     Args:
         sequences: all that was read.
         contents: a digest of each sequence's content.
         axis: such as `writer`.
-        max_shared: the fraction of the smaller unit's sequences that may be in the other one too.
+        max_shared: the fraction of the smaller unit's sequences that the other one may share.
 
     Raises:
         DataError: naming both units.
@@ -51,8 +51,8 @@ def distinct_rows(
 ) -> tuple[list[int], list[str]]:
     """Keeps one sequence of each content, in the split that needs it most.
 
-    Among sequences of equal content those of the lowest priority number count: the first of them is
-    kept if they have one class; all are dropped if they have several.
+    Of sequences with equal content, only those with the lowest priority number count: the first is
+    kept if they all have one class; all are dropped if their classes differ.
 
     Args:
         sequences: all that was read.

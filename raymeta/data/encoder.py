@@ -36,7 +36,7 @@ def is_folder(encoder: str) -> bool:
 
 
 def encoder_files(encoder: str) -> list[Path]:
-    """The files of an encoder that are read, in the order of their names.
+    """Lists the files that are read of an encoder, sorted by name.
 
     A model of the hub is downloaded unless it is in the local Hugging Face cache.
 
@@ -44,8 +44,8 @@ def encoder_files(encoder: str) -> list[Path]:
         encoder: a folder or a hub name, as `tasks.encoder` has it.
 
     Raises:
-        DataError: there is no such encoder, it cannot be downloaded, or it is not of the kind that
-            raymeta reads.
+        DataError: there is no such encoder, it cannot be downloaded, or its format is not
+            supported.
     """
     folder = Path(encoder).expanduser() if is_folder(encoder) else _snapshot(encoder)
     weights = sorted(folder.glob(_WEIGHTS))
@@ -72,7 +72,7 @@ def encoder_files(encoder: str) -> list[Path]:
 
 
 def encoder_digest(encoder: str) -> str:
-    """A digest of the files of an encoder.
+    """Computes a digest of an encoder's files.
 
     Raises:
         DataError: see `encoder_files`.
@@ -95,7 +95,7 @@ def _digest(files: tuple[Stamp, ...]) -> str:
 
 
 def _snapshot(encoder: str) -> Path:
-    """The folder of a model of the hub in the local Hugging Face cache."""
+    """Finds a hub model's folder in the local Hugging Face cache."""
     if not _HUB_NAME.fullmatch(encoder):
         raise DataError(
             "tasks.encoder must be a folder, or a name of the Hugging Face hub such as "
@@ -139,11 +139,11 @@ class Encoder:
 
     Args:
         encoder: a folder or a hub name.
-        max_tokens: longer texts are cut here; the tokenizer's own marks count.
+        max_tokens: longer texts are cut to this length, special tokens included.
 
     Raises:
-        DataError: files are damaged or do not belong together, the model needs code of its own,
-            reads fewer tokens than `max_tokens`, or `raymeta[text]` is not installed.
+        DataError: files are damaged or do not match, the model needs custom code or reads fewer
+            tokens than `max_tokens`, or `raymeta[text]` is not installed.
     """
 
     def __init__(self, encoder: str, max_tokens: int) -> None:
@@ -178,11 +178,11 @@ class Encoder:
         return found
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
-        """The tokens of each text as its tokenizer writes them, its own marks among them."""
+        """The tokens of each text as the tokenizer writes them, special tokens included."""
         return [list(one.tokens) for one in self._tokenizer.encode_batch(texts)]
 
     def vectors(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
-        """The vectors of the tokens of all texts, one text after another, float16 `[P, D]`.
+        """Computes the token vectors of all texts, concatenated, float16 `[P, D]`.
 
         Raises:
             DataError: a vector is not finite in float16.
@@ -293,13 +293,13 @@ class Encoder:
 
 @lru_cache(maxsize=1)
 def open_encoder(encoder: str, max_tokens: int, digest: str) -> Encoder:
-    """An `Encoder`, kept for the next texts as long as its files are those of `digest`."""
+    """Opens an `Encoder`, cached while its files have this `digest`."""
     del digest
     return Encoder(encoder, max_tokens)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in batches of similar lengths, of `_BATCH_TOKENS` padded tokens or one text each."""
+    """Splits rows into batches of similar lengths: `_BATCH_TOKENS` padded tokens, or one text."""
     batch: list[int] = []
     for row in np.argsort(lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * lengths[row] > _BATCH_TOKENS:

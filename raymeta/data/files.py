@@ -1,4 +1,4 @@
-"""The files that a source reads: found by pattern, read whole, told apart by their stamps."""
+"""Finds a source's files by pattern, reads them whole, and stamps them to notice changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TABLE_SUFFIXES = (
 
 
 def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
-    """The files in `folder` whose names fit `pattern`, by name.
+    """Lists the files in `folder` whose names match `pattern`, sorted by name.
 
     Raises:
         DataError: a name fits, but is a folder or a link to nothing.
@@ -37,11 +37,11 @@ def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
 
 
 def table_files(folder: AnyPath, names: Sequence[str]) -> list[AnyPath]:
-    """The table files in `folder`, sorted, each once.
+    """Lists the table files in `folder`, sorted, each once.
 
     Args:
         folder: to look into.
-        names: of files, or patterns; empty: every table file that is directly in the folder.
+        names: file names or patterns; empty for every table file directly in the folder.
 
     Raises:
         DataError: a name fits, but is a folder, a link to nothing, or leads out of the folder.
@@ -54,14 +54,14 @@ def table_files(folder: AnyPath, names: Sequence[str]) -> list[AnyPath]:
 
 
 def within(folder: AnyPath, file: AnyPath) -> str:
-    """A file's name as seen from the folder that it is in."""
+    """A file's path relative to its folder."""
     if isinstance(file, RemotePath) and isinstance(folder, RemotePath):
         return file.path.removeprefix(folder.path).lstrip("/")
     return Path(str(file)).relative_to(Path(str(folder))).as_posix()
 
 
 def refuse_outside(folder: AnyPath, file: AnyPath) -> None:
-    """Refuses a link that leads out of the folder: it may lead to anything on the machine.
+    """Refuses a link that leads out of the folder, possibly to private files.
 
     Raises:
         DataError: naming the link.
@@ -78,12 +78,12 @@ def refuse_outside(folder: AnyPath, file: AnyPath) -> None:
 def unread_files(
     folder: AnyPath, files: list[AnyPath], suffixes: tuple[str, ...] = ("",)
 ) -> list[str]:
-    """A warning if `folder` holds files other than the `files` that are read; else none.
+    """Warns if `folder` holds files besides the `files` that are read.
 
     Args:
         folder: to look into.
         files: that are read.
-        suffixes: only files whose names end so are told of; by default all are.
+        suffixes: only files with these suffixes are reported; by default all are.
     """
     read = {path.name for path in files}
     names = sorted(
@@ -117,11 +117,11 @@ def stamps(files: list[AnyPath]) -> tuple[Stamp, ...]:
 
 
 def read_utf8(path: AnyPath, what: str) -> str:
-    """The text of a file, without the byte-order mark that some editors put first.
+    """Reads a file's text without the byte-order mark that some editors put first.
 
     Args:
         path: of the file.
-        what: it should be, for the message: `UNIPEN text`.
+        what: the expected content, for the message, such as `UNIPEN text`.
 
     Raises:
         DataError: the file cannot be read, is empty or is not UTF-8.
@@ -146,7 +146,7 @@ def _read(reader: Callable[[AnyPath], Any], path: AnyPath, _: Stamp) -> Any:
 
 
 def read_each(reader: Callable[[AnyPath], R], files: list[AnyPath]) -> list[R]:
-    """What `reader` makes of each file; within a process, a file is read again when it changes.
+    """Reads each file with `reader`; within a process, a file is read again only if it changed.
 
     Raises:
         DataError: a file is gone, or the reader refuses it.

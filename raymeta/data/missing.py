@@ -1,4 +1,4 @@
-"""Missing numbers and irregular times, as features of a sequence.
+"""Fills missing numbers, and turns gaps and irregular times into features.
 
 Shape legend: T time steps, D features.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def interpolated(x: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Fills gaps by straight lines between the neighbours in time; at the ends by the nearest.
+    """Fills gaps by linear interpolation in time; at the ends by the nearest number.
 
     Args:
         x: `[T, D]`, NaN where a number is missing; a column without any number stays as it is.
@@ -24,7 +24,7 @@ def interpolated(x: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def carried(x: np.ndarray) -> np.ndarray:
-    """Fills gaps by the last number before them; what is missing before the first one stays NaN."""
+    """Fills gaps with the last number before them; leading gaps stay NaN."""
     steps = np.arange(len(x))[:, None]
     last = np.maximum.accumulate(np.where(np.isnan(x), 0, steps), axis=0)
     return np.take_along_axis(x, last, axis=0)
@@ -36,10 +36,10 @@ def observed(x: np.ndarray) -> np.ndarray:
 
 
 def since_observed(x: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The time since the last number before each step, `[T, D]`.
+    """The time since the last observation before each step, `[T, D]`.
 
     Che et al. 2018, "Recurrent neural networks for multivariate time series with missing values",
-    equation 2: 0 at the first step; the time step after a number; after a gap that much more.
+    equation 2: 0 at the first step; one time step after an observation; longer after a gap.
 
     Args:
         x: `[T, D]`, NaN where a number is missing.

@@ -1,4 +1,4 @@
-"""What every reader returns: sequences of different lengths, and a row of facts for each.
+"""The type that every reader returns: sequences of different lengths with their labels.
 
 Shape legend: S sequences, T time steps, D features.
 """
@@ -16,7 +16,8 @@ import numpy as np
 class Sequences:
     """S sequences in the order of their files.
 
-    `x` has one array a sequence: numbers `[T, D]` or tokens `[T]` (text), T ≥ 1 of its own.
+    `x` has one array per sequence: numbers `[T, D]` or tokens `[T]` (text), each with its own T ≥
+    1.
     `classes` are the labels, as text.  `groups` maps an axis, such as `writer`, to the unit of each
     sequence on it.  `ids` say where each one was read: file, and line or row.  `texts` has each
     sequence as it is written (text only).  `times` `[T]` has the time of each step since the first
@@ -62,7 +63,7 @@ class Sequences:
 
 
 def joined(parts: Sequence[Sequences]) -> Sequences:
-    """The sequences of several files as one; the axes of their groups are the same."""
+    """Concatenates the sequences of several files, which have the same group axes."""
     return Sequences(
         x=tuple(x for part in parts for x in part.x),
         classes=tuple(label for part in parts for label in part.classes),
@@ -78,11 +79,11 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
 
 
 def content_of(x: np.ndarray) -> bytes:
-    """A digest of one sequence's values: the same for copies, whatever they are called."""
+    """Computes a digest of one sequence's values, equal for copies under any name."""
     digest = hashlib.blake2b(str(x.shape).encode(), digest_size=16)
     if x.dtype.kind in "OU":
         digest.update("\0".join(x.tolist()).encode())
     else:
-        # Adding zero makes -0.0 and 0.0 one value; all that is missing is the same NaN.
+        # Adding zero turns -0.0 into 0.0; all missing values get the same NaN.
         digest.update((np.ascontiguousarray(x, dtype=np.float64) + 0.0).tobytes())
     return digest.digest()

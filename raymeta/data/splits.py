@@ -1,4 +1,4 @@
-"""Deals: which unit (a writer, a class, a domain) belongs to which meta-split.
+"""Deals units (writers, classes, domains) into the meta-splits.
 
 A deal orders units by a hash of their own names: the first go to meta-test, the next to
 meta-validation, the rest to meta-training.  So a new unit never moves a former meta-training unit
@@ -47,17 +47,17 @@ def deal_units(
 
 
 def deal_sealed(deal: Deal, *, salt: str) -> dict[str, dict[str, Split]]:
-    """The sealed deal of the same units: on every axis as many units for each split as `deal`.
+    """Makes the sealed deal of the same units, with split sizes as in `deal` on every axis.
 
-    Units of meta-training in `deal` come first, so that what the sealed meta-test judges by was in
-    nobody's meta-validation or meta-test.
+    The sealed meta-test takes units from the meta-training of `deal`, so that they were in nobody's
+    meta-validation or meta-test.
 
     Args:
         deal: the ordinary one.
         salt: another one gives another sealed deal.
 
     Raises:
-        DataError: on every axis there are fewer such units than the meta-test needs.
+        DataError: no axis has as many such units as the meta-test needs.
     """
     sealed = {}
     for axis, ordinary in deal.items():
@@ -85,7 +85,7 @@ def deal_sealed(deal: Deal, *, salt: str) -> dict[str, dict[str, Split]]:
 
 
 def is_held_back(unit: str, *, share: float, salt: str) -> bool:
-    """Whether a unit is among the `share` kept back: by itself, whatever other units there are."""
+    """Whether a unit belongs to the held-back `share`; other units do not matter."""
     return int.from_bytes(_hash(salt, unit), "big") < share * 2**64
 
 

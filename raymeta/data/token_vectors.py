@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """What an encoder makes of texts.
+    """Texts encoded as token vectors.
 
     `digest` is of the encoder's files.  `vectors` (float16 `[P, D]`, in float32 for a network) has
     one row a token; texts of equal tokens share their rows.
@@ -57,7 +57,7 @@ class TokenVectors:
 
 
 def token_vectors(encoder: str, texts: Sequence[str], max_tokens: int) -> TokenVectors:
-    """The token vectors of texts, from the cache if they are in it.
+    """Gets the token vectors of texts, from the cache if possible.
 
     Several processes may ask at once: one computes, the others wait and read.
 
@@ -87,7 +87,7 @@ def token_vectors(encoder: str, texts: Sequence[str], max_tokens: int) -> TokenV
 
 
 def cache_folder() -> Path:
-    """Where the files are; anyone may delete them."""
+    """The cache folder; its files may be deleted at any time."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "raymeta" / "encoder"
 
@@ -121,7 +121,7 @@ def _keep(file: Path, key: str, found: Mapping[str, torch.Tensor]) -> None:
 
 
 def _read(file: Path, key: str) -> dict[str, torch.Tensor] | None:
-    """The tensors of a file, mapped into memory; None without a sound file."""
+    """Maps a file's tensors into memory; None if it is missing or damaged."""
     if not file.is_file():
         return None
     try:
@@ -148,9 +148,9 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keeps other processes of this machine from the same work meanwhile.
+    """Locks out other processes of this machine that want the same file.
 
-    Files are whole without it, so that a file system without locks is good enough.
+    Files stay whole without the lock, so file systems without locks work too.
     """
     descriptor: int | None = None
     try:

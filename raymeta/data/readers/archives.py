@@ -1,4 +1,4 @@
-"""The text files of the archives of time series, as long tables: UEA and UCR `.ts`, Monash `.tsf`.
+"""Reads files of time-series archives as long tables: UEA and UCR `.ts`, Monash `.tsf`.
 
 Both begin with lines of `@keys`, then `@data`, then one case or series a line.  As tables they have
 one row a time step, and names of columns that `raymeta new` knows:
@@ -131,7 +131,7 @@ ARCHIVES: dict[str, Callable[[AnyPath], pa.Table]] = {"ts": read_ts, "tsf": read
 def _parts(
     path: AnyPath, what: str, known: tuple[str, ...]
 ) -> tuple[dict[str, list[tuple[int, str]]], list[tuple[int, str]]]:
-    """What the keys before `@data` say, and the lines after it, each with its number."""
+    """Splits a file into the header's keys and the numbered data lines."""
     header: dict[str, list[tuple[int, str]]] = {}
     lines = _lines(read_utf8(path, what))
     for number, line in lines:
@@ -156,7 +156,7 @@ def _parts(
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that are neither empty nor comments, with their numbers."""
+    """Numbers the lines that are neither empty nor comments."""
     for number, line in enumerate(text.split("\n"), start=1):
         stripped = line.strip()
         if stripped and not stripped.startswith(("#", "%")):
@@ -164,7 +164,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _flag(path: AnyPath, header: dict[str, list[tuple[int, str]]], key: str) -> bool:
-    """A key that says true or false; false where it is missing."""
+    """Reads a boolean key; a missing one is false."""
     if key not in header:
         return False
     number, value = header[key][-1]
@@ -177,7 +177,7 @@ def _flag(path: AnyPath, header: dict[str, list[tuple[int, str]]], key: str) -> 
 
 
 def _label(path: AnyPath, number: int, key: str, text: str) -> str | float:
-    """The class of a case, or the number to be predicted of it."""
+    """Reads a case's class, or its target number."""
     if key == "classlabel":
         if not text or text == _MISSING:
             raise DataError(
@@ -194,7 +194,7 @@ def _label(path: AnyPath, number: int, key: str, text: str) -> str | float:
 def _dimension(
     path: AnyPath, number: int, place: int, text: str, stamped: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of one dimension of a case."""
+    """Reads the times and values of one dimension of a case."""
     what = f"dimension {place}"
     if not stamped:
         values = _numbers(path, number, text, what)
@@ -210,7 +210,7 @@ def _dimension(
 
 
 def _numbers(path: AnyPath, number: int, text: str, what: str) -> np.ndarray:
-    """Numbers between commas, NaN where one is missing."""
+    """Parses comma-separated numbers; a missing one is NaN."""
     words = [word.strip() for word in text.split(",")]
     try:
         values = np.array([np.nan if word == _MISSING else float(word) for word in words])
@@ -235,7 +235,7 @@ def _is_number(word: str) -> bool:
 
 
 def _attribute(path: AnyPath, number: int, text: str) -> tuple[str, str]:
-    """Name and type that an `@attribute` declares."""
+    """Reads the name and type that an `@attribute` declares."""
     name, _, kind = text.rpartition(" ")
     if not name.strip() or kind not in ("string", "numeric", "date"):
         raise DataError(
@@ -252,7 +252,7 @@ def _as_declared(path: AnyPath, number: int, name: str, kind: str, text: str) ->
 
 
 def _named(path: AnyPath, own: np.ndarray) -> pa.Array:
-    """An id of each case that no other file's cases have: the file's name and a number from 1."""
+    """Gives each case an id that is unique across files: the file's name and a number from 1."""
     names = pa.array([f"{path.stem}-{n + 1}" for n in range(own[-1] + 1)])
     return pa.DictionaryArray.from_arrays(pa.array(own, pa.int32()), names)
 

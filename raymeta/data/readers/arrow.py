@@ -1,4 +1,4 @@
-"""Table files of every format that is read, and their columns as labels, numbers and times.
+"""Reads table files of every supported format; converts columns to labels, numbers and times.
 
 CSV files are read as text, which is checked here: Arrow's own guess of a column's type goes by its
 first rows.  Rows count from 1, without the header.
@@ -26,7 +26,7 @@ from raymeta.data.readers.archives import ARCHIVES
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
-# How a file's name ends -> Arrow's name of the format, and ours; beside those of `ARCHIVES`.
+# Suffix -> Arrow's name of the format, and ours; `ARCHIVES` has further ones.
 FORMATS = {
     "csv": ("csv", "CSV"),
     "tsv": ("csv", "TSV"),
@@ -36,12 +36,12 @@ FORMATS = {
     "feather": ("feather", "Feather"),
     "arrow": ("feather", "Arrow"),
 }
-# What the libraries that write tables put in place of a missing number.
+# How libraries that write tables spell a missing number.
 MISSING = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None")
 
-# How Arrow begins each message about a file, which it names twice.
+# Arrow's prefix of messages about a file, which names the file a second time.
 _ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invalid: )?", re.DOTALL)
-# A file with an index begins so; a stream without one, as Hugging Face's save_to_disk writes, not.
+# An Arrow file begins so; a stream, as Hugging Face's save_to_disk writes, does not.
 _ARROW_FILE = b"ARROW1"
 _BEGINNING = 4096  # bytes that are looked at first
 _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
@@ -52,7 +52,7 @@ _EXACT = 2**53  # float64 holds every whole number up to this one
 def read_columns(
     path: AnyPath, columns: Sequence[str] | None = None, place: AnyPath | None = None
 ) -> pa.Table:
-    """The named columns of a file, or all of them; those of a CSV file as text.
+    """Reads the named columns of a file, or all; CSV columns as text.
 
     Args:
         path: of the file, whose name tells its format.
@@ -105,7 +105,7 @@ def read_columns(
 
 
 def refuse_missing(path: AnyPath, names: Sequence[str], columns: Sequence[str]) -> None:
-    """Refuses a table whose columns are called `names` if it has not each of the `columns` once.
+    """Refuses a table with column `names` unless it has each of `columns` exactly once.
 
     Raises:
         DataError: naming the first one, and the nearest that there is.
@@ -117,7 +117,7 @@ def refuse_missing(path: AnyPath, names: Sequence[str], columns: Sequence[str]) 
 
 
 def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
-    """A column of labels, none of them missing.
+    """Encodes a column of labels, none of which may be missing.
 
     Returns:
         The number of each row's label, int64 `[R]`, and the labels `[U]` in the order in which they
@@ -156,7 +156,7 @@ def numbers(
     may_miss: bool = False,
     remedy: str = "remove the row, or leave the column out of tasks.features",
 ) -> np.ndarray:
-    """A column as finite numbers, float64 `[R]`; NaN where one is missing.
+    """Converts a column to finite numbers, float64 `[R]`; missing ones are NaN.
 
     Args:
         path: of the file, for messages.
@@ -204,11 +204,11 @@ def numbers(
 
 
 def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]:
-    """A column of times that can be ordered: numbers, or dates in ISO 8601 form.
+    """Converts a column of times: numbers, or dates in ISO 8601 form.
 
     Returns:
-        The times `[R]`, and the factor that makes the difference of two of them seconds (dates) or
-        leaves it in the column's own unit (numbers).
+        The times `[R]`, and the factor that converts their differences to seconds (dates) or keeps
+        the column's own unit (numbers).
 
     Raises:
         DataError: naming file, column and row.
@@ -237,7 +237,7 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
 
 
 def _refuse_nested(path: AnyPath, place: AnyPath) -> None:
-    """Refuses values within values: deep ones end the process in Arrow's parser.
+    """Refuses nested values: deep ones crash Arrow's parser.
 
     Raises:
         DataError: naming the row.
@@ -298,7 +298,7 @@ def _no_column(path: AnyPath, name: str, known: Counter[str]) -> DataError:
 
 
 def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
-    """The first row that cannot be converted, by halving: a table may have millions."""
+    """Finds the first row that cannot be converted, by bisection: a table may have millions."""
     start, end = 0, len(column)
     while end - start > 1:
         middle = (start + end) // 2

@@ -1,4 +1,4 @@
-"""What each column of a table could be: a number, a time, a label; for tables nobody described.
+"""Reads the columns of an undescribed table as numbers, times or labels.
 
 Shape legend: R rows.
 """
@@ -18,7 +18,7 @@ from raymeta.storage.paths import AnyPath
 
 @dataclass(frozen=True)
 class Column:
-    """A column as far as it can be read as each of these; None where it cannot.
+    """A column read as each kind; None for a kind that does not fit.
 
     `numbers` `[R]` (NaN where one is missing), `times` `[R]` that order rows, and `codes` `[R]`
     that number its `labels`.
@@ -31,7 +31,7 @@ class Column:
 
     @property
     def num_missing(self) -> int:
-        """Rows without a number, of a column of numbers."""
+        """The missing numbers in a column of numbers."""
         return 0 if self.numbers is None else int(np.isnan(self.numbers).sum())
 
     def is_constant_in(self, owner: np.ndarray) -> bool:
@@ -45,7 +45,7 @@ class Column:
 
 
 def read_table(files: Sequence[AnyPath]) -> dict[str, Column]:
-    """All columns of the files' rows, one file after the other, by name.
+    """Reads all columns by name; the files' rows are concatenated.
 
     Raises:
         DataError: a file is broken, or has other columns than the first one.
@@ -80,7 +80,7 @@ def _column(path: AnyPath, table: object, name: str) -> Column:
 
 
 def _joined(parts: Sequence[Column]) -> Column:
-    """One column of several files; what it cannot be in one file it is not."""
+    """Joins one column of several files; it keeps only kinds that fit in every file."""
     number: dict[str, int] = {}
     codes = []
     for part in parts:

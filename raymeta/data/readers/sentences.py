@@ -1,4 +1,4 @@
-"""Labelled texts: JSON files with one domain's list of {text, class}, and tables."""
+"""Reads labelled texts: JSON files with one domain's list of {text, class}, and tables."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TextReader:
 
 
 def sentences_of(path: AnyPath, rows: Sequence[tuple[int, str, str, str]], axis: str) -> Sequences:
-    """Texts as sequences of tokens; those without a token are skipped with a warning.
+    """Tokenises texts; texts without a token are skipped with a warning.
 
     Args:
         path: of the file.
@@ -126,7 +126,7 @@ def sentences_of(path: AnyPath, rows: Sequence[tuple[int, str, str, str]], axis:
 
 
 def _labelled(path: AnyPath) -> Iterator[tuple[int, str, str, str]]:
-    """Number, text, class and domain of the rows of a JSON file that have a text."""
+    """Yields number, text, class and domain of the rows of a JSON file that have a text."""
     for number, row in enumerate(_rows(path), start=1):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "class" not in row:
             raise DataError(f"{path}, row {number}: expected {{text, class}}, but got {shown(row)}")

@@ -1,4 +1,4 @@
-"""Long tables: one row a time step, one column a feature.
+"""Reads long tables: one row per time step, one column per feature.
 
 Shape legend: R rows, T time steps, D features.
 """
@@ -18,7 +18,7 @@ from raymeta.storage.paths import AnyPath
 
 @dataclass(frozen=True)
 class TableReader:
-    """Reads the columns that it names; see `raymeta.tasks.settings.TableTasks`."""
+    """Reads the configured columns; see `raymeta.tasks.settings.TableTasks`."""
 
     sequence: str
     target: str | None  # None: the sequences have no class
@@ -46,7 +46,7 @@ class TableReader:
         return self.sequences(read_columns(path, self.columns), path)
 
     def sequences(self, table: pa.Table, path: AnyPath) -> Sequences:
-        """The sequences of a table that was read before; `path` is what messages call it.
+        """Groups a table's rows into sequences; `path` names the table in messages.
 
         Raises:
             DataError: as for a file.
@@ -95,7 +95,7 @@ class TableReader:
 
     @staticmethod
     def _refuse_parted(path: AnyPath, own: np.ndarray, names: list[str]) -> None:
-        """Without times, the rows of a sequence are those that stand together."""
+        """Refuses sequences whose rows are not contiguous if there is no column of times."""
         goes_back = np.flatnonzero(np.diff(own) < 0)
         if len(goes_back):
             row = int(goes_back[0]) + 1
@@ -108,7 +108,7 @@ class TableReader:
     def _order(
         self, path: AnyPath, own: np.ndarray, names: list[str], at: np.ndarray
     ) -> np.ndarray:
-        """The rows, sequence by sequence, each in the order of time."""
+        """Sorts the rows by sequence, then by time."""
         order = np.lexsort((at, own))
         same = (np.diff(own[order]) == 0) & (at[order][1:] == at[order][:-1])
         if same.any():
@@ -123,5 +123,5 @@ class TableReader:
 
 
 def _starts(own: np.ndarray) -> np.ndarray:
-    """Where each sequence begins among rows that are sorted by it."""
+    """Finds where each sequence begins in rows sorted by sequence."""
     return np.flatnonzero(np.diff(own, prepend=-1))

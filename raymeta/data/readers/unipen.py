@@ -1,4 +1,4 @@
-"""UNIPEN text files: one writer's characters, written with a pen.
+"""Reads UNIPEN text files: one writer's handwritten characters.
 
 Shape legend: P points.
 """
@@ -23,7 +23,7 @@ _POINT = re.compile(r"^\s*(?P<x>-?\d{1,9})\s+(?P<y>-?\d{1,9})$", re.ASCII)
 def read_unipen(path: AnyPath) -> tuple[Sequences, tuple[frozenset[str], ...]]:
     """Reads one writer's file.
 
-    The quality of a segment does not matter: a badly written character is that character too.
+    The quality of a segment is ignored: a badly written character is still that character.
 
     Returns:
         The characters in file order, each as its points `[P, 3]`: x, y and the number of the
