@@ -2,8 +2,8 @@
 
 The functions are those of the command line: `tune`, `train`, `evaluate`, `explain`,
 `write_report` and `compare`; `runs` lists the runs.  `load` opens a run's network, which adapts to
-new tasks; `load_adapted` reads what was adapted; `FewShotClassifier` and `FewShotRegressor` do the
-same as scikit-learn has it.  All are imported on first use, since torch and Ray take seconds.
+new tasks; `load_adapted` reads an adapted network; `FewShotClassifier` and `FewShotRegressor` wrap
+both as scikit-learn estimators.  All are imported on first use, since torch and Ray take seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What raymeta does, as functions: tune, train, evaluate, explain, write_report, compare.
+"""The Python API: tune, train, evaluate, explain, write_report, compare.
 
 The command line calls them.
 
@@ -74,12 +74,12 @@ def tune(
     """Searches an experiment's hyperparameters and meta-tests the best network with its controls.
 
     Args:
-        experiment: the name of a shipped experiment, the path of a file, or an `Experiment`; may be
-            left out if a run is resumed.
+        experiment: the name of a shipped experiment, the path of a file, or an `Experiment`;
+            optional when a run is resumed.
         overrides: `"dotted.key=value"` strings with values in YAML, or a mapping of dotted keys to
             values.
         runs_dir: where the run folder is made: a folder, or a URI such as `s3://bucket/runs`.
-        resume: the name or path of a run to go on with, which keeps its own experiment.
+        resume: the name or path of a run to continue with its own experiment.
         name: of the run folder; by default the experiment's name with date and time.
         keep_data: copies `tasks.data_dir` into the run folder, so that the run can move.
         trust: resumes a run folder of another user.
@@ -87,7 +87,7 @@ def tune(
         verbose: shows Ray's own log as well.
 
     Raises:
-        RaymetaError: of the kind that fits; what was finished by then is in the run folder.
+        RaymetaError: one of its subclasses; finished work stays in the run folder.
     """
     watcher, root = watcher or _Silent(), path_at(runs_dir)
     if resume is not None:
@@ -131,7 +131,7 @@ def _resume(
     watcher: Watcher,
     verbose: bool,
 ) -> Report:
-    """Goes on with a run, if it is what was asked for."""
+    """Resumes a run after checking it against the arguments."""
     run = Run.open(name, root)
     if not trust:
         run.check_owner()
@@ -150,7 +150,7 @@ def evaluate(
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     watcher: Watcher | None = None,
 ) -> Report:
-    """Meta-tests the network of a finished search again, and replaces the run's results.
+    """Repeats the meta-test of a finished search and replaces the run's results.
 
     Args:
         run: name or path.
@@ -172,7 +172,7 @@ def evaluate(
 
 
 def _refuse_if_all_abandoned(run: Run) -> None:
-    """Says why a run has no network if going on with it would change nothing."""
+    """Refuses a run whose trials were all abandoned: resuming it would change nothing."""
     trials = logged_trials(run)
     statuses = {record.status for record in trials.records.values()}
     if statuses == {"abandoned"} and trials.errors:
@@ -181,9 +181,9 @@ def _refuse_if_all_abandoned(run: Run) -> None:
 
 
 def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
-    """Finds out from a run's trials which keys matter and how; see `raymeta.search.explain`.
+    """Computes from a run's trials which keys matter and how; see `raymeta.search.explain`.
 
-    A search does so at its end; this does it while a search is under way, or was interrupted.  The
+    A search does so at its end; this function also serves running and interrupted searches.  The
     tables are in `Run.search_dir`, the plots in RUN/report.html.
 
     Raises:
@@ -200,7 +200,7 @@ def explain(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> Run:
 
 
 def write_report(run: str | Path, *, runs_dir: str | AnyPath = DEFAULT_ROOT) -> AnyPath:
-    """Writes a run's page, RUN/report.html, anew: of any run, finished or not.
+    """Writes RUN/report.html anew, whether or not the run has finished.
 
     Returns:
         The page's path.
@@ -217,11 +217,11 @@ def compare(
     output: str | Path | None = None,
     runs_dir: str | AnyPath = DEFAULT_ROOT,
 ) -> Comparison:
-    """Puts runs side by side; each is compared with the first over the same meta-test queries.
+    """Compares each run with the first over the same meta-test queries.
 
     Args:
         runs: names or paths, at least two.
-        output: where a page of it is written; None for none.
+        output: path of an HTML page to write; None for no page.
         runs_dir: where runs are looked for by name: a folder or a URI.
 
     Raises:
@@ -237,7 +237,7 @@ def compare(
 def load_checked(
     experiment: str | Path | Experiment | None, overrides: Overrides = ()
 ) -> Experiment:
-    """An experiment, after every check that needs no run and no cluster.
+    """Loads an experiment and runs every check that needs neither a run nor a cluster.
 
     Raises:
         ExperimentError: it breaks a rule of the schema.
@@ -249,7 +249,8 @@ def load_checked(
 
 
 def load(experiment: str | Path | Experiment | None, overrides: Overrides = ()) -> Experiment:
-    """An experiment with overrides, its `tasks.data_dir` and encoder folder as full paths.
+    """Loads an experiment with overrides; `tasks.data_dir` and the encoder folder become absolute
+    paths.
 
     Raises:
         ExperimentError: it breaks a rule of the schema.
@@ -274,7 +275,7 @@ def load(experiment: str | Path | Experiment | None, overrides: Overrides = ()) 
 
 
 def _texts(overrides: Overrides) -> list[str]:
-    """Overrides as `dotted.key=value` with values in YAML, of which JSON is a part."""
+    """Converts overrides to `dotted.key=value` texts with values in JSON, a subset of YAML."""
     if isinstance(overrides, str):
         raise ExperimentError(f"overrides must be a list or a mapping, but got {overrides!r}")
     if not isinstance(overrides, Mapping):

@@ -1,4 +1,4 @@
-"""Episodes: the support and query sets a meta-learner adapts to and is judged on.
+"""Episodes: the support sets a meta-learner adapts to, and the query sets it is scored on.
 
 Shape legend: E episodes, N examples, T time steps, D features, O outputs, W ways.
 """
@@ -51,7 +51,7 @@ class Examples:
 
 
 def joined(first: Examples, second: Examples) -> Examples:
-    """The examples of both sets, episode by episode, padded to the longer of the two."""
+    """Concatenates both sets episode by episode, padded to the longer one."""
     longest = max(first.x.shape[2], second.x.shape[2])
     needs_lengths = (
         first.lengths is not None
@@ -83,8 +83,8 @@ class Episodes:
 
     `way_classes` (int64 `[E, W]`, classification only) are the classes of the whole distribution
     that the labels 0 … W - 1 stand for, NO_CLASS for one that is none of them.  `seeds` (int64
-    `[E]`) are the seeds of whatever else is random about an episode, such as dropout: like its
-    examples they depend on the episode alone, never on the batch it is in.
+    `[E]`) seed an episode's other random parts, such as dropout: like its examples they depend on
+    the episode alone, never on its batch.
     """
 
     support: Examples
@@ -129,7 +129,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Past:
-    """What was known before each query of a forecast, in the series' own units.
+    """The past of each forecast query, in the series' own units.
 
     `values` `[M, P]` are the P steps before the first one to be forecast.  An output stands for the
     forecast `base + unit * output`, with `base` `[M, O]` and `unit` `[M, 1]`.  Of several episodes
@@ -202,7 +202,7 @@ class TaskDistribution:
     season: int | None = None
 
     def for_joint_training(self) -> TaskDistribution:
-        """The same tasks with every class known to the whole distribution."""
+        """Returns the same tasks without made-up classes."""
         if self.sample_joint is None:
             return self
         return replace(self, sample_episode=self.sample_joint)
@@ -238,7 +238,7 @@ class TaskDistribution:
         return episodes
 
     def query_units(self, split: Split, num_episodes: int) -> Units:
-        """Which units the queries of the first episodes of `split` belong to.
+        """Gets the units of the queries of the first episodes of `split`.
 
         Raises:
             DataError: `Episode.query_units` are not integers, one a query, of the same axes in all
@@ -262,7 +262,7 @@ class TaskDistribution:
         return Units(ids, num_episodes, len(drawn[0].query_y))
 
     def query_past(self, split: Split, num_episodes: int) -> Past:
-        """The past of the queries of the first episodes of `split`; of forecasts alone."""
+        """Gets the past of the queries of the first episodes of `split`; forecasts only."""
         found = [self.episode(split, index).query_past for index in range(num_episodes)]
         pasts = [past for past in found if past is not None]
         assert len(pasts) == num_episodes, "a forecast's episodes have a past"
@@ -273,9 +273,9 @@ class TaskDistribution:
         )
 
     def _check(self, split: Split, examples: Examples) -> None:
-        """Refuses what on a GPU would read other memory, or give NaN, without a word.
+        """Refuses values that a GPU would silently read other memory for, or turn into NaN.
 
-        Here, on the CPU and once a batch, the check is cheap.
+        On the CPU, once per batch, the check is cheap.
         """
         spec, x, lengths = self.input_spec, examples.x, examples.lengths
         where = f"tasks {self.name!r}, {split} episodes"

@@ -1,4 +1,4 @@
-"""The errors raymeta raises for what a user, a file or a machine got wrong.
+"""The errors that raymeta raises for mistakes of users, files and machines.
 
 Each message is complete by itself: which key or file, the rule, the value found, what to do.  The
 command line prints the message alone; a traceback is kept for defects of raymeta.  Messages quote
@@ -18,7 +18,7 @@ class RaymetaError(Exception):
     """Base of every error a user can act on.
 
     Args:
-        message: shown as it is, but for control characters and what exceeds `MAX_MESSAGE`.
+        message: shown without control characters, cut to `MAX_MESSAGE`.
     """
 
     exit_code = 1  # of the command line
@@ -44,7 +44,7 @@ class DataError(RaymetaError, ValueError):
 
 
 class DataWarning(UserWarning):
-    """Data were accepted, but not all of them are used as they are."""
+    """Data were accepted, but some were dropped or changed."""
 
 
 class RunError(RaymetaError, RuntimeError):
@@ -79,7 +79,7 @@ class SearchError(RaymetaError, RuntimeError):
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: its `repr`, shortened in the middle where it is long."""
+    """Quotes a value for a message: its `repr`, shortened in the middle."""
     return _shortened(_VALUES.repr(value), _MAX_VALUE)
 
 
@@ -93,7 +93,7 @@ class _Values(reprlib.Repr):
         self.maxstring = self.maxother = 2 * _MAX_VALUE
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
-        """A whole number; Python itself refuses to print one of over 4,300 digits."""
+        """Prints an integer of any size; Python refuses more than 4,300 digits."""
         return repr(x) if x.bit_length() <= 256 else f"a number of {x.bit_length()} bits"
 
     def repr_dict(self, x: dict[object, object], level: int) -> str:
@@ -111,13 +111,13 @@ _VALUES = _Values()
 
 
 def _shortened(text: str, limit: int) -> str:
-    """Text without its middle, where it has more characters than `limit`."""
+    """Cuts the middle out of a text longer than `limit`."""
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[len(text) - half :]}"
 
 
 def _bounded(message: str) -> str:
-    """A message of at most `MAX_MESSAGE` characters, all of them printable or line ends."""
+    """Cuts a message to `MAX_MESSAGE` characters and removes control characters."""
     text = _shortened(message, 20 * MAX_MESSAGE)
     text = "".join(
         character

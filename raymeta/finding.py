@@ -1,4 +1,4 @@
-"""What a check found: the lines of `raymeta check`, `new` and `inspect`."""
+"""Findings: the lines that `raymeta check`, `new` and `inspect` print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, what was found, and how serious it is."""
+    """One result of a check: the subject, the text, and how serious it is."""
 
     subject: str
     text: str

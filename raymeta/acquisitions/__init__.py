@@ -1,7 +1,7 @@
 """The acquisition functions of the search: one file each, and one line each here.
 
-A file defines an `Acquisition`.  What experiment files and settings allow, and what the model
-uses, all come from `ACQUISITIONS`.  This package imports no BoTorch until a class is loaded.
+A file defines an `Acquisition`.  Experiment files, settings and the model all read `ACQUISITIONS`.
+This package imports no BoTorch until a class is loaded.
 """
 
 from __future__ import annotations

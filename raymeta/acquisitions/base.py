@@ -1,4 +1,4 @@
-"""What the search knows of an acquisition function before it imports BoTorch."""
+"""Describes an acquisition function without importing BoTorch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class Acquisition:
 
     Attributes:
         name: its name in experiment files and among a searcher's settings.
-        is_multi_objective: it is for several objectives; otherwise for one.
-        load: imports and returns its class, which BoTorch or Ax has an input constructor for.
-        takes_failures: its input constructor takes trials that lack the objective, so that the
-            model may learn from failed ones.
-        needs_seconds: its input constructor takes `log_seconds`, how long trials take.
+        is_multi_objective: whether it optimises several objectives, or one.
+        load: imports and returns its class, for which BoTorch or Ax has an input constructor.
+        takes_failures: whether its input constructor accepts trials without the objective, so that
+            the model can learn from failed trials.
+        needs_seconds: whether its input constructor takes `log_seconds`, the model of trial
+            durations.
     """
 
     name: str

@@ -19,7 +19,7 @@ LogSeconds = Callable[[Tensor], Tensor]
 
 
 class LogNEIPerSecond(qLogNoisyExpectedImprovement):
-    """The logarithm of noisy expected improvement, less that of the seconds that a trial takes.
+    """Log noisy expected improvement minus the log of a trial's duration in seconds.
 
     Args:
         log_seconds: for points of shape (..., parameters), as the model sees them, the expected
@@ -33,7 +33,7 @@ class LogNEIPerSecond(qLogNoisyExpectedImprovement):
 
     @t_batch_mode_transform()  # type: ignore[arg-type]
     def forward(self, X: Tensor) -> Tensor:
-        """Of `b` sets of `q` points, which one trial after another tries: shape (b)."""
+        """Evaluates `b` sets of `q` points, whose trials run one after another: shape (b)."""
         improvement: Tensor = super().forward(X)
         return improvement - torch.logsumexp(self._log_seconds(X), dim=-1)
 
@@ -49,7 +49,7 @@ def _inputs(
     X_baseline: Tensor | None = None,  # noqa: N803
     constraints: Any = None,
 ) -> dict[str, Any]:
-    """What the constructor takes, from what Ax has: BoTorch keeps back what is not named here."""
+    """Builds the constructor's arguments from Ax's; BoTorch drops arguments not named here."""
     inputs = get_acqf_input_constructor(qLogNoisyExpectedImprovement)(
         model=model,
         training_data=training_data,

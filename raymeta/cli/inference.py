@@ -283,7 +283,7 @@ def _read(name: str, kind: Format, inputs: Inputs, *, with_targets: bool) -> Raw
 
 
 def _format_of(output: str, kind: Format) -> Format:
-    """The format to write, found before the work, not after it."""
+    """Finds the output format before any work is done."""
     from raymeta.inference.tables import format_of  # noqa: PLC0415  (slow)
 
     return kind if output == _STREAM else format_of(path_at(output))
@@ -302,7 +302,7 @@ def _write(table: Any, output: str, kind: Format) -> None:
 
 
 def _target(text: str | None, labels: Iterable[Any] | None, num_outputs: int) -> Any:
-    """`--target` as the network calls it: a class, which may be a number, or an output from 0."""
+    """Converts `--target` to the network's class (which may be a number) or output index."""
     if text is None:
         return None
     if labels is not None:

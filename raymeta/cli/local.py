@@ -1,4 +1,4 @@
-"""The commands that work on this machine: to run an experiment and to look at runs."""
+"""The commands that run experiments on this machine and show runs."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _run(
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, while no search waits for them.
+    """Turns SIGTERM and SIGHUP into KeyboardInterrupt outside of searches.
 
     Yields:
         The signals received so far.

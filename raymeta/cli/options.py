@@ -89,7 +89,7 @@ OptionalJobArgument = Annotated[
 
 
 def open_console(verbose: bool = False) -> Terminal:
-    """The console that a command prints to; sets the level of the log as well."""
+    """Opens the console that a command prints to, and sets the log level."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(message)s"
     )

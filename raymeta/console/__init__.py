@@ -1,1 +1,1 @@
-"""What a person sees of a run in the terminal."""
+"""Terminal output: live progress, tables and messages."""

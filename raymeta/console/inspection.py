@@ -19,7 +19,7 @@ _SHOWN = 3  # sequences of a class
 
 
 def print_guess(console: Console, guess: Guess, file: str) -> None:
-    """What was guessed, and the commands that come next."""
+    """Prints the guessed settings and the next commands."""
     print_findings(console, guess.findings)
     console.print(
         f"\nwrote {file}; look at it, then: `raymeta inspect {file}`, `raymeta tune {file}`",
@@ -29,7 +29,7 @@ def print_guess(console: Console, guess: Guess, file: str) -> None:
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
-    """What a task is, the splits, what was found, and an episode."""
+    """Prints what a task is, the splits, the findings, and an episode."""
     console.print(inspection.task, highlight=False)
     console.print()
     console.print(_splits_table(inspection))

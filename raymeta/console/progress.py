@@ -56,7 +56,7 @@ class _TrialLine:
 
 @dataclass
 class ProgressView:
-    """Draws a run while it goes on: a live table on a terminal, a line per event elsewhere.
+    """Shows a running search: a live table on a terminal, one line per event elsewhere.
 
     Use as a context manager; it is a `raymeta.api.Watcher`.
     """
@@ -148,7 +148,7 @@ class ProgressView:
         self.console.print(text, style="yellow", highlight=False)
 
     def phase(self, text: str) -> None:
-        """Shows what is done before and after the search."""
+        """Shows the phases before and after the search."""
         self._phase = text
         if self._live is None:
             self.console.print(text, soft_wrap=True, highlight=False)

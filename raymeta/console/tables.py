@@ -38,7 +38,7 @@ SHOWN_DIFFERENCES = 40  # of keys
 
 
 def print_report(console: Console, report: Report) -> None:
-    """The best hyperparameters, the meta-test with its controls, and where the files are."""
+    """Prints the best hyperparameters, the meta-test with its controls, and the run's folder."""
     experiment, result = report.experiment, report.meta_test
     if experiment.search.space:
         table = _table("Best hyperparameters")
@@ -96,7 +96,7 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def _front_table(experiment: Experiment, trials: Mapping[str, TrialRecord]) -> Table:
-    """The trials that no other trial beats in both objectives, the best by the metric first."""
+    """Builds the table of the Pareto front, sorted by the metric."""
     from raymeta.search.records import pareto_front  # noqa: PLC0415  (its package imports Ray)
 
     names = [name for name, _ in experiment.objectives]
@@ -170,7 +170,7 @@ def _table(title: str) -> Table:
 
 
 def _curve_steps(rows: Sequence[Row]) -> list[int]:
-    """The adaptation steps to show: all steps of a short curve, some of a long one."""
+    """Selects the adaptation steps to show: all of a short curve, some of a long one."""
     last = min(len(row.curve) for row in rows) - 1
     if last <= LONGEST_WHOLE_CURVE:
         return list(range(last + 1))
@@ -178,7 +178,7 @@ def _curve_steps(rows: Sequence[Row]) -> list[int]:
 
 
 def print_importance(console: Console, run: Run) -> None:
-    """The searched keys by their share of the metric's variance, and the place of the plots."""
+    """Prints the searched keys by their share of the metric's variance, and where the plots are."""
     table = _table(f"What {run.experiment().metric} depends on")
     table.add_column("key")
     table.add_column("share of the variance", justify="right")
@@ -194,7 +194,7 @@ def print_importance(console: Console, run: Run) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Runs side by side, what their differences leave out, and the keys that differ."""
+    """Prints runs side by side, the queries not compared, and the keys that differ."""
     from raymeta.report.comparison import HEAD  # noqa: PLC0415  (it imports Ray)
 
     names = [facts.name for facts in comparison.runs]
@@ -222,7 +222,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def print_runs(console: Console, runs: Sequence[Run]) -> None:
-    """A line for every run: name, experiment, status, meta-test score; or what is damaged."""
+    """Prints one line per run: name, experiment, status, and meta-test score or damage."""
     table = Table(box=None, pad_edge=False)
     for column in ("run", "experiment", "status", "meta-test"):
         table.add_column(column, no_wrap=True)
@@ -265,7 +265,7 @@ _STYLES = {"ok": "green", "note": "", "warning": "yellow", "error": "red"}
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The findings of a check, a paragraph each."""
+    """Prints the findings of a check, one paragraph each."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("sign", "subject", "text"):
         table.add_column(column, no_wrap=column != "text", overflow="fold")
@@ -276,7 +276,7 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def print_submitted(console: Console, job: Job, where: str) -> None:
-    """The run's name on the cluster, and the commands for it."""
+    """Prints the submitted run's name and the commands that follow it."""
     console.print(
         f"submitted {job.run}; it runs without this terminal: `raymeta logs {job.run}{where}` "
         f"follows it, `raymeta stop {job.run}{where}` ends it, `raymeta fetch {job.run}{where}` "
@@ -287,7 +287,7 @@ def print_submitted(console: Console, job: Job, where: str) -> None:
 
 
 def print_jobs(console: Console, jobs: Sequence[Job]) -> None:
-    """A line for every job: run, state, start, duration, exit code."""
+    """Prints one line per job: run, state, start, duration, exit code."""
     if not jobs:
         console.print("no runs on this cluster; `raymeta submit EXPERIMENT` starts one")
         return
@@ -303,12 +303,12 @@ def print_jobs(console: Console, jobs: Sequence[Job]) -> None:
 
 
 def print_reason(console: Console, job: Job) -> None:
-    """Why a job ended, without the log that Ray appends."""
+    """Prints why a job ended, without the log that Ray appends."""
     for line in job.message.splitlines()[:1]:
         console.print(line.partition(", last available logs")[0], highlight=False, soft_wrap=True)
 
 
 def print_log_end(console: Console, log: str) -> None:
-    """The last lines of a driver's log."""
+    """Prints the last lines of a driver's log."""
     for line in log.splitlines()[-LAST_LINES:]:
         console.print(f"  {line}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The terminal: a console that writes to any terminal, whatever its encoding, and warnings."""
+"""A console for terminals of any encoding, and the printing of warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from raymeta.errors import DataWarning
 
-# What signs become where the terminal's encoding lacks them.
+# Replacements for characters that the terminal's encoding lacks.
 SPELLED = {
     "±": "+/-",
     "×": "x",
@@ -35,7 +35,7 @@ _HANDLER = "raymeta.spelled"
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """The handler of characters that an encoding lacks: spelled out, or as an escape."""
+    """Encoding error handler: spells a missing character out, or escapes it."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -47,26 +47,26 @@ codecs.register_error(_HANDLER, _spell)
 
 
 class Terminal(Console):
-    """A console that spells out the signs that its encoding lacks, before a table is laid out."""
+    """A console that replaces characters missing from its encoding before laying out tables."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Spells out a text, and renders it."""
+        """Replaces missing characters and renders the text."""
         known = text.encode(self.encoding, _HANDLER).decode(self.encoding)
         return super().render_str(known, **options)
 
 
 def prepare_streams() -> None:
-    """Makes whatever is printed fit the encoding of standard output and standard error."""
+    """Makes standard output and error replace characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_HANDLER)
 
 
 def show_data_warnings() -> None:
-    """Prints what a loader warns of as one line, once, without a place in the code."""
+    """Prints each loader warning once, on one line, without its place in the code."""
     shown = set[str]()
     default = warnings.showwarning
 

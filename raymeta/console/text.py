@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plus_minus(value: float, spread: float | None) -> str:
-    """A mean with its spread, if one is known."""
+    """Formats a mean with its spread, if one is known."""
     if not math.isfinite(value):
         return "not finite"
     return (
@@ -18,7 +18,7 @@ def plus_minus(value: float, spread: float | None) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A hyperparameter's value; four significant digits of a float."""
+    """Formats a hyperparameter's value; floats get four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -28,7 +28,7 @@ def leaf(key: str) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """A duration as `[H:]M:SS`."""
+    """Formats a duration as `[H:]M:SS`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -21,9 +21,9 @@ _FREE_POLLS = 5  # without a lock before a run counts as left: a driver takes it
 
 
 def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = POLL_S) -> bool:
-    """Shows a run until it ends, or until no process is at work in it any more.
+    """Shows a run until it ends or its process is gone.
 
-    In storage without locks only the meta-test's results end it.
+    In storage without locks it ends only with the meta-test's results.
 
     Returns:
         Whether the run is finished.
@@ -40,7 +40,7 @@ def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = 
     with ProgressView(console, verbose, _start=began) as view:
         view.started(run, experiment)
         while True:
-            # The lock first: what is read after it was given up is complete.
+            # Check the lock first: files read after its release are complete.
             is_locked = run.is_locked
             status = run.status
             for part in (run, run.refit):
@@ -63,7 +63,7 @@ def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = 
 def _news(
     experiment: Experiment, trials: LoggedTrials, seen: dict[str, tuple[str, int]]
 ) -> Iterator[TrialEvent]:
-    """An event for each trial that has changed since it was last `seen`."""
+    """Yields an event for each trial that changed since it was last `seen`."""
     for trial_id, record in trials.records.items():
         state = record.status, len(record.curve)
         if seen.get(trial_id) == state:
