@@ -1,4 +1,4 @@
-"""Several trainings of one configuration that answer together.
+"""An ensemble of several trainings of one configuration.
 
 Their class probabilities, or their outputs for regression, are averaged (Lakshminarayanan et al.
 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", section 2.4).
@@ -19,7 +19,7 @@ from raymeta.training.curves import EVALUATION_CHUNK
 
 
 def ensemble_curves(networks: Sequence[Network], num_episodes: int, num_steps: int) -> Tensor:
-    """The scores of the R networks' mean answers to the queries of the first meta-test episodes.
+    """Scores the R networks' mean answers to the queries of the first meta-test episodes.
 
     Returns:
         Float64 `[E, M, S + 1]`, after 0 … S adaptation steps of each network.
@@ -38,7 +38,7 @@ def ensemble_curves(networks: Sequence[Network], num_episodes: int, num_steps: i
 def query_answers(
     networks: Sequence[Network], num_episodes: int, num_steps: int
 ) -> Iterator[tuple[Episodes, list[list[Tensor]]]]:
-    """The first meta-test episodes, some at a time, and each network's answers to them.
+    """Iterates over the first meta-test episodes in batches, with each network's answers.
 
     Yields:
         The episodes, and of every network `[E, M, O]` after 0 … S adaptation steps.

@@ -1,7 +1,7 @@
-"""The networks of a run: written to its model files, and read back for the meta-test.
+"""Writes a run's networks to its model files, and reads them back for the meta-test.
 
-A model file says what its network was trained as.  It is used only by the run that wrote it, with
-the settings and the data that it was trained with.
+A model file holds its network's identity. Only the run that wrote it may use it, with the settings
+and data of its training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REFIT_FILE = "refit.json"
 
 @dataclass(frozen=True)
 class Refitted:
-    """Which networks a run has of its refit.
+    """The networks that a run has from its refit.
 
     `seeds` are the `training.seed` of the trainings kept as `tuned`, `tuned-1` …; without any, the
     network is the search's own.  The control of the file's configuration took
@@ -61,7 +61,7 @@ class Refitted:
             ) from error
 
     def keep(self, run: Run) -> None:
-        """Writes the record; without a refit there is none."""
+        """Writes the record; removes it if there was no refit."""
         if self.seeds:
             run.write_json(REFIT_FILE, asdict(self))
         else:
@@ -84,14 +84,14 @@ def keep_network(run: Run, role: str, checkpoint: AnyPath) -> None:
 def open_networks(
     run: Run, device: torch.device, say: Callable[[str], object]
 ) -> tuple[Network, dict[str, Network]]:
-    """The run's tuned network, and those that controls need, trained if they are not there yet.
+    """Opens the run's tuned network and those that controls need; trains missing ones.
 
-    With a refit it is the first of several; `open_further` has the others.
+    After a refit the tuned network is the first of several; `open_further` opens the others.
 
     Args:
-        run: whose search has ended.
+        run: a run whose search has ended.
         device: of the networks.
-        say: told before a control is trained.
+        say: called before a control is trained.
 
     Raises:
         RunError: a model file cannot be read, or holds another network than the run asks for now.
@@ -122,7 +122,7 @@ def open_networks(
 
 
 def open_further(run: Run, device: torch.device) -> list[Network]:
-    """The further trainings of the refit, if there was one.
+    """Opens the refit's further trainings, if there was a refit.
 
     Raises:
         RunError: a model file cannot be read, or holds another network than the run asks for now.
@@ -148,7 +148,7 @@ def _read(run: Run, role: str, identity: Identity, like: Params, device: torch.d
 
 
 def _id(run: Run) -> str:
-    """What tells a run from others; empty for runs of raymeta 0.1."""
+    """The run's unique id; empty for runs of raymeta 0.1."""
     origin = run.origin
     return "" if origin is None else origin.id
 

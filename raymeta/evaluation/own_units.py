@@ -1,4 +1,4 @@
-"""Forecasts in the series' own units: sMAPE and the squared error, beside MASE.
+"""Measures forecasts in the series' own units: sMAPE and squared error, beside MASE.
 
 Shape legend: R trainings, E episodes, M queries, H horizon.
 """
@@ -18,7 +18,7 @@ from raymeta.uncertainty import Units
 
 
 def forecasts_of(networks: Sequence[Network], num_episodes: int, num_steps: int) -> Tensor:
-    """The answers to the first meta-test episodes after the last step, float64 `[R, E, M, H]`."""
+    """Computes the forecasts for the first meta-test episodes, float64 `[R, E, M, H]`."""
     found = [
         torch.stack([steps[-1] for steps in answers]).double().cpu()
         for _, answers in query_answers(networks, num_episodes, num_steps)
@@ -27,7 +27,7 @@ def forecasts_of(networks: Sequence[Network], num_episodes: int, num_steps: int)
 
 
 def in_own_units(tasks: TaskDistribution, outputs: Tensor, units: Units) -> dict[str, Score]:
-    """The measures of answers `[R, E, M, H]` to the first meta-test episodes, by name.
+    """Computes the measures of forecasts `[R, E, M, H]` for the first meta-test episodes, by name.
 
     sMAPE is in percent, 0 where forecast and value are both 0; the squared error is in the square
     of the series' unit.

@@ -1,7 +1,7 @@
-"""The score of every query of a meta-test, RUN/scores.safetensors.
+"""Keeps the score of every meta-test query in RUN/scores.safetensors.
 
-They are what paired comparisons need: of a network with a control task by task, and of two runs
-whose meta-tests had the same episodes.
+Paired comparisons need them: between a network and a control, and between two runs whose meta-tests
+had the same episodes.
 
 Shape legend: R trainings, E episodes, M queries of an episode.
 """
@@ -36,7 +36,7 @@ class DrawnQueries:
 
     @classmethod
     def of(cls, tasks: TaskDistribution, num_episodes: int) -> DrawnQueries:
-        """Those of the first meta-test episodes."""
+        """Describes the first meta-test episodes."""
         drawn = [tasks.episode("test", index) for index in range(num_episodes)]
         axes = sorted(drawn[0].query_units or {})
         units = {
@@ -47,7 +47,7 @@ class DrawnQueries:
 
 
 def _digest(episode: Episode) -> int:
-    """What tells episodes apart: which examples, with which targets, are support and queries."""
+    """Computes a digest of an episode's support and query examples and their targets."""
     digest = hashlib.sha256()
     arrays = (episode.support_ids, episode.query_ids, episode.support_y, episode.query_y)
     for array in arrays:
@@ -79,7 +79,7 @@ class QueryScores:
         return Units(self.queries.units, episodes, queries)
 
     def write(self, run: Run) -> None:
-        """Leaves the scores in the run folder.
+        """Writes the scores to the run folder.
 
         Raises:
             RunError: they cannot be written.
@@ -92,7 +92,7 @@ class QueryScores:
 
     @classmethod
     def read(cls, run: Run) -> QueryScores | None:
-        """Reads what `write` left; None for a run whose meta-test kept no scores.
+        """Reads what `write` wrote; None for a run whose meta-test kept no scores.
 
         Raises:
             RunError: the file is damaged.

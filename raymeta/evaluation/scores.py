@@ -1,4 +1,4 @@
-"""What a meta-test found: mean scores with their intervals, one row a contestant.
+"""The result of a meta-test: mean scores with intervals, one row per contestant.
 
 Shape legend: E episodes, M queries of an episode.
 """
@@ -45,7 +45,7 @@ class Score:
         return math.isfinite(self.mean) and math.isfinite(self.half_width or 0.0)
 
 
-# What the meta-test says of a control.
+# The meta-test's verdicts on a control.
 Verdict = Literal["beaten", "undecided", "better", "too few units", "not finite"]
 
 
@@ -77,7 +77,7 @@ class Row:
 
 
 ENSEMBLE = "ensemble"
-NUM_BINS = 15  # of the expected calibration error, as Guo et al. have it
+NUM_BINS = 15  # bins of the expected calibration error, as in Guo et al.
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class MetaTest:
         return tuple(row for row in self.rows[1:] if row.name != ENSEMBLE)
 
     def verdict(self, row: Row) -> Verdict:
-        """What the paired difference says of a control.
+        """Judges a control by its paired difference.
 
         A control is beaten if the interval of `ahead` over units lies above zero, and better if it
         lies below.  All controls are beaten only if each one is, so that their number needs no
@@ -135,7 +135,7 @@ class MetaTest:
         return "beaten" if ahead.mean > 0 else "better"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, None for a number that is not finite; `from_json` reads them back."""
+        """Converts to plain values for `from_json`; numbers that are not finite become None."""
         content: dict[str, Any] = _without_nan(asdict(self))
         if self.reliability is None:
             del content["reliability"]
@@ -143,7 +143,7 @@ class MetaTest:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> MetaTest:
-        """Reads what `to_json` gave, in any version: intervals of 0.1 are over episodes."""
+        """Reads what any version's `to_json` wrote; intervals of version 0.1 are over episodes."""
         rows = tuple(
             Row(
                 **{
@@ -164,7 +164,7 @@ class MetaTest:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same plain values with None for each number that JSON has no word for."""
+    """Replaces NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""The looks at a sealed deal: RUN/sealed.jsonl, one line each, which nothing takes away.
+"""Records each look at a sealed deal: an append-only line in RUN/sealed.jsonl.
 
-A deal that was looked at often is no longer held out: whoever chooses by its scores fits it.  So
-each meta-test of a run on the sealed deal is recorded before its scores are shown, and a report
-tells how often any run on the same data has looked.
+A deal that is looked at often is no longer held out: choosing by its scores fits it.  So each
+meta-test on the sealed deal is recorded before its scores are shown, and reports state how often
+runs on the same data have looked.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def record_look(run: Run, result: MetaTest) -> None:
 
 
 def looks(run: Run) -> tuple[list[Look], list[str]]:
-    """All looks at the run's sealed deal, the oldest first: its own, and those of runs beside it.
+    """Reads all looks at the run's sealed deal, oldest first: its own and those of neighbouring
+    runs.
 
     Runs are on the same deal if their data have the same fingerprint.
 
     Returns:
-        The looks, and what is damaged in the records.
+        The looks, and descriptions of damaged records.
 
     Raises:
         RunError: a record cannot be read.
@@ -85,7 +86,7 @@ def looks(run: Run) -> tuple[list[Look], list[str]]:
 
 
 def look_lines(run: Run) -> list[str]:
-    """What a report on the sealed deal says of the looks at it."""
+    """Formats the looks at the sealed deal for a report."""
     found, notes = looks(run)
     lines = ["judged on the sealed deal, for the first time"]
     if len(found) != 1:

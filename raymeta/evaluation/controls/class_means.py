@@ -19,7 +19,7 @@ class ClassMeans(Control):
     problems = frozenset({"classification"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
-        """Whether the tasks say how to compare raw examples."""
+        """Whether the tasks define features of raw examples."""
         return super().serves(tasks) and tasks.class_mean_features is not None
 
     def judge(self, contest: Contest) -> Judgement:
@@ -28,7 +28,7 @@ class ClassMeans(Control):
 
 
 def class_mean_scores(tasks: TaskDistribution, split: Split, num_episodes: int) -> Tensor:
-    """Whether the nearest class mean is right on each query, float64 `[E, M]`.
+    """Scores the nearest class mean on each query: 1 if right, float64 `[E, M]`.
 
     Distances are Euclidean, in `tasks.class_mean_features`.
     """

@@ -20,7 +20,7 @@ from raymeta.training.recipe import Recipe
 
 NUM_CHOICE_EPISODES = 100  # meta-validation episodes on which a control's settings are chosen
 
-# What an example is made of; vectors are features that a pretrained encoder made of tokens.
+# The kind of an example; vectors are a pretrained encoder's features of tokens.
 Input = Literal["features", "tokens", "vectors"]
 
 
@@ -35,11 +35,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Contest:
-    """What a control is judged beside.
+    """The meta-test in which a control is judged.
 
-    `scores` (float64 `[E, M, S + 1]`) are the run's own network's on the M queries of each of the
-    first E meta-test episodes;
-    `networks` holds the networks that controls need, by the control's name.
+    `scores` (float64 `[E, M, S + 1]`) are those of the run's own network on the M queries of each
+    of the first E meta-test episodes; `networks` holds the networks that controls need, by control
+    name.
     """
 
     own: Network
@@ -61,8 +61,8 @@ class Contest:
 class Judgement:
     """A control's scores on every query of the meta-test episodes, float64 `[E, M]`.
 
-    A control that adapts also has `steps`, the adaptation steps it was judged after, and `curves`
-    `[E, M, S + 1]`, its scores after 0 … S steps.  `detail` names what was chosen on
+    A control that adapts also has `curves` `[E, M, S + 1]`, its scores after 0 … S steps, and
+    `steps`, the number of steps it was judged after.  `detail` names what was chosen on
     meta-validation.  `outputs` `[E, M, O]` are the answers of a control for forecasts.
     """
 
@@ -97,7 +97,7 @@ class Control(ABC):
         return spec.problem in self.problems and given in self.inputs
 
     def lacks(self) -> str | None:
-        """What must be installed before the control can be judged; None if it can."""
+        """The missing package that the control needs, as a message; None if it can be judged."""
         return None
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Control(ABC):
 
 
 class TrainedControl(Control):
-    """A control that is judged with a network of its own."""
+    """A control that trains a network of its own."""
 
     needs: ClassVar[Literal["nothing", "steps", "trial", "training"]] = "training"
 
@@ -116,4 +116,4 @@ class TrainedControl(Control):
 
     @abstractmethod
     def train(self, tasks: TaskDistribution, recipe: Recipe, device: torch.device) -> Params:
-        """The network, trained with the budget of the run's own."""
+        """Trains the network with the budget of the run's own network."""

@@ -32,7 +32,7 @@ class EncoderRegression(Control):
     inputs = frozenset({"vectors"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
-        """Whether a label means the same in meta-training and meta-test, and vectors are pooled."""
+        """Whether labels mean the same in meta-training and meta-test, and examples are vectors."""
         return (
             super().serves(tasks) and tasks.fixed_labels and tasks.class_mean_features is not None
         )
@@ -57,7 +57,7 @@ class EncoderRegression(Control):
 
 
 def _training_examples(tasks: TaskDistribution, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Pooled vectors `[N, F]` and labels `[N]` of the different meta-training examples."""
+    """Collects pooled vectors `[N, F]` and labels `[N]` of distinct meta-training examples."""
     joint = tasks.for_joint_training()
     found: dict[int | bytes, tuple[Tensor, int]] = {}
     for index in range(NUM_TRAINING_EPISODES):
@@ -68,7 +68,7 @@ def _training_examples(tasks: TaskDistribution, pool: Pool) -> tuple[Tensor, Ten
             (episodes.query, episode.query_ids),
         ):
             vectors = pool(examples)[0]
-            # An example without a name is known by its vector.
+            # An example without an id is identified by its vector.
             names = [v.numpy().tobytes() for v in vectors] if ids is None else ids.tolist()
             for name, vector, label in zip(names, vectors, examples.y[0].tolist(), strict=True):
                 found.setdefault(name, (vector, label))
@@ -79,7 +79,7 @@ def _training_examples(tasks: TaskDistribution, pool: Pool) -> tuple[Tensor, Ten
 def _queries(
     tasks: TaskDistribution, pool: Pool, split: Split, num_episodes: int
 ) -> tuple[Tensor, Tensor]:
-    """Pooled vectors `[E, M, F]` and labels `[E, M]`.
+    """Collects the queries' pooled vectors `[E, M, F]` and labels `[E, M]`.
 
     One episode at a time: the token vectors of all would take gigabytes.
     """
@@ -92,6 +92,6 @@ def _queries(
 
 
 def _accuracy(inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Whether each query is answered rightly, float64 `[E, M]`."""
+    """Scores each query: 1 if right, float64 `[E, M]`."""
     outputs = inputs @ weights[:-1] + weights[-1]
     return (outputs.argmax(dim=-1) == labels).double()

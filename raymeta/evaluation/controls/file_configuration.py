@@ -7,7 +7,7 @@ from raymeta.training.curves import adaptation_curves
 
 
 class FileConfiguration(Control):
-    """What the search must improve on: the first trial, of the file's own values."""
+    """The first trial, with the file's own values: the search must improve on it."""
 
     name = "default"
     label = "the file's configuration, meta-trained"

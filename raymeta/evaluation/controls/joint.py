@@ -79,7 +79,7 @@ class JointTraining(TrainedControl):
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a jointly trained network adapts best on meta-validation, and its score there."""
+    """The best fine-tuning of a jointly trained network on meta-validation, and its score."""
 
     recipe: Recipe
     params: Params
@@ -91,7 +91,7 @@ class FineTuning:
 def choose_fine_tuning(
     tasks: TaskDistribution, recipe: Recipe, joint: Params, max_steps: int
 ) -> FineTuning:
-    """The learning rate and the number of steps, up to `max_steps`, with the best validation score.
+    """Chooses the learning rate and number of steps (up to `max_steps`) by validation score.
 
     The network gets a new head where classes differ from task to task.
     """

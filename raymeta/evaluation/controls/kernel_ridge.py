@@ -1,6 +1,6 @@
 """Control for regression of sequences of numbers: kernel ridge regression on the support set alone.
 
-It learns nothing from other tasks but its two settings.  A kernel ridge regression is the mean of a
+Only its two settings come from other tasks.  A kernel ridge regression is the mean of a
 Gaussian process with noise (Rasmussen & Williams 2006, eq. 2.25), the usual choice for few points.
 
 Shape legend: E episodes, N support examples, M query examples, O outputs, F values.
@@ -76,7 +76,7 @@ def _answers(episodes: Episodes, width: float, penalty: float) -> Tensor:
 
 
 def _values(episodes: Episodes) -> tuple[Tensor, Tensor]:
-    """The values of support `[E, N, F]` and query examples `[E, M, F]`, zero past their ends."""
+    """Flattens support `[E, N, F]` and query examples `[E, M, F]`, zero past their ends."""
     both = joined(episodes.support, episodes.query)
     x = both.x.double()
     if both.lengths is not None:
@@ -89,4 +89,4 @@ def _values(episodes: Episodes) -> tuple[Tensor, Tensor]:
 def _median_distance(tasks: TaskDistribution) -> float:
     """The median distance between examples of one meta-training episode."""
     support, query = _values(tasks.episodes("train", range(NUM_MEDIAN_EPISODES)))
-    return float(torch.cdist(query, support).median()) or 1.0  # equal inputs: any width will do
+    return float(torch.cdist(query, support).median()) or 1.0  # equal inputs: any width serves

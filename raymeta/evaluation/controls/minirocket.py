@@ -91,7 +91,7 @@ class _Dilation:
     thresholds: Tensor  # [K, Q]
 
     def outputs(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolutions of `x` `[B, T, D]`, zero past its ends, and which count: `[B, K, T]`."""
+        """Convolves `x` `[B, T, D]`, zero past its ends; and says which outputs count: `[B, K, T]`."""
         reach = KERNEL_SIZE // 2 * self.dilation
         # Rounded from float64, so that an output equal to a threshold stays equal in any batch.
         convolved = torch.nn.functional.conv1d(
@@ -105,7 +105,7 @@ class _Dilation:
         return convolved, counts
 
     def shares(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The share of the steps above each threshold, `[B, K * Q]`."""
+        """Computes the share of steps above each threshold, `[B, K * Q]`."""
         convolved, counts = self.outputs(x, lengths)
         above = (convolved.unsqueeze(2) > self.thresholds.unsqueeze(-1)) & counts.unsqueeze(2)
         return (above.sum(-1) / counts.sum(-1).unsqueeze(-1)).flatten(1)
@@ -122,7 +122,7 @@ class _Features:
 
     @classmethod
     def of(cls, tasks: TaskDistribution) -> _Features:
-        """Thresholds and scales from the support sets of meta-training episodes."""
+        """Fits thresholds and scales to the support sets of meta-training episodes."""
         examples = tasks.episodes("train", range(NUM_TRAINING_EPISODES)).support
         block = max(1, math.ceil(examples.x.shape[2] / MAX_STEPS))
         x, lengths = _prepared(examples, block)
@@ -133,7 +133,7 @@ class _Features:
         return cls(dilations, values.mean(dim=0), scale.where(scale > 0, 1.0), block)
 
     def kernels(self, tasks: TaskDistribution, split: Split, num_episodes: int) -> _Kernels:
-        """Inner products between the examples of each of the first episodes of a split."""
+        """Computes inner products between the examples of each of the first episodes of a split."""
         grams, crosses, support_labels, query_labels = [], [], [], []
         known: dict[bytes, Tensor] = {}  # episodes draw the same recordings again and again
         for index in range(num_episodes):
@@ -154,7 +154,7 @@ class _Features:
         )
 
     def _values(self, examples: Examples, known: dict[bytes, Tensor]) -> Tensor:
-        """The features of one episode's examples, scaled so that their square sums to about 1."""
+        """Computes one episode's features, scaled to a squared norm of about 1."""
         x, lengths = (part[0] for part in _prepared(examples, self.block))
         keys = [x[row, :length].numpy().tobytes() for row, length in enumerate(lengths.tolist())]
         new = [row for row, key in enumerate(keys) if key not in known]
@@ -166,14 +166,14 @@ class _Features:
 
 
 def _prepared(examples: Examples, block: int) -> tuple[Tensor, Tensor]:
-    """The examples averaged over blocks, float32 `[E, N, T, D]` and zero past their ends."""
+    """Averages the examples over blocks, float32 `[E, N, T, D]`, zero past their ends."""
     x, lengths = block_means(examples, block)
     past = torch.arange(x.shape[2]) >= lengths.unsqueeze(-1)
     return x.masked_fill(past.unsqueeze(-1), 0.0), lengths
 
 
 def transform(dilations: tuple[_Dilation, ...], x: Tensor, lengths: Tensor) -> Tensor:
-    """The features `[B, F]` of sequences `[B, T, D]`, zero past their ends."""
+    """Computes the features `[B, F]` of sequences `[B, T, D]`, zero past their ends."""
     most = max(dilation.thresholds.numel() for dilation in dilations)
     size = max(1, int(CHUNK_VALUES / (most * x.shape[1])))
     parts = [slice(start, start + size) for start in range(0, len(x), size)]
@@ -182,7 +182,7 @@ def transform(dilations: tuple[_Dilation, ...], x: Tensor, lengths: Tensor) -> T
 
 
 def fitted_dilations(x: Tensor, lengths: Tensor) -> tuple[_Dilation, ...]:
-    """MiniRocket's kernels with thresholds from sequences `[B, T, D]` (the paper's section 3)."""
+    """Fits MiniRocket's thresholds to sequences `[B, T, D]` (the paper's section 3)."""
     rng = np.random.default_rng(0)
     triples = list(itertools.combinations(range(KERNEL_SIZE), 3))
     shapes = torch.full((len(triples), KERNEL_SIZE), -1.0)
@@ -220,7 +220,7 @@ def fitted_dilations(x: Tensor, lengths: Tensor) -> tuple[_Dilation, ...]:
 
 
 def _num_thresholds(longest: int, num_kernels: int) -> list[tuple[int, int]]:
-    """The dilations for sequences of up to `longest` steps, with a kernel's thresholds at each.
+    """Chooses dilations for sequences of up to `longest` steps, and the thresholds at each.
 
     Dilations are spread evenly on a logarithmic scale up to where a kernel spans the sequence.
     """
@@ -229,5 +229,5 @@ def _num_thresholds(longest: int, num_kernels: int) -> list[tuple[int, int]]:
     spread = np.floor(np.logspace(0, most, min(per_kernel, MAX_DILATIONS), base=2)).astype(int)
     dilations, counts = np.unique(spread, return_counts=True)
     shares = counts * per_kernel // counts.sum()
-    shares[: per_kernel - shares.sum()] += 1  # what rounding left goes to the smallest dilations
+    shares[: per_kernel - shares.sum()] += 1  # smallest dilations get the remainder
     return [(int(d), int(n)) for d, n in zip(dilations, shares, strict=True)]

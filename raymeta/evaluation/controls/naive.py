@@ -1,4 +1,4 @@
-"""Controls for forecasts that learn nothing: the last value, and the last season, again and again.
+"""Controls for forecasts without learning: the last value or the last season, repeated.
 
 Shape legend: E episodes, M queries, P steps of the past, H horizon.
 """
@@ -19,7 +19,7 @@ Forecast = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def judge_forecast(contest: Contest, forecast: Forecast, detail: str = "") -> Judgement:
-    """The scores of forecasts that are made of the past alone, in the series' own units."""
+    """Scores forecasts made from the past alone, in the series' own units."""
     own = contest.own
     outputs = network_units(own.tasks, "test", contest.num_episodes, forecast)
     targets = own.tasks.episodes("test", range(contest.num_episodes)).query.y.double()
@@ -30,7 +30,7 @@ def judge_forecast(contest: Contest, forecast: Forecast, detail: str = "") -> Ju
 def network_units(
     tasks: TaskDistribution, split: Split, num_episodes: int, forecast: Forecast
 ) -> torch.Tensor:
-    """Forecasts for the first episodes as a network would give them, float64 `[E, M, H]`."""
+    """Converts forecasts for the first episodes to a network's units, float64 `[E, M, H]`."""
     past = tasks.query_past(split, num_episodes)
     assert tasks.season is not None, "forecasts have a season"
     found = forecast(past.values, tasks.season, past.base.shape[-1])
@@ -38,7 +38,7 @@ def network_units(
 
 
 class Naive(Control):
-    """The last value again and again."""
+    """Repeats the last value."""
 
     name = "naive"
     label = "the last value"
@@ -50,14 +50,14 @@ class Naive(Control):
 
 
 class SeasonalNaive(Control):
-    """The last season again and again."""
+    """Repeats the last season."""
 
     name = "seasonal_naive"
     label = "the last season"
     problems = frozenset({"forecast"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
-        """A season of one step is the last value."""
+        """Not for seasons of one step, where it equals `Naive`."""
         return super().serves(tasks) and (tasks.season or 1) > 1
 
     def judge(self, contest: Contest) -> Judgement:

@@ -22,12 +22,12 @@ from raymeta.evaluation.controls.naive import Forecast, judge_forecast, network_
 
 
 class _Fitted(Control):
-    """A method that is fitted to one past after the other."""
+    """A method that is fitted to each past by itself."""
 
     problems = frozenset({"forecast"})
 
     def lacks(self) -> str | None:
-        """The library."""
+        """Names statsmodels if it is missing."""
         try:
             import statsmodels  # noqa: F401, PLC0415  (an extra)
         except ImportError:
@@ -36,11 +36,11 @@ class _Fitted(Control):
 
     @abstractmethod
     def forms(self, steps: int, season: int) -> list[str]:
-        """The forms that can be fitted to a past of so many steps."""
+        """The forms that can be fitted to a past of this length."""
 
     @abstractmethod
     def fitted(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
-        """The forecast `[H]` of one past `[P]`."""
+        """Fits one past `[P]` and forecasts `[H]`."""
 
     def judge(self, contest: Contest) -> Judgement:
         """Chooses the form on meta-validation; scores the meta-test with it."""
@@ -63,7 +63,7 @@ class _Fitted(Control):
         return found
 
     def _forecast(self, form: str, without_fit: list[np.ndarray] | None = None) -> Forecast:
-        """The forecast of a form; pasts to which it cannot be fitted join `without_fit`."""
+        """Forecasts with a form; pasts that it cannot be fitted to join `without_fit`."""
 
         def sound(past: np.ndarray, season: int, horizon: int) -> np.ndarray:
             found = self._tried(past, season, horizon, form)
@@ -79,11 +79,11 @@ class _Fitted(Control):
         return forecast
 
     def _tried(self, past: np.ndarray, season: int, horizon: int, form: str) -> np.ndarray:
-        """A forecast; NaN where the method finds none."""
-        # A past that never changes but for one season has no fit, for one.
+        """Tries a forecast; NaN if the fit fails."""
+        # For one, a past that changes in one season only has no fit.
         no_fit = suppress(ValueError, ArithmeticError, np.linalg.LinAlgError)
         with warnings.catch_warnings(), np.errstate(all="ignore"), no_fit:
-            warnings.simplefilter("ignore")  # of fits that end at a bound
+            warnings.simplefilter("ignore")  # about fits that end at a bound
             return np.asarray(self.fitted(past, season, horizon, form), dtype=np.float64)
         return np.full(horizon, np.nan)
 

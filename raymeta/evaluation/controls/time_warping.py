@@ -38,7 +38,7 @@ class TimeWarping(Control):
         tasks, num_choice = contest.own.tasks, contract.NUM_CHOICE_EPISODES
         block = block_size(tasks, contest.num_episodes)
         found = [dtw_scores(tasks, "val", num_choice, band, block).mean() for band in BANDS]
-        # Of equal bands the widest: it depends least on how sequences are cut.
+        # Among equal scores take the widest band: it depends least on how sequences are cut.
         best = max(range(len(BANDS)), key=lambda number: (float(found[number]), BANDS[number]))
         scores = dtw_scores(tasks, "test", contest.num_episodes, BANDS[best], block)
         detail = "whole window" if BANDS[best] == 1 else f"band {BANDS[best]:.0%}"
@@ -48,7 +48,7 @@ class TimeWarping(Control):
 
 
 def block_size(tasks: TaskDistribution, num_episodes: int) -> int:
-    """How many time steps to average into one, so that the meta-test takes about `MAX_CELLS`."""
+    """The number of time steps to average into one to keep the meta-test within `MAX_CELLS`."""
     episode = tasks.episode("test", 0)
     longest = max(episode.support_x.shape[1], episode.query_x.shape[1])
     pairs = num_episodes * len(episode.support_y) * len(episode.query_y)
@@ -58,7 +58,7 @@ def block_size(tasks: TaskDistribution, num_episodes: int) -> int:
 def dtw_scores(
     tasks: TaskDistribution, split: Split, num_episodes: int, band: float, block: int = 1
 ) -> Tensor:
-    """Whether the nearest neighbour by DTW is right on each query, float64 `[E, M]`."""
+    """Scores the nearest neighbour by DTW on each query: 1 if right, float64 `[E, M]`."""
     first = tasks.episode(split, 0)
     longest = max(first.support_x.shape[1], first.query_x.shape[1]) / block
     cells = len(first.support_y) * len(first.query_y) * longest**2
@@ -109,7 +109,7 @@ def block_means(examples: Examples, block: int) -> tuple[Tensor, Tensor]:
 
 
 def dtw(costs: Tensor, rows: Tensor, columns: Tensor, band: float) -> Tensor:
-    """The least sum of costs along a warping path from the first cell to the last.
+    """Finds the least sum of costs along a warping path from the first cell to the last.
 
     Args:
         costs: of aligning step i of one sequence with step j of the other, `[P, T, T']`.

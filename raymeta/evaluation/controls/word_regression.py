@@ -27,7 +27,7 @@ TOLERANCE = 1e-2  # of the gradient of a sum over all examples
 
 
 class WordRegression(Control):
-    """Words counted, weighted by rarity, and classified by a linear model."""
+    """A linear classifier on TF-IDF word counts."""
 
     name = "words"
     label = "logistic regression on TF-IDF words"
@@ -58,7 +58,7 @@ class WordRegression(Control):
 
 
 def _training_examples(tasks: TaskDistribution) -> tuple[Tensor, Tensor]:
-    """Token ids `[N, T]` and labels `[N]` of the different meta-training examples."""
+    """Collects token ids `[N, T]` and labels `[N]` of distinct meta-training examples."""
     joint = tasks.for_joint_training()
     tokens: list[Tensor] = []
     labels: list[int] = []
@@ -69,7 +69,7 @@ def _training_examples(tasks: TaskDistribution) -> tuple[Tensor, Tensor]:
             (episode.support_x, episode.support_y, episode.support_ids),
             (episode.query_x, episode.query_y, episode.query_ids),
         ):
-            # A sentence without a name is known by its tokens.
+            # A sentence without an id is identified by its tokens.
             names = [row.tobytes() for row in x] if ids is None else ids.tolist()
             for row, name in enumerate(names):
                 if name not in seen:
@@ -89,7 +89,7 @@ class Words:
 
     @classmethod
     def of(cls, tokens: Tensor) -> Words:
-        """The words of training examples `[N, T]`.
+        """Chooses the words of training examples `[N, T]`.
 
         The rarity is the inverse document frequency, smoothed as in scikit-learn.
         """
@@ -128,7 +128,7 @@ def fit_logistic(inputs: Tensor, labels: Tensor, num_classes: int, strength: flo
 
 
 def _accuracy(query: Examples, words: Words, weights: Tensor) -> Tensor:
-    """Whether each query is answered rightly, float64 `[E, M]`."""
+    """Scores each query: 1 if right, float64 `[E, M]`."""
     scores = []
     # One episode at a time: the counts of all would be E * M * V numbers.
     for tokens, labels in zip(query.x, query.y, strict=True):
