@@ -1,6 +1,6 @@
-"""The data files of an experiment, and copies of them that travel with a job or a run.
+"""Lists an experiment's data files, and copies them for a job or a run.
 
-Only the files that the loader reads are copied: a data folder may hold anything else besides.
+Only files that the loader reads are copied: the data folder may hold unrelated or private files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DATA = "data"  # the folder of copies
 
 
 def data_files(experiment: Experiment) -> Iterator[AnyPath]:
-    """The files that the loader reads from `tasks.data_dir`; none without one.
+    """Lists the files that the loader reads from `tasks.data_dir`, if it is set.
 
     Raises:
         DataError: a file is a link to a place outside the folder.

@@ -1,4 +1,4 @@
-"""Experiment files: reading, overriding and checking, with the place of every error."""
+"""Reads, overrides and checks experiment files, with the place of every error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymeta.storage.paths import AnyPath, path_at
 from raymeta.tasks.settings import SHIPPED_DATA
 
 SEARCHABLE_SECTIONS = ("tasks", "model", "learner", *LEARNERS, "training")
-# Trials that differ in these have different problems or budgets: their metrics cannot be compared.
+# Trials that differ in these keys solve different problems or have different budgets.
 FIXED_TRAINING_KEYS = frozenset(
     {
         "training.seed",
@@ -33,7 +33,7 @@ FIXED_TRAINING_KEYS = frozenset(
     }
 )
 
-# YAML 1.1 reads 010 as 8 and 1:30 as 90, which few people mean.
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, which is rarely meant.
 _OTHER_BASE = (
     "must be in base 10, or in quotes if it is text, but got {}, which YAML takes for a number of "
     "base 8 or 60"
@@ -68,7 +68,7 @@ def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with overrides as `load_experiment` takes them.
+    """Applies overrides, as `load_experiment` takes them, to an experiment.
 
     Raises:
         ExperimentError: naming key, rule and value of everything that is wrong.
@@ -78,7 +78,7 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
 
 
 def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) -> Places:
-    """Replaces the overridden keys in `data`; the places of all keys after that."""
+    """Replaces overridden keys in `data`; returns the places of all keys."""
     values = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -96,7 +96,7 @@ def _overridden(data: dict[str, Any], places: Places, overrides: Sequence[str]) 
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with the dotted keys of `values` replaced, checked anew.
+    """Replaces the dotted keys of `values` in an experiment and checks it again.
 
     Raises:
         ExperimentError: a key does not exist or a value breaks a rule.
@@ -108,17 +108,17 @@ def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment
 
 
 def to_yaml(experiment: Experiment) -> str:
-    """The whole experiment, defaults included, as a file that `load_experiment` reads."""
+    """Writes the whole experiment, defaults included, as a file that `load_experiment` reads."""
     return yaml_lines.write(_dumped(experiment))
 
 
 def _dumped(experiment: Experiment) -> dict[str, Any]:
-    """The whole experiment without the settings of learners neither chosen nor searched."""
+    """Dumps the experiment without learners that are neither chosen nor searched."""
     return experiment.model_dump(exclude=LEARNERS.keys() - experiment.learners)
 
 
 def _override_value(key: str, text: str) -> Any:
-    """The value of `--set KEY=TEXT`."""
+    """Parses the value of `--set KEY=TEXT`."""
     try:
         document = yaml_lines.read_document(text)
     except yaml_lines.YamlError:
@@ -132,7 +132,7 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The merged mapping of a file and its bases; fills `places` with the line of every key."""
+    """Merges a file with its bases; fills `places` with the line of every key."""
     path = path_at(source)
     is_shipped = source in shipped_experiments()
     if is_shipped:
@@ -145,7 +145,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ExperimentError(f"base: more than {_MAX_BASES} files build on one another")
     document = _document(path.name, text)
     own_places = {_dotted(k): f"{path.name}, line {n}" for k, n in document.lines.items()}
-    # A section's name with nothing under it leaves the section as it is.
+    # A section name with nothing under it changes nothing.
     data = {key: value for key, value in document.data.items() if value is not None}
     tasks = data.get("tasks")
     if is_shipped and isinstance(tasks, dict) and "data_dir" in tasks:
@@ -159,7 +159,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
         beside = path.parent / base
         parent = str(beside) if beside.is_file() else base
         inherited = _read(parent, places, (*seen, here))
-        # A space is one thing: a file that gives one replaces the inherited one.
+        # A search space is not merged: it replaces the inherited one.
         own, other = data.get("search"), inherited.get("search")
         if isinstance(own, dict) and "space" in own and isinstance(other, dict):
             other.pop("space", None)
@@ -215,7 +215,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _replace(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key, whether or not the schema knows it: validation will say."""
+    """Sets a dotted key without checking it; validation follows."""
     *sections, leaf = key.split(".")
     if key.startswith("search.space."):  # the keys of the space contain dots themselves
         sections, leaf = ["search", "space"], key.removeprefix("search.space.")
@@ -240,7 +240,7 @@ def _validated(data: Mapping[str, Any], places: Places) -> Experiment:
 def _check_dimension(
     experiment: Experiment, key: str, dimension: Dimension, places: Places
 ) -> None:
-    """A searched key exists in this file, and the ends of its range are values it takes."""
+    """Refuses a searched key that does not exist or does not take its range's ends."""
     where = f"search.space.{key}"
     at = place(where, places)
     try:
@@ -272,14 +272,14 @@ def _check_dimension(
 
 
 def _remove_other_learners(data: dict[str, Any], learner: object) -> None:
-    """Another choice of learner takes the settings of other learners with it."""
+    """Drops inherited settings of learners that are no longer chosen."""
     for name in LEARNERS:
         if name != learner:
             data.pop(name, None)
 
 
 def _validated_with_learners(data: Mapping[str, Any], places: Places) -> Experiment:
-    """Settings and searched keys must be those of a learner that is chosen or searched."""
+    """Validates; refuses settings of learners that are neither chosen nor searched."""
     experiment = _validated(data, places)
     for name in sorted(LEARNERS.keys() - experiment.learners):
         given = [f"{name}.{key}" for key in data.get(name) or ()]
@@ -293,7 +293,7 @@ def _validated_with_learners(data: Mapping[str, Any], places: Places) -> Experim
 
 
 def fixed_keys(experiment: Experiment) -> frozenset[str]:
-    """The keys that cannot be searched; each source of tasks names its own."""
+    """Lists the keys that cannot be searched; each source of tasks adds its own."""
     return FIXED_TRAINING_KEYS | {f"tasks.{key}" for key in experiment.tasks.FIXED}
 
 

@@ -1,6 +1,6 @@
 """The JSON Schema of experiment files, with which an editor completes keys and marks mistakes.
 
-It says what pydantic says of the sections, and beside that how a file is written: a file with
+It combines pydantic's schemas of the sections with the rules of the file format: a file with
 `base` holds only what differs, `tasks` has the keys of its `source`, and `search.space` is keyed by
 the dotted keys that can be searched.  Rules over several keys are checked by
 `raymeta.experiment.file` alone.
@@ -26,7 +26,7 @@ _BASE = {
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema, in the dialect that it names (2020-12)."""
+    """Builds the schema, in dialect 2020-12."""
     models = [(model, "validation") for model in (Experiment, *SETTINGS.values())]
     references, whole = models_json_schema(models, title="raymeta experiment")  # type: ignore[arg-type]
     definitions = whole["$defs"]
@@ -57,12 +57,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def _whole(source: str, required: list[str]) -> dict[str, Any]:
-    """The tasks of a file that builds on no other: all keys without a default are there."""
+    """Requires all keys without a default in the tasks of a file without `base`."""
     return {"properties": {"source": {"const": source}}, "required": required}
 
 
 def _searchable() -> Iterator[str]:
-    """The dotted keys that a search may vary, of every source and learner."""
+    """Lists the dotted keys that a search may vary, for every source and learner."""
     yield "learner"
     for section in SEARCHABLE_SECTIONS:
         if section == "tasks":

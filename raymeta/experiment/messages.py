@@ -1,4 +1,4 @@
-"""Messages about experiments: key, rule, value found, place, and the key that was meant."""
+"""Words the errors of experiments: key, rule, value, place, and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCALARS = ("bool", "int", "float", "str")
 
 
 def messages(error: ValidationError, places: Places) -> str:
-    """All that pydantic found, a line each; of very many the first ones."""
+    """Formats pydantic's findings, one line each, up to a limit."""
     found = error.errors(include_url=False)
     lines = list(dict.fromkeys(message(one, places) for one in found[:_MAX_LINES]))
     if len(found) > _MAX_LINES:
@@ -30,10 +30,10 @@ def messages(error: ValidationError, places: Places) -> str:
 
 
 def message(error: ErrorDetails, places: Places) -> str:
-    """`key rule, but got value (file, line)`, from one of pydantic's findings."""
+    """Formats one of pydantic's findings as `key rule, but got value (file, line)`."""
     parts = [str(part) for part in error["loc"]]
     if error["type"].endswith("_type") and parts[-1] in _SCALARS and parts[-2].isdigit():
-        *parts, _ = parts  # pydantic tries one type of a choice after the other
+        *parts, _ = parts  # pydantic tries the types of a union in turn
         key = ".".join(parts)
         return f"{key} must be a number, a word, true or false{_but_got(error['input'])}" + place(
             key, places
@@ -85,19 +85,19 @@ def _number(bound: float) -> str:
 
 
 def place(key: str, places: Places) -> str:
-    """Where the nearest section around a key is given, in brackets."""
+    """The place of a key, or of the nearest section around it, in brackets."""
     return next((f" ({places[p]})" for p in prefixes(key) if p in places), "")
 
 
 def prefixes(key: str) -> Iterator[str]:
-    """A dotted key and the sections that it is within, the key first."""
+    """A dotted key and its enclosing sections, the key first."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         yield ".".join(parts[:end])
 
 
 def nearest(key: str) -> str:
-    """The key that was probably meant: spelt alike, or of the same name in another section."""
+    """Guesses the key that was meant: a similar spelling, or the same name in another section."""
     others = [name for name in _schema_keys() if name != key]
     matches = difflib.get_close_matches(key, others, n=1, cutoff=0.7)
     if not matches:

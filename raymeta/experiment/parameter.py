@@ -1,4 +1,4 @@
-"""One searched parameter: its range or choices, the rules that these obey, and its values."""
+"""A searched parameter: its range or choices, their rules, and its values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymeta.errors import shown
 
 Scalar = bool | int | float | str
 
-MOST_CHOICES = 1_000  # Ax takes no more
+MOST_CHOICES = 1_000  # Ax's limit
 LARGEST_CHOICE = 2**53  # of whole numbers: larger ones are equal as floats, and overflow in Ax
 
 
@@ -27,7 +27,7 @@ class Parameter:
         step: the range holds low, low + step, low + 2 step, … only.
         choices: the values, all of one type.
         ordered: whether the choices have an order; by default numbers do.
-        when: a choice parameter and some of its values; this one exists under those only.
+        when: a choice parameter and some of its values; this parameter exists only with those.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Parameter:
 
     @property
     def fault(self) -> str | None:
-        """The rule that this parameter breaks, as a message without its name; None if sound."""
+        """The rule that this parameter breaks, without its name; None if it is valid."""
         if self.choices is None:
             return self._fault_of_range()
         return self._fault_of_choices(self.choices)
@@ -123,7 +123,7 @@ class Parameter:
 
     @property
     def num_values(self) -> int | None:
-        """How many values there are; None for a continuous range."""
+        """The number of values; None for a continuous range."""
         if self.choices is not None:
             return len(self.choices)
         assert self.low is not None
@@ -133,7 +133,7 @@ class Parameter:
         return round(self.high) - round(self.low) + 1 if self.integer else None
 
     def listed(self, most: int) -> list[Any] | None:
-        """All values; None where there are more than `most`, or the range is continuous."""
+        """All values; None if there are more than `most` or the range is continuous."""
         if self.choices is not None:
             return list(self.choices)
         count = self.num_values
@@ -152,7 +152,7 @@ class Parameter:
     def contains(self, value: object) -> bool:
         """Whether `value` is one of the choices, or lies in the range and on its steps.
 
-        Numbers count by their value: 2 is a choice among 1.0 and 2.0, and 3.0 a whole number.
+        Numbers compare by value: 2 is among the choices 1.0 and 2.0, and 3.0 is a whole number.
         """
         if self.choices is not None:
             kind = _kind(value)
@@ -166,9 +166,9 @@ class Parameter:
         return self.step is None or is_multiple(value - self.low, self.step)
 
     def exact(self, value: Any) -> Any:
-        """The parameter's own value for one that a file or a user wrote: 2 as 2.0, 0.3 on a step.
+        """Converts a value from a file or user to the parameter's own: 2 to 2.0, 0.3 to its step.
 
-        A value that is not among the parameter's own stays as it is.
+        Other values are returned unchanged.
         """
         if hasattr(value, "item"):
             value = value.item()

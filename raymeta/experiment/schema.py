@@ -1,7 +1,7 @@
-"""The schema of an experiment: every setting there is, its type, its range and its default.
+"""The schema of an experiment: every setting with its type, range and default.
 
-`raymeta.experiment.file` reads and checks the files.  Whatever runs an experiment receives an
-`Experiment`, frozen and checked; numerics receive plain values out of it.
+`raymeta.experiment.file` reads and checks the files.  Code that runs an experiment receives a
+frozen, checked `Experiment`; numerics receive its plain values.
 """
 
 from __future__ import annotations
@@ -204,9 +204,9 @@ class Dimension(Section):
 
 
 class Refit(Section):
-    """The trainings of the winner after the search, on which the meta-test judges it.
+    """How often and how long the winner is trained again before the meta-test.
 
-    The control of the file's configuration and joint training get as many steps.
+    The file's configuration and joint training, its controls, get as many steps.
     """
 
     steps: float = Field(2.0, ge=1, le=1000, description="as a multiple of training.meta_steps")
@@ -353,7 +353,7 @@ class Experiment(Learners, Subject):
 
     @property
     def problem(self) -> Problem:
-        """What the tasks ask for, and how answers are judged."""
+        """The problem that the tasks pose, and how answers are scored."""
         return PROBLEMS[self.tasks.asks_for()]
 
     @property
@@ -368,13 +368,13 @@ class Experiment(Learners, Subject):
 
     @property
     def refit_meta_steps(self) -> int:
-        """The meta-steps of each training of the refit, if there is one."""
+        """Meta-steps of each training of the refit."""
         steps = 1.0 if self.search.refit is None else self.search.refit.steps
         return round(steps * self.training.meta_steps)
 
     @property
     def objectives(self) -> tuple[tuple[str, Literal["min", "max"]], ...]:
-        """What the search is for, the metric first."""
+        """The metrics that the search optimises with their directions, the main one first."""
         if self.search.against is None:
             return ((self.metric, self.mode),)
         return ((self.metric, self.mode), (self.search.against, "min"))

@@ -1,7 +1,7 @@
-"""YAML as raymeta reads it: a safe subset, bounded in size, with the line of every key.
+"""Reads YAML: a safe subset, bounded in size, with the line of every key.
 
-Files may come from strangers.  A few hundred bytes of nested aliases stand for billions of values,
-so the size of what a file stands for is bounded before anything is built from it.
+Files may come from strangers.  A few hundred bytes of nested aliases can stand for billions of
+values, so the expanded size is bounded before any data are built.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAIN_TAGS = tuple(_TAG + name for name in ("null", "bool", "int", "float"))
 
 
 class YamlError(ValueError):
-    """Text that is no YAML, or more than raymeta reads; `line` where it is known."""
+    """Invalid or too large YAML; `line` is set where it is known."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -37,10 +37,10 @@ class YamlError(ValueError):
 
 @dataclass
 class Document:
-    """A YAML document: its data, its line and those of its keys and items, the keys given twice.
+    """A YAML document: its data, the lines of its keys and items, and the duplicate keys.
 
-    `other_bases` has the numbers that YAML 1.1 reads in base 8 (`010` is 8) or 60 (`1:30` is 90),
-    as they are written.
+    `other_bases` holds the source text of numbers that YAML 1.1 reads in base 8 (`010` is 8) or 60
+    (`1:30` is 90).
     """
 
     data: Any = None
@@ -51,7 +51,7 @@ class Document:
 
 
 def read_file(path: AnyPath, max_characters: int = MAX_CHARACTERS) -> str:
-    """The text of a file; a byte order mark at its beginning is left out.
+    """Reads a file's text without its byte order mark.
 
     Raises:
         YamlError: it is too large, or no UTF-8 text.
@@ -77,11 +77,11 @@ def read_file(path: AnyPath, max_characters: int = MAX_CHARACTERS) -> str:
 
 
 def read_documents(text: str, *, large: bool = False) -> list[Document]:
-    """The documents of a YAML text.
+    """Parses all documents of a YAML text.
 
     Args:
         text: of a file, or of a value.
-        large: takes a hundred times as many values, as KubeRay's definitions have.
+        large: allows a hundred times as many values, for KubeRay's definitions.
 
     Raises:
         YamlError: it is not valid YAML, has a tag that is not read, or stands for too much.
@@ -112,7 +112,7 @@ def read_documents(text: str, *, large: bool = False) -> list[Document]:
 
 
 def read_document(text: str) -> Document:
-    """The one document of a YAML text; an empty one where there is none.
+    """Parses the only document of a YAML text; an empty one if there is none.
 
     Raises:
         YamlError: as `read_documents`, or there are several.
@@ -124,12 +124,12 @@ def read_document(text: str) -> Document:
 
 
 def write(data: Any) -> str:
-    """Plain data as YAML that `read_documents` reads back."""
+    """Writes plain data as YAML that `read_documents` reads back."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Bounded(yaml.composer.Composer):
-    """Composes nodes, and counts what they stand for once every alias is replaced."""
+    """Composes nodes and counts their expanded size, aliases included."""
 
     max_values: ClassVar[int]
     max_characters: ClassVar[int]
@@ -164,7 +164,7 @@ class _Bounded(yaml.composer.Composer):
 
 
 class _Loader(_Bounded, yaml.SafeLoader):
-    """YAML's safe subset; reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3)."""
+    """Loads YAML's safe subset; reads 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
 
     max_values, max_characters = 10_000, MAX_CHARACTERS
 
@@ -173,7 +173,7 @@ _QuickLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _LargeLoader(_Bounded, _QuickLoader):
-    """For files of a million characters; reads in C, where PyYAML was built with it."""
+    """Loads files of a million characters, in C where PyYAML has it."""
 
     max_values, max_characters = 1_000_000, 10_000_000
 
@@ -199,7 +199,7 @@ def _problem(problem: str, event: Any) -> yaml.MarkedYAMLError:
 
 
 def _check_tag(loader: Any, event: yaml.Event) -> None:
-    """Refuses every explicit tag but those that say what the value is anyway, and `!!str`."""
+    """Refuses explicit tags, except `!!str` and those that match the value's implicit type."""
     tag = getattr(event, "tag", None)
     if tag in (None, "!"):
         return
@@ -219,7 +219,7 @@ def _check_tag(loader: Any, event: yaml.Event) -> None:
 
 
 def _value(loader: Any, node: yaml.Node, at: Key, document: Document) -> Any:
-    """The data of a node; notes the line of every key in it, and the keys given twice."""
+    """Builds a node's data; records the line of every key and the duplicate keys."""
     if isinstance(node, yaml.SequenceNode):
         items = []
         for number, item in enumerate(node.value):
@@ -263,7 +263,7 @@ def _mapping(loader: Any, node: yaml.MappingNode, at: Key, document: Document) -
 
 
 def _merge_sources(node: yaml.Node) -> Iterator[yaml.MappingNode]:
-    """The mappings that `<<` merges, the first of which counts most."""
+    """Yields the mappings that `<<` merges; earlier ones take precedence."""
     for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if not isinstance(source, yaml.MappingNode):
             raise _problem("expected a mapping or a list of mappings to merge", source)
