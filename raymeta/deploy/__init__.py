@@ -1,1 +1,1 @@
-"""From the laptop to the cluster: files checked, searches submitted, runs brought home."""
+"""Runs searches on clusters: checks cluster files, submits searches, fetches runs."""

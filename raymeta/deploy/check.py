@@ -26,11 +26,11 @@ from raymeta.training.trainer import estimate_memory
 
 # Memory of a worker's process before it trains: Python, torch and Ray, measured on Linux.
 PROCESS_BYTES = 450_000_000
-LARGE_DATA_BYTES = 100_000_000  # the most that Ray uploads with a job
+LARGE_DATA_BYTES = 100_000_000  # Ray's limit of what a job uploads
 
 
 def growth(cluster: Cluster) -> list[Nodes] | None:
-    """The nodes that a cluster may grow to; None if its file does not state their resources."""
+    """Lists the nodes a cluster may grow to; None if its file does not state their resources."""
     if any(kind.resources is None for kind in cluster.nodes if not kind.is_head):
         return None
     return [
@@ -41,7 +41,7 @@ def growth(cluster: Cluster) -> list[Nodes] | None:
 
 
 def job_environment(cluster: Cluster) -> dict[str, str]:
-    """Environment variables that tell a driver about the cluster's nodes."""
+    """Makes the environment variables that tell a driver about the cluster's nodes."""
     nodes = growth(cluster)
     if nodes is not None:
         return {NODES_VARIABLE: to_json(nodes)}
@@ -49,7 +49,7 @@ def job_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def check_on(experiment: Experiment, cluster: Cluster, runs_dir: str | None) -> list[Finding]:
-    """Everything that is known for and against running `experiment` on `cluster`.
+    """Checks whether `experiment` can run on `cluster`.
 
     Args:
         experiment: checked, with its data.
@@ -123,7 +123,7 @@ def _on_nodes(
 
 
 def _worker_bytes(experiment: Experiment) -> float:
-    """The largest memory of a worker, over the file's values and the ends of searched ranges."""
+    """Computes a worker's largest memory over the file's values and the ends of searched ranges."""
     candidates = [experiment]
     for key, dimension in experiment.search.space.items():
         for value in dimension.ends:
@@ -195,5 +195,5 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
 
 
 def has_errors(findings: list[Finding]) -> bool:
-    """Whether a finding keeps the experiment from running."""
+    """Whether a finding prevents the experiment from running."""
     return any(finding.level == "error" for finding in findings)

@@ -14,6 +14,6 @@ class LocalNodes(FakeMultiNodeProvider):
 
     def _create_node_with_resources_and_labels(self, *args: Any) -> None:
         with self.lock:
-            # In this process, the autoscaler's, nothing else starts nodes.
+            # This is the autoscaler's process: nothing else starts nodes here.
             name_runtime_env_folder(f"runtime_resources_{self._next_node_id + 1}")
             super()._create_node_with_resources_and_labels(*args)

@@ -1,8 +1,8 @@
 """Drains a spot machine in time: `python -m raymeta.deploy.notice aws`, beside Ray on each worker.
 
 Clouds notify a machine before they reclaim it: AWS two minutes ahead, the others 30 seconds.  Ray
-does not watch for the notice.  This process does, and has Ray drain the node: its trials save a
-checkpoint and continue elsewhere, and no failure is counted.
+does not watch for the notice. This process does and asks Ray to drain the node: its trials save a
+checkpoint and continue elsewhere without counting a failure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where a cloud announces the end of a machine, how to read it, and the seconds until then."""
+    """Where a cloud announces the end of a machine, how to read the notice, and its lead time."""
 
     path: str
     is_notice: Callable[[str], bool]

@@ -30,8 +30,8 @@ def tear_down(cluster: Cluster) -> None:
     """Deletes a cloud's machines; on your own hosts stops Ray on each.
 
     Raises:
-        ClusterError: something else ends this kind of cluster, or a host cannot be reached, so Ray
-            may still run on it.
+        ClusterError: another command ends this kind of cluster, or a host cannot be reached and may
+            still run Ray.
     """
     provider = PROVIDERS[cluster.provider]
     if provider.ends_by is not None:

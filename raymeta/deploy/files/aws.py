@@ -1,4 +1,4 @@
-"""Clusters of machines of AWS, started by Ray's launcher."""
+"""Clusters on AWS, started by Ray's launcher."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def node_schema() -> Schema | None:
 
 
 def _access(config: Config) -> Iterator[Mistake]:
-    """Who may reach the machines, and what they may do."""
+    """Finds mistakes about access to the machines and about their rights."""
     own_key = get(config, "auth", "ssh_private_key") is not None
     for at, node, is_head in node_configs(config):
         if not node.get("SecurityGroupIds") and not node.get("NetworkInterfaces"):

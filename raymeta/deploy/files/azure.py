@@ -1,4 +1,4 @@
-"""Clusters of machines of Azure, started by Ray's launcher."""
+"""Clusters on Azure, started by Ray's launcher."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def node_schema() -> Schema:
 
 
 def _machines(config: Config) -> Iterator[Mistake]:
-    """Keys, images and addresses of the machines."""
+    """Finds mistakes in the machines' ssh keys, images and addresses."""
     keys = [get(config, "auth", name) for name in ("ssh_private_key", "ssh_public_key")]
     if (keys[0] is None) != (keys[1] is None):
         name = "ssh_public_key" if keys[1] is None else "ssh_private_key"

@@ -1,4 +1,4 @@
-"""What a cluster file describes, and what a kind of cluster (a provider) has to say for itself."""
+"""The contents of a cluster file, and the interface of a kind of cluster (a provider)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymeta.experiment import yaml_lines
 
 @dataclass(frozen=True)
 class NodeType:
-    """A kind of node, and how many of it there may be.
+    """A type of node, and how many there may be.
 
     `resources` are CPU, GPU, memory in bytes and Ray's others, or None where the file cannot tell
     (hosts reached by ssh).
@@ -33,7 +33,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster file describes; `runs_dir` is what it exports as RAYMETA_RUNS_DIR."""
+    """The contents of a cluster file; `runs_dir` is its value of RAYMETA_RUNS_DIR."""
 
     path: Path
     provider: str
@@ -44,7 +44,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML document with text keys, the line of each key, and what is wrong whatever it means."""
+    """A YAML document with text keys, the line of each key, and its general mistakes."""
 
     data: Any
     lines: Mapping[Key, int]
@@ -61,7 +61,7 @@ class ClusterFile:
 
     @cached_property
     def documents(self) -> list[Document]:
-        """Its YAML documents, empty ones left out.
+        """The file's YAML documents without empty ones.
 
         Raises:
             ClusterError: it is not valid YAML.
@@ -71,18 +71,16 @@ class ClusterFile:
 
 @dataclass(frozen=True)
 class Provider:
-    """A kind of cluster.
-
-    A new one is a module with such an object, registered in `raymeta.deploy.files.load.PROVIDERS`.
+    """A kind of cluster: a module defines one and `raymeta.deploy.files.load.PROVIDERS` lists it.
 
     Attributes:
-        name: as messages and `Cluster.provider` have it.
-        serves: whether a file describes such a cluster.
-        read: checks such a file; raises a ClusterError with all that is wrong with it.
-        is_launched: whether its files are those of Ray's launcher, `provider.type` being its name.
+        name: used in messages and as `Cluster.provider`.
+        serves: tells whether a file describes such a cluster.
+        read: reads and checks such a file; raises a ClusterError with all mistakes.
+        is_launched: whether Ray's launcher reads its files; `name` is then `provider.type`.
         has_tunnel: whether `ray dashboard FILE` opens a tunnel to its head.
-        ends_by: what ends it, with `{path}` for the file; None where `ray down` does.
-        stops_workers: whether its machines stay, so that Ray has to be stopped on each.
+        ends_by: the command that ends it, with `{path}` for the file; None for `ray down`.
+        stops_workers: whether its machines remain, so that Ray must be stopped on each.
     """
 
     name: str
@@ -95,7 +93,7 @@ class Provider:
 
 
 def yaml_documents(path: Path, text: str, *, large: bool = False) -> list[Document]:
-    """The documents of a YAML file, empty ones left out.
+    """Parses the documents of a YAML file, without empty ones.
 
     Raises:
         ClusterError: it is not valid YAML.
@@ -116,7 +114,7 @@ def yaml_documents(path: Path, text: str, *, large: bool = False) -> list[Docume
 
 
 def read_text(path: Path, max_characters: int = yaml_lines.MAX_CHARACTERS) -> str:
-    """The text of a file.
+    """Reads a file's text.
 
     Raises:
         ClusterError: it cannot be read.
@@ -135,7 +133,7 @@ def _with_text_keys(data: Any) -> Any:
 
 
 def _values_of_no_use(data: object) -> Iterator[Mistake]:
-    """Numbers and dates that no rule could compare or compute with."""
+    """Finds numbers and dates that rules cannot compare or compute with."""
     for key, value in leaves(data):
         if isinstance(value, float) and not math.isfinite(value):
             yield Mistake(key, "must be a finite number", "correct it", value)

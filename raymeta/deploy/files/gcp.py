@@ -1,4 +1,4 @@
-"""Clusters of machines of Google Cloud, started by Ray's launcher."""
+"""Clusters on Google Cloud, started by Ray's launcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raymeta.deploy.files.schemas import Schema, package_file
 
 @lru_cache
 def node_schema() -> Schema:
-    """An instance as Google's discovery document describes it, or what Ray reads of one."""
+    """Google's schema of an instance, or else the keys that Ray reads."""
     required = ["machineType", "disks", "networkInterfaces", "serviceAccounts"]
     path = package_file("googleapiclient", "discovery_cache", "documents", "compute.v1.json")
     if path is None:
@@ -59,7 +59,7 @@ _BROAD_ACCOUNT = re.compile(
 
 
 def _accounts(config: Config) -> Iterator[Mistake]:
-    """Service accounts are your own, with few rights."""
+    """Refuses service accounts that are not the user's own or have too many rights."""
     for at, node, _ in node_configs(config):
         for number, account in enumerate(node.get("serviceAccounts") or []):
             key = (*at, "serviceAccounts", number)

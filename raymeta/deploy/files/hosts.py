@@ -15,7 +15,7 @@ _NEWER_AUTOSCALER = "RAY_enable_autoscaler_v2"
 
 
 def _addresses(config: Config) -> Iterator[Mistake]:
-    """Hosts are named once each, and there are as many as workers are asked for."""
+    """Refuses duplicate hosts, and worker counts that differ from the number of hosts."""
     if "available_node_types" in config:
         remedy = "remove it: the nodes are provider.head_ip and provider.worker_ips"
         yield Mistake(("available_node_types",), "is refused by Ray on your own hosts", remedy)
@@ -53,9 +53,9 @@ def _nodes(config: Config) -> Iterator[NodeType]:
 
 
 def _head(config: Config) -> Iterator[Mistake]:
-    """The head runs no trial, and keeps to the autoscaler that knows such hosts."""
+    """Refuses a head that runs trials or another autoscaler."""
     head = None
-    with suppress(ValueError):  # no valid shell: told by another rule
+    with suppress(ValueError):  # invalid shell: another rule reports it
         head = ray_start(config, "head")
     if head is None:
         return

@@ -1,4 +1,4 @@
-"""KubeRay's manifests: a RayCluster, a RayJob or a RayService, and what it needs beside it."""
+"""KubeRay's manifests: a RayCluster, RayJob or RayService with its companion resources."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _CLUSTER = {
         "workerGroupSpecs": {"type": "array", "items": _GROUP},
     },
 }
-# The types that the rules below rely on; the CRDs, if given, say more.
+# The types that the rules below rely on; CRDs, if given, are stricter.
 _SHAPES: dict[str, Schema] = {
     "RayCluster": {"properties": {"spec": _CLUSTER}},
     "RayJob": {
@@ -108,7 +108,7 @@ _OTHER_KINDS = (
 
 
 def groups(manifest: Config) -> Iterator[tuple[Key, dict[str, Any], bool]]:
-    """The key of each group of pods, the group, and whether it is the head's."""
+    """Yields each group of pods: its key, its data, and whether it is the head's."""
     at = RAY_KINDS[manifest["kind"]]
     spec = get(manifest, *at, default={})
     if isinstance(head := get(spec, "headGroupSpec"), dict):
@@ -139,7 +139,7 @@ def variables(group: Config) -> dict[str, str]:
 def _manifest_mistakes(
     manifest: Config, crds: Mapping[str, Schema], ray_version: str
 ) -> Iterator[Mistake]:
-    """All that is wrong with one document of a KubeRay file.
+    """Finds the mistakes in one document of a KubeRay file.
 
     Args:
         manifest: the document.
@@ -172,7 +172,7 @@ def _manifest_mistakes(
 
 
 def _crd(kind: str, crds: Mapping[str, Schema]) -> Schema:
-    """The schema of a kind; without that of a RayService, its cluster is checked all the same."""
+    """Gets the schema of a kind; a RayService without one has its cluster checked."""
     cluster = get(crds.get("RayCluster/v1"), "properties", "spec")
     if kind != "RayService" or "RayService/v1" in crds or cluster is None:
         return crds.get(f"{kind}/v1", {})
@@ -180,7 +180,7 @@ def _crd(kind: str, crds: Mapping[str, Schema]) -> Schema:
 
 
 def _served(manifest: Config) -> Iterator[Mistake]:
-    """What is wrong with the applications of a RayService, which are YAML in a text."""
+    """Finds the mistakes in a RayService's applications, which are YAML within a text."""
     text = get(manifest, "spec", "serveConfigV2")
     if manifest["kind"] != "RayService" or not isinstance(text, str):
         return
@@ -306,7 +306,7 @@ def _read(file: ClusterFile) -> Cluster:
     elif "RayService/v1" not in schemas and any(m["kind"] == "RayService" for m in manifests):
         hint = "only the cluster of its RayService was checked: there is no CRD of RayService"
         warnings = (*warnings, f"{file.path}: {hint}")
-    # A RayJob beside a RayCluster describes the same cluster again, so the first one counts.
+    # A RayJob beside a RayCluster describes the same cluster, so the first one is taken.
     first = [group for _, group, _ in groups(manifests[0])]
     runs_dir = next((found for group in first if (found := variables(group).get(RUNS_DIR))), None)
     return Cluster(file.path, "kuberay", tuple(_pod_nodes(manifests[0])), runs_dir, warnings)
@@ -314,7 +314,7 @@ def _read(file: ClusterFile) -> Cluster:
 
 @lru_cache
 def _crds(folder: Path) -> dict[str, Schema]:
-    """The schema of each `kind/version` that the definitions in a folder give."""
+    """Reads the schema of each `kind/version` from the definitions in a folder."""
     schemas: dict[str, Schema] = {}
     for file in sorted(folder.glob("*.yaml")):
         documents = yaml_documents(file, read_text(file, _MAX_CRD_CHARACTERS), large=True)

@@ -1,4 +1,4 @@
-"""Files of Ray's cluster launcher: what holds for all of them, and how they are read.
+"""Files of Ray's cluster launcher: the rules for all of them, and how they are read.
 
 Each rule is a small function that finds one kind of mistake: one that would open the cluster to
 everybody, hang a search, or keep costing money.  `provider` combines rules.
@@ -45,14 +45,14 @@ Rule = Callable[[Config], Iterator[Mistake]]
 
 
 def node_types(config: Config) -> dict[str, dict[str, Any]]:
-    """The node types that a launcher file describes, those that are mappings."""
+    """Gets a launcher file's node types that are mappings."""
     kinds = get(config, "available_node_types")
     found = kinds.items() if isinstance(kinds, dict) else ()
     return {name: kind for name, kind in found if isinstance(kind, dict)}
 
 
 def node_configs(config: Config) -> Iterator[tuple[Key, dict[str, Any], bool]]:
-    """For each node type: the key of its node_config, the node_config, whether it is the head's."""
+    """Yields each node type's node_config: its key, its data, and whether it is the head's."""
     for name, kind in node_types(config).items():
         node = kind.get("node_config")
         if isinstance(node, dict):
@@ -63,7 +63,7 @@ def node_configs(config: Config) -> Iterator[tuple[Key, dict[str, Any], bool]]:
 def _provider_keys(
     needed: tuple[str, ...], optional: tuple[str, ...], config: Config
 ) -> Iterator[Mistake]:
-    """The keys of the `provider` section, which Ray's schema lets all pass."""
+    """Checks the keys of the `provider` section, which Ray's schema does not."""
     provider = config["provider"]
     known = (*_EVERY_PROVIDER, *needed, *optional)
     for name in provider:
@@ -76,7 +76,7 @@ def _provider_keys(
 
 
 def head_and_counts(config: Config) -> Iterator[Mistake]:
-    """The head's node type, and how many workers there may be."""
+    """Finds mistakes about the head's node type and the worker counts."""
     kinds, head, limit = node_types(config), config.get("head_node_type"), config.get("max_workers")
     if not kinds:
         rule = "is required, but is not given"
@@ -101,7 +101,7 @@ def head_and_counts(config: Config) -> Iterator[Mistake]:
 
 
 def stated_resources(config: Config) -> Iterator[Mistake]:
-    """The resources of each node type, which decide how many trials fit."""
+    """Finds node types without resources, which decide how many trials fit."""
     kinds = node_types(config)
     if config.get("head_node_type") not in kinds:
         return  # whose CPUs must be 0 is not known
@@ -120,7 +120,7 @@ def stated_resources(config: Config) -> Iterator[Mistake]:
 
 
 def _machines(schema: Schema | None, config: Config) -> Iterator[Mistake]:
-    """What is wrong with each node_config by the cloud's own schema, where it is at hand."""
+    """Checks each node_config by the cloud's own schema, if it is installed."""
     if schema is None:
         rule, remedy = "was not looked into", "pip install boto3 for that"
         yield Mistake(("available_node_types",), rule, remedy, serious=False)
@@ -130,7 +130,7 @@ def _machines(schema: Schema | None, config: Config) -> Iterator[Mistake]:
 
 
 def local_files(config: Config) -> Iterator[Mistake]:
-    """The files that Ray copies from this machine, with paths resolved as Ray resolves them."""
+    """Finds missing or private files that Ray would copy from this machine."""
     if not get(config, "auth", "ssh_user"):
         remedy = "add the user that may log in to the nodes"
         yield Mistake(("auth", "ssh_user"), "is required, but is not given", remedy)
@@ -155,12 +155,12 @@ def local_files(config: Config) -> Iterator[Mistake]:
 
 
 def _own(path: str, test: Callable[[str], bool]) -> bool:
-    """Tests a path on this machine as Ray resolves it; False for one that cannot exist."""
+    """Tests a path on this machine as Ray resolves it; False for an impossible path."""
     return test(os.path.expanduser(path))  # noqa: PTH111  (the `~` of an unknown user stays)
 
 
 def images(config: Config) -> Iterator[Mistake]:
-    """Images of Docker name a version."""
+    """Refuses Docker images without a version."""
     for name in ("image", "head_image", "worker_image"):
         image = get(config, "docker", name)
         if isinstance(image, str) and not pinned(image):
@@ -168,7 +168,7 @@ def images(config: Config) -> Iterator[Mistake]:
 
 
 def left_behind(by_default: bool, config: Config) -> Iterator[Mistake]:
-    """Machines that `ray down` would stop rather than delete: their disks keep costing money."""
+    """Refuses machines that `ray down` only stops: their disks keep costing money."""
     if get(config, "provider", "cache_stopped_nodes", default=by_default):
         key = ("provider", "cache_stopped_nodes")
         remedy = "set it to false: stopped machines go on costing their disks"
@@ -176,7 +176,7 @@ def left_behind(by_default: bool, config: Config) -> Iterator[Mistake]:
 
 
 def cloud_rules(*, keeps_stopped_machines: bool = True) -> tuple[Rule, ...]:
-    """The rules for every cloud; the argument is Ray's default for that cloud."""
+    """Returns the rules for every cloud; the argument is Ray's default for that cloud."""
     return (
         head_and_counts,
         stated_resources,
@@ -200,15 +200,15 @@ def provider(
     ends_by: str | None = None,
     stops_workers: bool = False,
 ) -> Provider:
-    """A provider of Ray's cluster launcher.
+    """Makes a provider of Ray's cluster launcher.
 
     Args:
         name: its `provider.type`.
         needed: the keys that its `provider` section must have.
         optional: those that it may have, besides the keys of every provider.
         rules: for its files; each finds all that it can.
-        nodes: the node types of a file in which no rule found a mistake.
-        machine: the cloud's own schema of a machine; it gives None where that is not at hand.
+        nodes: extracts the node types of a file without mistakes.
+        machine: gets the cloud's own schema of a machine; None if it is not installed.
         ends_by: see `Provider`.
         stops_workers: see `Provider`.
     """
@@ -243,7 +243,7 @@ def provider(
 
 
 def refuse(file: ClusterFile, names: Sequence[str]) -> NoReturn:
-    """Refuses a file that is of no provider among `names`.
+    """Refuses a file whose provider is not among `names`.
 
     Raises:
         ClusterError: always.
@@ -275,7 +275,7 @@ def _mistakes(
 
 
 def _ask_ray(path: Path, config: dict[str, Any]) -> None:
-    """Has Ray itself validate a file in which no rule found a mistake."""
+    """Lets Ray itself validate a file in which no rule found a mistake."""
     from click import ClickException  # noqa: PLC0415
     from jsonschema import ValidationError  # type: ignore[import-untyped, unused-ignore] # noqa: PLC0415
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415
@@ -291,7 +291,7 @@ def _ask_ray(path: Path, config: dict[str, Any]) -> None:
 
 
 def typed_nodes(is_spot: Callable[[Mapping[str, Any]], bool], config: Config) -> Iterator[NodeType]:
-    """The node types of a file that lists them; `is_spot` looks at a node_config."""
+    """Converts the file's node types; `is_spot` inspects a node_config."""
     limit = config.get("max_workers", 0)
     for name, kind in node_types(config).items():
         is_head = name == config["head_node_type"]

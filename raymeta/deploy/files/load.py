@@ -1,7 +1,8 @@
-"""Cluster files: read, and checked as deeply as can be known before a machine is paid for.
+"""Reads cluster files and checks all that can be checked before a machine is paid for.
 
-Every mistake is told at once, by file, line and key.  To add a kind of cluster, write a module with
-a `PROVIDER` and register it here; `tests/deploy/files/test_providers.py` holds it to the contract.
+All mistakes are reported at once, with file, line and key. To add a kind of cluster, write a module
+with a `PROVIDER` and register it here; `tests/deploy/files/test_providers.py` holds it to the
+contract.
 """
 
 from __future__ import annotations

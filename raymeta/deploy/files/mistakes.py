@@ -1,4 +1,4 @@
-"""Mistakes in cluster files: how nested data is searched for them, and how they are told."""
+"""Mistakes in cluster files: searching nested data for them, and reporting them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEANT = re.compile(r"did you mean (.+)\?")
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is wrong with a value: `key rule, but got found; remedy`."""
+    """A value that breaks a rule: `key rule, but got found; remedy`."""
 
     key: Key
     rule: str
@@ -32,14 +32,14 @@ class Mistake:
 
 
 def nearest(name: object, names: object) -> str:
-    """`; did you mean X?` if one of the names is spelt alike."""
+    """Returns `; did you mean X?` if one of the names has a similar spelling."""
     known = [str(other) for other in names] if isinstance(names, Sequence | Mapping | set) else []
     matches = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def get(data: object, *keys: str | int, default: Any = None) -> Any:
-    """The value at nested keys, or a default if one is missing."""
+    """Gets the value at nested keys, or a default if one is missing."""
     for key in keys:
         try:
             data = data[key]  # type: ignore[index]
@@ -49,7 +49,7 @@ def get(data: object, *keys: str | int, default: Any = None) -> Any:
 
 
 def leaves(data: object, at: Key = ()) -> Iterator[tuple[Key, object]]:
-    """Every single value in nested data, with its key."""
+    """Yields every leaf value in nested data, with its key."""
     match data:
         case Mapping():
             for key, value in data.items():
@@ -62,17 +62,17 @@ def leaves(data: object, at: Key = ()) -> Iterator[tuple[Key, object]]:
 
 
 def scalars(data: object, at: Key = ()) -> Iterator[tuple[Key, str]]:
-    """Every text in nested data, with its key."""
+    """Yields every text in nested data, with its key."""
     return ((key, value) for key, value in leaves(data, at) if isinstance(value, str))
 
 
 def prefixes(key: Key) -> Iterator[Key]:
-    """A key and the keys around it."""
+    """Yields a key and its enclosing keys."""
     return (key[:end] for end in range(1, len(key) + 1))
 
 
 def without(data: Any, keys: set[Key], at: Key = ()) -> Any:
-    """Nested data without the values at some keys."""
+    """Copies nested data without the values at some keys."""
     if isinstance(data, dict):
         return {k: without(v, keys, (*at, k)) for k, v in data.items() if (*at, k) not in keys}
     if isinstance(data, list):
@@ -83,13 +83,13 @@ def without(data: Any, keys: set[Key], at: Key = ()) -> Any:
 
 
 def dotted(key: Key) -> str:
-    """A key as messages show it: `workerGroupSpecs[0].template`."""
+    """Formats a key for messages: `workerGroupSpecs[0].template`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
     return text.removeprefix(".")
 
 
 def unfilled(text: str, data: object, told: set[str]) -> Iterator[Mistake]:
-    """Each remaining placeholder once, with its meaning from the comment at the top of the file.
+    """Yields each remaining placeholder once, with its meaning from the file's top comment.
 
     Args:
         text: of the file.
@@ -109,7 +109,7 @@ def unfilled(text: str, data: object, told: set[str]) -> Iterator[Mistake]:
 def report(
     path: Path, documents: Sequence[tuple[Mapping[Key, int], Sequence[Mistake], str]]
 ) -> tuple[str, ...]:
-    """The warnings about a file, in the order of its lines.
+    """Returns the warnings about a file, sorted by line.
 
     Args:
         path: of the file.
@@ -130,12 +130,12 @@ def report(
 
 
 def _groups(mistakes: Sequence[Mistake], lines: Mapping[Key, int]) -> list[list[Mistake]]:
-    """Mistakes by line, without those that follow from others; missing keys are grouped."""
+    """Sorts mistakes by line, drops those that follow from others, groups missing keys."""
     misspelt = {(*m.key[:-1], meant[1]) for m in mistakes if (meant := _MEANT.search(m.rule))}
     alike: dict[object, list[Mistake]] = {}
     for mistake in mistakes:
         if mistake.key in misspelt and mistake.found is NOTHING:
-            continue  # its misspelt form is reported
+            continue  # the misspelt form is reported
         # A placeholder breaks other rules too, but is reported only once.
         found = "" if mistake.found is NOTHING else str(mistake.found)
         if mistake.rule != _OPEN and PLACEHOLDER.search(found):
@@ -147,7 +147,7 @@ def _groups(mistakes: Sequence[Mistake], lines: Mapping[Key, int]) -> list[list[
 
 
 def _told(path: Path, mistakes: list[Mistake], line: int, prefix: str = "") -> str:
-    """`file, line N: key rule, but got value; remedy`, of one mistake or of several alike."""
+    """Formats mistakes of one kind: `file, line N: key rule, but got value; remedy`."""
     first = mistakes[0]
     at = f", line {line}" if line else ""
     got = "" if first.found is NOTHING else f", but got {shown(first.found)}"
@@ -156,6 +156,6 @@ def _told(path: Path, mistakes: list[Mistake], line: int, prefix: str = "") -> s
 
 
 def _line(mistake: Mistake, lines: Mapping[Key, int]) -> int:
-    """The line of a mistake's key, or of the nearest key around it; 0 where there is none."""
+    """Finds the line of a mistake's key or its nearest enclosing key; 0 if there is none."""
     near = (lines.get(mistake.key[:end]) for end in range(len(mistake.key), 0, -1))
     return next((number for number in near if number), 0)

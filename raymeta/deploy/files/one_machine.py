@@ -12,7 +12,7 @@ _MODULE = "raymeta.deploy.local_nodes.LocalNodes"
 
 
 def _module(config: Config) -> Iterator[Mistake]:
-    """The file names code of its own; only raymeta's is known here."""
+    """Refuses node-provider code other than raymeta's."""
     module = config["provider"].get("module")
     if module and module != _MODULE:
         rule = f"must be {_MODULE}{nearest(module, [_MODULE])}"

@@ -1,4 +1,4 @@
-"""The commands that start Ray on a cluster's nodes: token, addresses, ports, the runs' folder."""
+"""Checks the commands that start Ray on nodes: token, addresses, ports, runs folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Start:
 
 
 def ray_start(config: Config, side: str) -> Start | None:
-    """The `ray start` command of the head or the workers, with its environment variables.
+    """Finds the `ray start` command of the head or the workers, with its environment variables.
 
-    Ray runs each command in a new shell, so only two kinds of variables count: those that the same
-    command sets, and those in files that it sources (`. FILE`) and setup commands wrote.
+    Ray runs each command in a new shell, so only two kinds of variables count: those that the
+    command itself sets, and those in files written by setup commands that it sources (`. FILE`).
 
     Raises:
         ValueError: a quote is not closed.
@@ -47,7 +47,7 @@ def ray_start(config: Config, side: str) -> Start | None:
 
 
 def start_rules(config: Config) -> Iterator[Mistake]:
-    """Both `ray start`: token, addresses, ports, the folder of the runs."""
+    """Finds mistakes in both `ray start` commands: token, addresses, ports, runs folder."""
     starts: dict[str, Start] = {}
     for side, name in START.items():
         try:
@@ -68,7 +68,7 @@ def start_rules(config: Config) -> Iterator[Mistake]:
 
 
 def _secured(key: Key, variables: Mapping[str, str]) -> Iterator[Mistake]:
-    """The environment that every `ray start` needs."""
+    """Finds missing variables that every `ray start` needs."""
     mode, runs = variables.get(TOKEN, NOTHING), variables.get(RUNS_DIR, NOTHING)
     if mode != "token":
         rule = f"must set {TOKEN}=token before `ray start`"

@@ -1,4 +1,4 @@
-"""Rules that hold for clusters of several kinds."""
+"""Rules for several kinds of clusters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pinned(image: str) -> bool:
 
 
 def loopback(key: Key, flags: Mapping[str, str]) -> Iterator[Mistake]:
-    """The dashboard must listen only on the head's loopback."""
+    """Refuses a dashboard that listens beyond the head's loopback."""
     host = flags.get("dashboard-host", "127.0.0.1")
     if host not in ("127.0.0.1", "localhost"):
         remedy = "set it to 127.0.0.1; `ray dashboard` and `raymeta submit` tunnel to it"
@@ -35,6 +35,6 @@ _UNITS |= {f"{unit}i": 1024.0 ** (n + 1) for n, unit in enumerate("KMGTP")}
 
 
 def quantity(amount: object) -> float:
-    """A quantity of Kubernetes, such as 500m or 16Gi, as a number."""
+    """Converts a Kubernetes quantity, such as 500m or 16Gi, to a number."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?)([a-zA-Z]*)", str(amount))
     return float(match[1]) * _UNITS.get(match[2], 1.0) if match else 0.0

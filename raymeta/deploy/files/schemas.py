@@ -1,6 +1,6 @@
-"""JSON schemas for cluster files, and the wording of their errors.
+"""Checks cluster files by JSON schemas and words the errors.
 
-The schemas come from others: Ray's launcher (here), each cloud (in its module), KubeRay's CRDs.
+The schemas come from Ray's launcher (here), the clouds (in their modules) and KubeRay's CRDs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TYPES |= {"integer": "a whole number", "null": "null"}
 
 
 def by_schema(data: object, schema: Schema, at: Key = ()) -> Iterator[Mistake]:
-    """The mistakes that a JSON schema finds; a subschema may state a `remedy`."""
+    """Finds mistakes by a JSON schema; a subschema may state a `remedy`."""
     for error in Draft202012Validator(schema).iter_errors(data):
         key: Key = (*at, *error.absolute_path)
         want, found = error.validator_value, error.instance
@@ -66,7 +66,7 @@ def by_schema(data: object, schema: Schema, at: Key = ()) -> Iterator[Mistake]:
 
 
 def package_file(package: str, *parts: str) -> Path | None:
-    """A data file of an installed package, found without importing the package."""
+    """Finds a data file of an installed package without importing the package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -76,7 +76,7 @@ def package_file(package: str, *parts: str) -> Path | None:
 
 @lru_cache
 def launcher_schema() -> Schema:
-    """Ray's schema of a cluster file; here every list of commands is required."""
+    """Loads Ray's schema of a cluster file; raymeta also requires every list of commands."""
     path = package_file("ray", "autoscaler", "ray-schema.json")
     assert path is not None
     schema: Schema = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def launcher_schema() -> Schema:
 
 
 def crd_schema(version: Any) -> Schema | None:
-    """The schema of a version of a custom resource, with unknown keys refused; None without one."""
+    """Gets the schema of a custom resource's version, refusing unknown keys; None without one."""
 
     def strict(part: Any) -> Any:
         if isinstance(part, list):

@@ -1,4 +1,4 @@
-"""Shell commands of cluster files: their words, the variables that they set, their flags."""
+"""Parses shell commands of cluster files: words, variables, flags."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
 def assignments(words: Sequence[str]) -> dict[str, str]:
-    """The variables that shell words set."""
+    """Gets the variables that shell words set."""
     found = (_ASSIGNMENT.fullmatch(word) for word in words)
     return {match[1]: match[2] for match in found if match}
 
 
 def exports(words: Sequence[str]) -> dict[str, str]:
-    """The variables that a command inherits after some words: exported ones, or those before it."""
+    """Gets the variables that a command inherits: exported ones, and those set before it."""
     values: dict[str, str] = {}
     exported: set[str] = set()
     command: list[str] = []
@@ -34,7 +34,7 @@ def exports(words: Sequence[str]) -> dict[str, str]:
 
 
 def shell_words(command: str) -> list[str]:
-    """A command's words; `;`, `&&` and the like are separate words.
+    """Splits a command into words; `;`, `&&` and the like are separate words.
 
     Raises:
         ValueError: a quote is not closed.
@@ -50,7 +50,7 @@ _WRITTEN = re.compile(r"cat\s*>>?\s*(\S+)\s*<<-?\s*'?(\w+)'?\n(.*?)\n\s*\2\b", r
 
 
 def written_variables(commands: Sequence[object]) -> dict[str, dict[str, str]]:
-    """The variables that shell commands write to files, by file."""
+    """Gets the variables that shell commands write to files, by file."""
     files: dict[str, dict[str, str]] = {}
     for match in _WRITTEN.finditer("\n".join(map(str, commands))):
         for line in match[3].splitlines():
@@ -63,7 +63,7 @@ def written_variables(commands: Sequence[object]) -> dict[str, dict[str, str]]:
 
 
 def flags_of(words: Sequence[str]) -> dict[str, str]:
-    """The flags of a command, up to the next separator."""
+    """Parses a command's flags up to the next separator."""
     flags: dict[str, str] = {}
     name = ""
     for word in words:

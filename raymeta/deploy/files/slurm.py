@@ -77,7 +77,7 @@ class Script:
 
 
 def read_script(text: str) -> Script:
-    """A batch script's options for Slurm and its exports."""
+    """Parses a batch script's options for Slurm and its exports."""
     options: dict[str, str] = {}
     values: dict[str, str] = {}
     exported: set[str] = set()
@@ -122,7 +122,7 @@ def read_script(text: str) -> Script:
 
 
 def script_mistakes(script: Script) -> Iterator[Mistake]:
-    """All that is wrong with a batch script."""
+    """Finds the mistakes in a batch script."""
     yield from script.mistakes
     if not script.text.startswith("#!"):
         yield Mistake(("#!",), "is required, but is not given", "begin with #!/bin/bash")
@@ -191,7 +191,7 @@ def _read(file: ClusterFile) -> Cluster:
 
 
 def _gpus(options: dict[str, str]) -> re.Match[str] | None:
-    """The GPUs of a node: a count, or none for one; None where a script asks for no GPU."""
+    """Counts the GPUs of a node (no count means one); None if the script asks for no GPU."""
     if count := options.get("gpus-per-node"):
         return _GPUS.fullmatch(count)
     found = (_GRES.fullmatch(part) for part in options.get("gres", "").split(","))
@@ -199,7 +199,7 @@ def _gpus(options: dict[str, str]) -> re.Match[str] | None:
 
 
 def _expanded(text: str) -> str:
-    """A shell value expanded on this machine, whose environment Slurm's nodes share."""
+    """Expands a shell value on this machine, whose environment Slurm's nodes share."""
     default = re.fullmatch(r"\$\{(\w+):-(.*)\}", text)
     if default:
         text = os.environ.get(default[1]) or default[2]

@@ -1,8 +1,8 @@
-"""Searches as jobs of a Ray cluster: submitting, following, stopping and resuming them.
+"""Submits, follows, stops and resumes searches as jobs of a Ray cluster.
 
-A job is named like its run folder.  It takes along the resolved experiment, its data files unless
-they are at a URI, and this installation of raymeta, so driver and trials run the code that was
-tried on the laptop.  The driver runs on the cluster, so the laptop may disconnect.
+A job is named like its run folder. It carries the resolved experiment, its data files unless they
+are at a URI, and this installation of raymeta, so driver and trials run the laptop's code. The
+driver runs on the cluster, so the laptop may disconnect.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DRIVER = "raymeta.deploy.jobs.driver"
 _EXPERIMENT = "experiment.yaml"
 _PATIENCE_S = 30.0  # for a head to start, and for a job to end
 _RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while the head cannot be reached
-_MOST_NODES = 10_000  # the most that Ray lists
+_MOST_NODES = 10_000  # Ray's limit
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -53,9 +53,7 @@ class Job:
 
     job_id: str
     run: str
-    runs_dir: (
-        str  # as it was submitted: a folder on the cluster, a URI, or "" for the cluster's own
-    )
+    runs_dir: str  # as submitted: a folder on the cluster, a URI, or "" for the cluster's own
     status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
     message: str
     began: datetime
@@ -90,8 +88,8 @@ class Jobs:
 
         Args:
             experiment: resolved and checked.
-            runs_dir: a folder that all nodes share, or a URI; None for the cluster's own choice,
-                RAYMETA_RUNS_DIR in the environment of its head.
+            runs_dir: a folder that all nodes share, or a URI; None for RAYMETA_RUNS_DIR in the
+                head's environment.
             environment: variables for the driver, such as those of `job_environment`.
 
         Raises:
@@ -117,12 +115,12 @@ class Jobs:
 
         Args:
             run: its name.
-            runs_dir: where its folder is; None for where its last job had it.
+            runs_dir: where its folder is; None for the place that its last job used.
             environment: variables for the driver.
             trust: resumes the run folder of another user.
 
         Raises:
-            RunError: no run can have this name.
+            RunError: the name is not a valid run name.
             ClusterError: the driver is running, or the cluster cannot be reached.
         """
         check_run_name(run)
@@ -138,7 +136,7 @@ class Jobs:
         )
 
     def all(self) -> list[Job]:
-        """The jobs that raymeta submitted, the oldest first."""
+        """The jobs that raymeta submitted, oldest first."""
         with _as_cluster_errors(self.address):
             details = self._client.list_jobs()
         own = [d for d in details if d.submission_id and _is_own(d)]
@@ -147,7 +145,7 @@ class Jobs:
         return sorted((_job(d, lost) for d in own), key=lambda job: job.began)
 
     def _alive(self) -> set[str | None]:
-        """Ids of the live nodes, and None, the node of a driver that is still starting."""
+        """Gets the ids of live nodes, and None: the node of a driver that is still starting."""
         from ray.util.state import list_nodes  # noqa: PLC0415  (Ray takes a while)
 
         with _as_cluster_errors(self.address):
@@ -155,7 +153,7 @@ class Jobs:
         return {None, *(node.node_id for node in nodes if node.state == "ALIVE")}
 
     def find(self, run: str) -> Job:
-        """The latest job of a run.
+        """Finds the latest job of a run.
 
         Raises:
             ClusterError: there is none.
@@ -168,7 +166,7 @@ class Jobs:
         return found[-1]
 
     def log(self, job: Job) -> str:
-        """The driver's output so far."""
+        """Gets the driver's output so far."""
         with _as_cluster_errors(self.address):
             return str(self._client.get_job_logs(job.job_id))
 
@@ -306,7 +304,7 @@ def connect(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
 
 @contextmanager
 def _as_cluster_errors(address: str) -> Iterator[None]:
-    """Turns errors of Ray's client into one line for the user."""
+    """Turns errors of Ray's client into one-line messages."""
     from ray.exceptions import AuthenticationError  # noqa: PLC0415  (Ray takes a while)
     from ray.util.state.exception import RayStateApiException  # noqa: PLC0415
 
@@ -327,7 +325,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_own(details: JobDetails) -> bool:
-    """Whether raymeta has submitted a job; its run's name becomes a folder on this machine."""
+    """Whether raymeta submitted a job; its run's name will name a folder on this machine."""
     name = (details.metadata or {}).get("raymeta_run")
     if name is not None and not is_run_name(name):
         _log.error("the job %.80r names its run %.80r: ignored", details.submission_id, name)

@@ -1,9 +1,8 @@
-"""The folder of a run, brought from a cluster to this machine.
+"""Copies a run folder from a cluster to this machine.
 
-A cluster is not trusted with this machine's files: whoever may submit a job there chooses its
-metadata, its log and the contents of its run folder.  So the run's name is checked, the folder is
-the one that the job was submitted with, links are refused, and every file is written inside the
-target.
+The cluster is not trusted: anyone who may submit a job there controls the job's metadata, its log
+and its run folder. So the run's name is checked, the folder is the one given at submission, links
+are refused, and every file is written inside the target.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
     Args:
         jobs: of the cluster.
         run: its name.
-        target: where run folders are kept on this machine.
-        cluster: the cluster's file, where there is one.
+        target: the folder of run folders on this machine.
+        cluster: the cluster's file, if there is one.
 
     Raises:
         ClusterError: the run has no folder yet, cannot be read from here, or holds a link.
@@ -66,7 +65,7 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
 
 
 def _source(job: Job, log: str, cluster: Path | None) -> AnyPath:
-    """The run folder, as a path on the cluster or a URI.
+    """Finds the run folder, as a path on the cluster or a URI.
 
     The submission or the cluster file names it.  Only if both leave it to the head's environment is
     it taken from the log, to which any code of the job may write; it must end in the run's name.
@@ -109,7 +108,7 @@ def _copy(source: AnyPath, target: Path, cluster: Path | None) -> None:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copies a folder of plain files, and follows no link even if one appears meanwhile."""
+    """Copies a folder of plain files without following links, even new ones."""
     if source.is_symlink():
         raise ClusterError(f"{source}: is a link, which is not followed; nothing was fetched")
     for place, folders, files, descriptor in os.fwalk(source, follow_symlinks=False):
@@ -129,7 +128,7 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def _refuse_links(source: Path, copy: Path) -> None:
-    """Refuses a copied folder with anything but plain files and folders in it."""
+    """Refuses a copied folder that holds anything but plain files and folders."""
     for place, folders, files in os.walk(copy, followlinks=False):
         for name in (*folders, *files):
             mode = (Path(place) / name).lstat().st_mode

@@ -20,7 +20,7 @@ _TIMEOUT_S = 120
 
 
 def _visit(folder: AnyPath, word: bytes) -> str:
-    """Why this node cannot use the storage; empty if it can."""
+    """Tests the storage on this node; returns why it cannot be used, or an empty text."""
     try:
         if (folder / "driver").read_bytes() != word:
             return "it reads another file there: the folder is not shared"
@@ -31,7 +31,7 @@ def _visit(folder: AnyPath, word: bytes) -> str:
 
 
 def probe(runs_dir: str) -> list[tuple[str, str]]:
-    """The address of each live node, and why it cannot use the storage (empty if it can)."""
+    """Tests the storage on every live node: address -> why it cannot be used, or an empty text."""
     name = uuid.uuid4().hex
     folder, word = path_at(runs_dir).resolve() / f".raymeta-probe-{name}", name.encode()
     write_file(folder / "driver", word)

@@ -1,4 +1,4 @@
-"""A tunnel to a cluster's dashboard, for as long as it is needed."""
+"""Keeps an ssh tunnel to a cluster's dashboard open."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ raise SystemExit(subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL))
 
 @contextmanager
 def tunnel(cluster: Path) -> Iterator[str]:
-    """A way through ssh to the dashboard, which the head binds to its loopback.
+    """Opens an ssh tunnel to the dashboard, which the head binds to its loopback.
 
-    It is opened again when it was lost, as by a laptop that slept or a head that started anew.  It
-    ends with this process, however that ends.
+    A lost tunnel is reopened, such as after the laptop slept or the head restarted. The tunnel ends
+    with this process, however the process ends.
 
     Args:
         cluster: a file of Ray's cluster launcher.
@@ -114,15 +114,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Has SIGTERM and SIGHUP end this process as an exit does, `finally` blocks included."""
+    """Makes SIGTERM and SIGHUP exit this process normally, `finally` blocks included."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may have handlers
+        yield  # only the main thread can set handlers
         return
-    # `nohup` has SIGHUP ignored, which stays so.
+    # `nohup` ignores SIGHUP; keep that.
     handled = [s for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
 
     def leave(number: int, _: object) -> None:
-        for other in handled:  # none is to break off the cleaning up
+        for other in handled:  # do not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)
 
@@ -135,7 +135,7 @@ def _exit_on_signals() -> Iterator[None]:
 
 
 def _answers(port: int) -> bool:
-    """Whether a web server answers, be it with a refusal."""
+    """Whether a web server answers, even with an error."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")

@@ -91,7 +91,7 @@ class _Dilation:
     thresholds: Tensor  # [K, Q]
 
     def outputs(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolves `x` `[B, T, D]`, zero past its ends; and says which outputs count: `[B, K, T]`."""
+        """Convolves `x` `[B, T, D]`, zero past its ends; says which outputs count: `[B, K, T]`."""
         reach = KERNEL_SIZE // 2 * self.dilation
         # Rounded from float64, so that an output equal to a threshold stays equal in any batch.
         convolved = torch.nn.functional.conv1d(
