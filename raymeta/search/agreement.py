@@ -1,7 +1,7 @@
-"""Whether validation tells the trials of a search apart.
+"""Tests whether validation can distinguish the trials of a search.
 
-The best of many trials is the best by luck alone if another sample of validation tasks would rank
-them differently.  Each trial has a score on two halves of the validation's units; if the trials
+The best of many trials may be best by luck: another sample of validation tasks might rank them
+differently.  Each trial has a score on two halves of the validation's units; if the trials
 differ, both halves rank them alike (split-half reliability, Spearman 1910).
 """
 
@@ -15,13 +15,13 @@ from scipy.stats import permutation_test, rankdata
 
 from raymeta.search.trial_log import LoggedTrials
 
-FEWEST_TRIALS = 5  # with four, even a perfect agreement comes by chance once in 24 times
-LEVEL = 0.05  # of the test against chance
+FEWEST_TRIALS = 5  # with four trials, even perfect agreement has a chance of 1 in 24
+LEVEL = 0.05  # significance level
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the halves agree: Spearman's ρ over the finished trials.
+    """The agreement of the halves: Spearman's ρ over the finished trials.
 
     `p_value` is the probability that trials without any difference agree at least as much.
     """
@@ -32,12 +32,12 @@ class Agreement:
 
     @property
     def is_chance(self) -> bool:
-        """Whether the agreement may well be one of chance."""
+        """Whether the agreement may be due to chance."""
         return not self.p_value <= LEVEL
 
 
 def agreement(trials: LoggedTrials) -> Agreement | None:
-    """The agreement over the trials that used the full budget; None if none has scores of halves.
+    """Computes the agreement over trials that used the full budget; None without scores of halves.
 
     Trials that were stopped early are left out: both halves rank a short training last.
     """

@@ -24,7 +24,7 @@ def scheduler_of(
     Args:
         experiment: of the search.
         given: the experiment file's own point.
-        records: the trials of earlier sessions, which new ones are compared with.
+        records: trials of earlier sessions, with which new ones are compared.
     """
     search, budget = experiment.search, experiment.training.meta_steps
     if search.early_stopping == "none" or search.grace_steps >= budget:
@@ -43,7 +43,7 @@ def scheduler_of(
 
 
 class Asha(AsyncHyperBandScheduler):
-    """ASHA that trains the experiment file's own point to the full budget.
+    """ASHA that never stops the experiment file's own point.
 
     That point is the control: the tuned configuration is compared with it at equal budget.  A trial
     that goes on in another session keeps its name, and so its place in the rungs.
@@ -62,7 +62,7 @@ class Asha(AsyncHyperBandScheduler):
                 )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Takes up a trial."""
+        """Registers a trial."""
         super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -73,7 +73,7 @@ class Asha(AsyncHyperBandScheduler):
         return TrialScheduler.CONTINUE if given and unfinished else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """Takes up a trial's last result."""
+        """Records a trial's last result."""
         super().on_trial_complete(tune_controller, _named(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -82,5 +82,5 @@ class Asha(AsyncHyperBandScheduler):
 
 
 def _named(trial: Trial) -> SimpleNamespace:
-    """The trial by its name in the run; ASHA reads nothing else of it."""
+    """Wraps a trial to give it its name in the run; ASHA reads nothing else."""
     return SimpleNamespace(trial_id=own_id(trial))

@@ -1,4 +1,4 @@
-"""The Ax side of the search; while trials run, it does so in a process of its own."""
+"""The Ax side of the search, which runs in a process of its own during a search."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from raymeta.search.space import Point, Space
 from raymeta.search.transfer import SourceModel, best_points
 from raymeta.search.tried_points import TriedPoints
 
-_LABEL_SEM = 0.05  # of success and failure; inferred, noise would explain single failures away
-_REFUSED = "refused "  # points that were known to fail
-_MOST_REFUSED = 2  # proposals of the model, before a point near to the last one is drawn
-_AHEAD = "ahead "  # of proposals that no trial has taken up yet
+_LABEL_SEM = 0.05  # of success; inferred, it would explain away single failures
+_REFUSED = "refused "  # points known to fail
+_MOST_REFUSED = 2  # proposals of the model before a point near the last one is drawn
+_AHEAD = "ahead "  # trial_id prefix of proposals not yet issued to a trial
 _MANY_AT_ONCE = 16  # candidates, of which each is worth less care, since slots wait for them
 
 
@@ -55,9 +55,9 @@ class AxModel:
 
     By default the model is a `CategoricalGP` with the reported noise, and the acquisition function
     noisy expected improvement in its log form (Ament et al. 2023), for several objectives that of
-    the dominated hypervolume.  Values are made as normal as a power transform can make them (Yeo
-    and Johnson 2000): a Gaussian process takes a few huge values badly.  All that it knows it is
-    told as records: `propose` brings Ax up to date with those that have changed.
+    the dominated hypervolume.  A power transform makes values nearly normal (Yeo and Johnson 2000):
+    a Gaussian process copes badly with a few huge values.  Records are its only input: `propose`
+    updates Ax with the records that changed.
     """
 
     def __init__(
@@ -73,22 +73,22 @@ class AxModel:
         self.ax_space = AxSpace(space, settings)
         self._tried = TriedPoints(space)
         self._records = {f"earlier {i}": record for i, record in enumerate(earlier)}
-        self._open: tuple[int, Point] | None = None  # a proposal, until it is taken up
+        self._open: tuple[int, Point] | None = None  # a proposal not yet issued
         self._acquisition_search = dict(ACQUISITION_SEARCH)  # Ax reads it at each proposal
         self._sources = sources
         self._starts = best_points(sources, settings)
-        self._seconds: SecondsModel | None = None  # of the trials known by now
+        self._seconds: SecondsModel | None = None  # of the trials known so far
         self._start_over()
 
     def propose(self, changes: Mapping[str, TrialRecord]) -> Proposal | None:
         """Proposes a point, given all finished and running trials.
 
         Returns:
-            None when every point of a discrete space has been tried.  Where a library fails to fit
-            or optimise the model, a random point whose source is `fallback`, with the reason.
+            None when every point of a discrete space has been tried.  If a library fails to fit or
+            optimise the model: a random point with the source `fallback` and the reason.
 
         Raises:
-            SearchError: no point was found that is not known to fail.
+            SearchError: all points found are known to fail.
         """
         self.learn(changes)
         proposal = self._propose()
@@ -99,7 +99,7 @@ class AxModel:
             reasons.append(reason)
             if proposal.source != "bo" or len(reasons) > _MOST_REFUSED:
                 break
-            # To the model it has failed: that moves the next proposal away.
+            # Tell the model that it failed: that moves the next proposal away.
             refused = TrialRecord(proposal.point, proposal.source, "failed", reason=reason)
             self.learn({f"{_REFUSED}{len(self._records)}": refused})
             again = self._propose()
@@ -141,7 +141,7 @@ class AxModel:
                 gain = self._gain() if source == "bo" else None
         except (SearchSpaceExhausted, GenerationStrategyCompleted) as error:
             return self._draw(reason=brief(error, self.ax_space.own_text))
-        except Exception as error:  # four libraries raise whatever they like when a fit fails
+        except Exception as error:  # four libraries raise errors of any kind when a fit fails
             if is_raised_here(error):
                 raise
             self._discard()
@@ -151,7 +151,7 @@ class AxModel:
             self._discard()
             point = likelier
         elif point != proposed:
-            self._discard()  # Ax is told of the point that is tried, not of the one before rounding
+            self._discard()  # tell Ax the rounded point that is tried
             point = self._tried.made_feasible(point)
         if self._tried.is_discrete and point in self._tried:
             self._discard()
@@ -165,8 +165,8 @@ class AxModel:
         """Proposes points for several trials at once, each given the ones before.
 
         Returns:
-            Fewer than `count` when the space is exhausted or the model fails: the failure is the
-            last of them, since the rest would fail alike.
+            Fewer than `count` if the space is exhausted or the model fails; a failure comes last,
+            since further proposals would fail too.
         """
         quick = count >= _MANY_AT_ONCE
         self._acquisition_search.update(QUICK_SEARCH if quick else ACQUISITION_SEARCH)
@@ -181,7 +181,7 @@ class AxModel:
             if proposal.source == "fallback":
                 break
         if count > 1:
-            # Nobody knows whether they will be tried: to what comes next, they are not pending.
+            # They may never be tried: do not treat them as pending in later proposals.
             self.learn(
                 {
                     f"{_AHEAD}{number}": TrialRecord(proposal.point, proposal.source, "failed")
@@ -194,7 +194,7 @@ class AxModel:
         return found
 
     def learn(self, changes: Mapping[str, TrialRecord]) -> None:
-        """Takes up what has changed; a proposal that no trial has taken up is forgotten."""
+        """Updates Ax with changed records; forgets a proposal that was not issued."""
         reopened = False
         for trial_id, record in changes.items():
             before = self._records.get(trial_id)
@@ -209,7 +209,7 @@ class AxModel:
         self._discard()
 
     def statuses(self) -> dict[str, str]:
-        """Ax's own word on every trial, lower case, by Tune's trial_id."""
+        """Ax's own status of every trial, lower case, by Tune's trial_id."""
         if not self._indices:
             return {}
         table = self._client.summarize().set_index("trial_index")["trial_status"]
@@ -218,10 +218,10 @@ class AxModel:
         }
 
     def fitted(self) -> tuple[Experiment, Adapter]:
-        """Ax's experiment, and its model fitted to all that is known.
+        """Gets Ax's experiment, and its model fitted to all records.
 
         Raises:
-            SearchError: there is no model (Sobol, random), or a library cannot fit it.
+            SearchError: the search has no model (Sobol, random), or a library cannot fit it.
         """
         if (node := model_node(self._new_strategy())) is None:
             raise SearchError(f"method {self._settings.method} has no model")
@@ -240,7 +240,7 @@ class AxModel:
     # ------------------------------------------------------------------- within
 
     def _start_over(self) -> None:
-        """A new Ax experiment with all records."""
+        """Starts a new Ax experiment with all records."""
         settings, ax_space = self._settings, self.ax_space
         self._client = Client(random_seed=settings.seed)
         self._client.configure_experiment(
@@ -292,7 +292,7 @@ class AxModel:
                 self._client.attach_data(index, self._data(finals))
                 self._client.complete_trial(index)
             case "early_stopped":
-                # As what it is, beside the metric that is optimised: that one gets an estimate.
+                # Under a name of its own: the optimised metric gets an estimate.
                 seen = {
                     f"{self.ax_space.metrics[m]}_when_stopped": c[-1][1]
                     for m, c in record.curves(self._settings.metrics).items()
@@ -305,7 +305,7 @@ class AxModel:
                 self._client.mark_trial_abandoned(index)
 
     def _refresh_estimates(self) -> None:
-        """Tells Ax what stopped trials would have come to, as far as the others show it by now."""
+        """Tells Ax the estimated final values of stopped trials, where there are any."""
         if self._settings.curves == "ignore":
             return
         found = estimates(self._records, self._settings.metrics, self._noise_known)
@@ -315,7 +315,7 @@ class AxModel:
                 self._estimates[trial_id] = estimate
 
     def _refresh_feasibility(self) -> None:
-        """Tells Ax where trials have failed, as a bounded metric; nothing before the first failure.
+        """Tells Ax of failed trials by a bounded metric, from the first failure on.
 
         The acquisition function multiplies by the probability of feasibility (Gardner et al. 2014),
         here that of a Gaussian process on 0 and 1.
@@ -336,23 +336,23 @@ class AxModel:
                 self._told_feasible.add(trial_id)
 
     def _successes(self) -> dict[str, float]:
-        """By trial, 1 where it gave a value and 0 where it failed."""
+        """Maps each trial to 1 if it gave a value, and 0 if it failed."""
         return successes({i: r for i, r in self._records.items() if not i.startswith(_AHEAD)})
 
     def _likelier(self, point: Point) -> Point | None:
-        """A point to try in place of one that is likely to fail; None where there is none."""
+        """Finds a point to replace one that is likely to fail; None if there is none."""
         labels = [(self._records[i].point, value) for i, value in self._successes().items()]
         return likelier_to_succeed(self._space, labels, point, self._tried, self._rng)
 
     def _gain(self) -> float | None:
-        """The model's bound on what is still to gain, where the search may end by it."""
+        """Computes the model's bound on the remaining gain if the search may end by it."""
         if self._settings.stop_when_gain_below is None:
             return None
         bound = gain_bound(fitted_adapter(self._generation_strategy), self._acquisition_search)
         return bound if math.isfinite(bound) else None
 
     def _log_seconds(self) -> Callable[[Tensor], Tensor]:
-        """The expected logarithms of the seconds of points, from all trials known by then."""
+        """Predicts the log duration of points in seconds from all trials known so far."""
 
         def log_seconds(points: Tensor) -> Tensor:
             if self._seconds is None:
@@ -368,7 +368,7 @@ class AxModel:
         return SecondsModel(fitted_adapter(self._generation_strategy), known, points)
 
     def _source_models(self) -> Callable[[], list[SourceModel]]:
-        """The models of the earlier searches, fitted when they are needed first."""
+        """Gets the models of earlier searches, fitted at first use."""
         found: list[SourceModel] = []
 
         def models() -> list[SourceModel]:
@@ -381,19 +381,19 @@ class AxModel:
         return models
 
     def _data(self, values: Mapping[str, tuple[float, float | None]]) -> dict[str, Any]:
-        """As Ax takes it: with the standard error where all trials have one."""
+        """Converts an observation for Ax, with its standard error if all trials have one."""
         return {
             self.ax_space.metrics[metric]: (mean, sem) if metric in self._noise_known else mean
             for metric, (mean, sem) in values.items()
         }
 
     def _discard(self) -> None:
-        """A point that nobody tries is not pending: of Ax's endings, `failed` alone says so."""
+        """Marks a point that is not tried as `failed`: Ax treats any other status as pending."""
         if self._open is not None:
             self._client.mark_trial_failed(self._open[0], "was not tried")
             self._open = None
 
     def _draw(self, source: Source = "random", reason: str = "") -> Proposal | None:
-        """Draws a random point; from a discrete space an untried one, None if there is none."""
+        """Draws a random point; in a discrete space an untried one, or None."""
         point = self._tried.draw_untried(self._rng)
         return None if point is None else Proposal(point, source, reason)

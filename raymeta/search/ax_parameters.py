@@ -1,9 +1,9 @@
-"""Search spaces and metrics in Ax's terms.
+"""Translates search spaces and metrics into Ax's terms.
 
-Three habits of Ax make a translation necessary.  It reads names as formulas, so that `f-score` is a
-difference and `beta` a function: it gets names of ours.  It lists every value of an integer range:
-it gets wide ones as ranges of real numbers, which are rounded here.  And it refuses ranges narrower
-than 1.5e-5, and overflows in huge ones: it gets those as fractions of the range.
+Three properties of Ax require this. It parses names as formulas, so that `f-score` is a difference
+and `beta` a function: it gets generated names. It enumerates integer ranges: wide ones become
+ranges of real numbers, rounded here. It refuses ranges narrower than 1.5e-5 and overflows in huge
+ones: those become fractions of the range.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from raymeta.experiment.parameter import Parameter
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
 
-MOST_LISTED = 1_000  # values of an integer range that Ax may list
-_MOST_STEPS = 64  # of a range that is an ordered choice to Ax; with more, it is a range
+MOST_LISTED = 1_000  # most values of an integer range that Ax enumerates
+_MOST_STEPS = 64  # most values of a range that Ax gets as an ordered choice
 _NARROWEST = 100 * EPS  # of a range that Ax takes
 _WIDEST = 1e100  # with wider ones the squares of Ax's constraints and distances overflow
-_LEAST_FEASIBLE = 0.9  # nearer to 1, the search keeps further away from failed trials
-_PREFIX = "raymeta_"  # so that our names are found in Ax's texts
+_LEAST_FEASIBLE = 0.9  # a value nearer to 1 keeps the search further away from failed trials
+_PREFIX = "raymeta_"  # lets generated names be found in Ax's texts
 FEASIBLE = f"{_PREFIX}feasible"  # a metric: 1 where a trial gave a value, 0 where it failed
 _INTERNAL = re.compile(rf"{_PREFIX}[pm]\d+")
 
@@ -51,7 +51,7 @@ class AxSpace:
 
     @property
     def parameters(self) -> list[RangeParameterConfig | ChoiceParameterConfig]:
-        """The parameters as Ax takes them, conditional ones in every point.
+        """The parameters for Ax; conditional ones are in every point.
 
         Ax's own conditions allow one value of the parent only, and its model fills in what is
         missing.
@@ -78,7 +78,7 @@ class AxSpace:
 
     @property
     def objective(self) -> str:
-        """The objectives as Ax's formula."""
+        """The objectives as a formula for Ax."""
         signs = {"max": "", "min": "-"}
         return ", ".join(
             f"{signs[mode]}{self.metrics[name]}" for name, mode in self._settings.objectives
@@ -86,7 +86,7 @@ class AxSpace:
 
     @property
     def outcome_constraints(self) -> list[str]:
-        """The bounds on metrics as Ax's formulas."""
+        """The bounds on metrics as formulas for Ax."""
         return [
             f"{self.metrics[bound.metric]} {bound.relation} {bound.value!r}"
             for bound in self._settings.outcome_bounds
@@ -102,26 +102,26 @@ class AxSpace:
         return next(ax for ax, parameter in self._parameters.items() if parameter.own.name == name)
 
     def to_ax(self, point: Point) -> dict[str, Any]:
-        """A point in Ax's terms; parameters that it lacks get a fixed value."""
+        """Converts a point for Ax; missing parameters get a fixed value."""
         return {
             name: parameter.to_ax(point.get(parameter.own.name, parameter.own.first))
             for name, parameter in self._parameters.items()
         }
 
     def from_ax(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Ax's values by our names, neither rounded nor without those that do not exist."""
+        """Renames Ax's values; neither rounds them nor drops inactive parameters."""
         return {
             parameter.own.name: parameter.from_ax(values[name])
             for name, parameter in self._parameters.items()
         }
 
     def own_text(self, text: str) -> str:
-        """A text of Ax's with our names in place of Ax's."""
+        """Replaces Ax's names in a text by the search's own."""
         return _INTERNAL.sub(lambda match: self._own_names.get(match[0], match[0]), text)
 
 
 class AxParameter:
-    """One parameter in Ax's terms.
+    """One parameter as Ax sees it.
 
     Where Ax searches fractions of the range, a value is `offset + scale * fraction`, or its
     logarithm is; otherwise the two are 0 and 1.
@@ -158,7 +158,7 @@ class AxParameter:
         )
 
     def to_ax(self, value: Any) -> Any:
-        """A value as Ax takes it."""
+        """Converts a value for Ax."""
         value = self.own.exact(value)
         if not self._is_float:
             return float(value) if _holds_floats(self._choices) else value
@@ -168,7 +168,7 @@ class AxParameter:
         return min(max((at - self.offset) / self.scale, 0.0), 1.0)
 
     def from_ax(self, value: Any) -> Any:
-        """A value of Ax's as ours, not rounded to the parameter's steps."""
+        """Converts a value from Ax, without rounding to the parameter's steps."""
         value = value.item() if hasattr(value, "item") else value
         if self.own.choices is not None:
             return self.own.exact(value)
@@ -179,7 +179,7 @@ class AxParameter:
 
 
 def _choices(parameter: Parameter) -> list[Any] | None:
-    """The values of a parameter that is a choice to Ax; None where it is a range."""
+    """Lists the values of a parameter that Ax gets as a choice; None for a range."""
     if parameter.choices is not None:
         values = list(parameter.choices)
         return list(map(float, values)) if _holds_floats(values) else values
@@ -192,7 +192,7 @@ def _holds_floats(values: list[Any] | None) -> bool:
 
 
 def _are_too_close(values: list[Any]) -> bool:
-    """Whether two numbers are as good as equal: their logarithms, which Ax may take, are equal."""
+    """Whether two numbers have equal logarithms, which Ax may take."""
     numbers = sorted(float(value) for value in values)
     return any(math.isclose(low, high, rel_tol=1e-9) for low, high in pairwise(numbers))
 

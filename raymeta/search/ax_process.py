@@ -1,4 +1,4 @@
-"""Ax in a process of its own, so that no model is ever fitted on Tune's event loop."""
+"""Runs Ax in a process of its own, so that no model is fitted on Tune's event loop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raymeta.search.records import Proposal, TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
-_MOST_LOSSES = 3  # of the process in a row, before the search gives up
+_MOST_LOSSES = 3  # losses of the process in a row that end the search
 
 
 def session_id() -> str:
-    """Names the Ray session that this driver is connected to; another session has another name."""
+    """A unique name of the Ray session that this driver is connected to."""
     context = ray.get_runtime_context()
     return f"{context.get_node_id()} {context.get_job_id()}"
 
@@ -27,12 +27,12 @@ class AxProcess:
     """A `Proposer` that keeps an `AxModel` in a Ray actor up to date with the records.
 
     Each call to the actor carries the records that changed since the last call.  The records are
-    the whole state, so a lost actor is replaced by one that is told all of them.
+    the whole state, so a new actor with all records replaces a lost one.
 
     Args:
         space: the search space.
         settings: of the search.
-        records: all trials of the search; the caller changes them and says so by `changed`.
+        records: all trials of the search; the caller changes them and calls `changed`.
         more: further arguments of `AxModel`.
     """
 
@@ -51,7 +51,7 @@ class AxProcess:
         self._num_losses = 0  # in a row
 
     def changed(self, trial_id: str) -> None:
-        """Has the next call carry this trial's record."""
+        """Sends this trial's record with the next call."""
         self._unsent.add(trial_id)
 
     @property
@@ -64,7 +64,7 @@ class AxProcess:
         self._pending = self._call("propose_several", self._changes(), count)
 
     def poll(self) -> list[Proposal] | None:
-        """The proposals requested last, empty if the space is exhausted; None if not ready.
+        """Gets the proposals requested last, empty if the space is exhausted; None if not ready.
 
         Raises:
             SearchError: Ax refuses the search, or its process was lost too often.
@@ -94,13 +94,13 @@ class AxProcess:
         return {trial_id: word for trial_id, word in statuses.items() if trial_id in self._records}
 
     def _changes(self) -> dict[str, TrialRecord]:
-        """The records that changed since the last call."""
+        """Takes the records that changed since the last call."""
         changes = {i: record for i, record in self._records.items() if i in self._unsent}
         self._unsent.clear()
         return changes
 
     def _call(self, method: str, *args: Any) -> Any:
-        """Calls the actor, which it starts if need be; returns a Ray reference."""
+        """Calls the actor, starting it if necessary; returns a Ray reference."""
         if self._actor is None:
             self._actor = ray.remote(_AxActor).options(num_cpus=0).remote(*self._arguments)
         return self._actor.call.remote(method, *args)

@@ -1,4 +1,4 @@
-"""What Ax does at each step of a search: quasi-random points, then a model and its acquisition."""
+"""Builds Ax's generation strategy: quasi-random points, then a model with its acquisition."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from raymeta.search.settings import SearchSettings, least_completed
 from raymeta.search.space import Space
 from raymeta.search.transfer import SourceModel, TransferGP
 
-# More starts than these found no better points, only later.
+# More restarts took longer and found no better points.
 ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}  # with dozens of pending points
-_MANY_PARAMETERS = 20  # from here on few of them matter, as a rule: SAAS's assumption
+_MANY_PARAMETERS = 20  # from here on SAAS's assumption usually holds: few parameters matter
 
 
 class _WithFailures(DataLoaderConfig):
-    """Lets the model see the data of failed trials: that they failed."""
+    """An adapter that shows the model failed trials, with the success metric 0."""
 
     @property
     def statuses_to_fit(self) -> set[TrialStatus]:
@@ -48,14 +48,14 @@ def strategy_of(
     log_seconds: Callable[[Tensor], Tensor],
     sources: Callable[[], Sequence[SourceModel]] | None,
 ) -> GenerationStrategy:
-    """Ax's strategy for a search.
+    """Builds Ax's strategy for a search.
 
     Args:
         space: the search space.
         settings: of the search.
-        num_known: trials that Ax is told of at its start.
-        acquisition_search: options of the search for the best point; Ax reads them each time.
-        log_seconds: the expected logarithms of the seconds of points, as the model sees them.
+        num_known: trials attached at the start.
+        acquisition_search: options of the acquisition's optimiser; Ax reads them at each proposal.
+        log_seconds: predicts the log duration of points in the model's space.
         sources: the models of earlier searches; None without any.
     """
     saas = settings.model == "saas" or (
@@ -82,7 +82,7 @@ def strategy_of(
         GenerationStrategyDispatchStruct(
             method="random_search" if is_random else "custom",
             initialization_budget=settings.num_sobol,
-            # A search that goes on after a restart needs Sobol points it has not seen.
+            # A search that continues after a restart needs new Sobol points.
             initialization_random_seed=settings.seed + num_known,
             min_observed_initialization_trials=least_completed(settings.num_sobol),
             initialize_with_center=False,
@@ -96,26 +96,26 @@ def strategy_of(
     node = model_node(strategy)
     if node is None:
         return strategy
-    for spec in node.generator_specs:  # there is no other way to these options
+    for spec in node.generator_specs:  # Ax has no other way to pass these options
         spec.generator_kwargs["fit_tracking_metrics"] = False
-        # SAAS has no kernel for unordered choices: it gets a column of each value.
+        # SAAS has no kernel for unordered choices: each value gets a column.
         inputs = MBM_X_trans if saas else Mixed_transforms
         spec.generator_kwargs["transforms"] = [*inputs, *Y_trans, PowerTransformY]
         gen_options: dict[str, Any] = {"optimizer_kwargs": acquisition_search}
         if acquisition is not None and acquisition.needs_seconds:
-            # A function, and not a model: Ax copies everything else.
+            # Pass a function, not a model: Ax would copy the model.
             gen_options["acquisition_function_kwargs"] = {"log_seconds": log_seconds}
         spec.generator_gen_kwargs["model_gen_options"] = gen_options
     return strategy
 
 
 def model_node(strategy: GenerationStrategy) -> GenerationNode | None:
-    """The part of a strategy that has a model; None where there is none."""
+    """Finds the strategy's node with a model; None without one."""
     return next((node for node in strategy._nodes if node.name == "MBM"), None)  # noqa: SLF001
 
 
 def fitted_adapter(strategy: GenerationStrategy) -> TorchAdapter:
-    """The model of a strategy that has one, as it was last fitted."""
+    """Gets the last fitted model of a strategy that has one."""
     node = model_node(strategy)
     assert node is not None
     adapter = node.generator_specs[0].fitted_adapter
@@ -124,10 +124,10 @@ def fitted_adapter(strategy: GenerationStrategy) -> TorchAdapter:
 
 
 def show_failures(strategy: GenerationStrategy, ax_space: AxSpace) -> None:
-    """Lets the model of a strategy see failed trials, of which 0 and 1 say that they failed."""
+    """Makes a strategy's model see failed trials through the success metric (0 or 1)."""
     node = model_node(strategy)
     for spec in node.generator_specs if node is not None else ():
         spec.generator_kwargs["data_loader_config"] = _WithFailures()
-        # No power transform makes 0 and 1 normal: their noise becomes infinite.
+        # A power transform of 0 and 1 makes their noise infinite: leave it out.
         metrics = list(ax_space.metrics.values())
         spec.generator_kwargs["transform_configs"] = {"PowerTransformY": {"metrics": metrics}}

@@ -1,7 +1,7 @@
-"""The queue of candidates: when to request new ones, and which one a free trial slot gets.
+"""The queue of candidates: decides when to request new ones and which one a free slot gets.
 
-It knows neither Ray nor Ax: a `Proposer` prepares the proposals elsewhere, and a clock measures
-how long trials and proposals take.
+It uses neither Ray nor Ax: a `Proposer` prepares proposals elsewhere, and a clock measures the
+durations of trials and proposals.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from raymeta.search.space import Point
 # Longest wait for a fresh candidate, as a fraction of a trial's duration divided by the number of
 # slots.  Where the model takes longer, candidates are prepared ahead and may be one result behind.
 PATIENCE = 0.25
-# With more slots than this, one result more matters little and no slot waits: a stock of as many
-# candidates is kept.  (Tune keeps one idle actor and ends the other actors that wait.)
+# With more slots than this, one more result matters little and no slot waits: the queue keeps this
+# many candidates in stock.  (Tune keeps one idle actor and ends the other actors that wait.)
 FEW_SLOTS = 3
-MOST_STOCK = 64  # a stock is proposed at once, so a larger one would be of an older model
-MOST_FALLBACKS = 3  # in a row, before the search stops
+MOST_STOCK = 64  # the stock is proposed at once: a larger one would age more
+MOST_FALLBACKS = 3  # fallbacks in a row that end the search
 _SMOOTHING = 0.3  # weight of the latest duration in the running means
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Candidate:
 
     @property
     def point(self) -> Point:
-        """What it proposes to try."""
+        """The proposed point."""
         return self.proposal.point
 
 
@@ -58,7 +58,7 @@ class Proposer(Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request has neither been answered nor been lost."""
+        """Whether a request is pending."""
 
 
 class CandidateQueue:
@@ -66,10 +66,10 @@ class CandidateQueue:
 
     Args:
         settings: of the search.
-        records: all trials of the search; the caller keeps it up to date.
-        given: points to issue first; the caller sees in it which are left.
+        records: all trials of the search; the caller updates it.
+        given: points to issue first; issued ones are removed.
         proposer: prepares all other points.
-        is_exhausted: there are no other points.
+        is_exhausted: whether `given` holds the only points.
         clock: tells the time in seconds.
     """
 
@@ -85,13 +85,13 @@ class CandidateQueue:
     ) -> None:
         self._settings, self._records, self._given = settings, records, given
         self._proposer, self._clock = proposer, clock
-        self.is_exhausted = is_exhausted  # every point of a discrete space was tried
-        self.num_passed_over = 0  # points known to fail, in whose place others were proposed
-        self.num_fallbacks = 0  # random points that stood in for the model's
+        self.is_exhausted = is_exhausted  # all points of a discrete space were tried
+        self.num_passed_over = 0  # points known to fail that others replaced
+        self.num_fallbacks = 0  # random points that replaced the model's
         self.gain: float | None = None  # the model's latest bound on what is still to gain
         self._fallbacks_in_a_row = 0
         self._next: Candidate | None = None
-        self._stock: list[Candidate] = []  # for slots that would wait too long for a newer one
+        self._stock: list[Candidate] = []  # for slots that cannot wait for a newer one
         self._waiting_since: float | None = None
         self._requested_at: float | None = None  # the latest request
         self._requested = (0, 0)  # trials ended and candidates issued then
@@ -105,7 +105,7 @@ class CandidateQueue:
     # ------------------------------------------------------------------- the searcher's calls
 
     def suggest(self) -> Proposal | None:
-        """A point for a free slot; None if the slot has to wait, or the space is exhausted.
+        """Gets a point for a free slot; None if the slot must wait or the space is exhausted.
 
         Raises:
             SearchError: the model failed too often in a row.
@@ -122,14 +122,14 @@ class CandidateQueue:
         return self._issue(candidate.proposal)
 
     def start(self, trial_id: str) -> None:
-        """Notes that a trial tries the candidate issued last; its record exists by now."""
+        """Registers the trial of the candidate issued last; its record already exists."""
         self._started_at[trial_id] = self._clock()
         self._num_slots = max(self._num_slots, len(self._started_at))
         if self.prepares_ahead():
             self._request()
 
     def end(self, trial_id: str) -> None:
-        """Notes that a trial ended; its record says how."""
+        """Registers the end of a trial; its record has the status."""
         self._num_ended += 1
         started_at = self._started_at.pop(trial_id, None)
         if started_at is not None:
@@ -138,7 +138,7 @@ class CandidateQueue:
             self._request()  # a slot is free now, or will be soon
 
     def forget(self, trial_id: str) -> None:
-        """Frees the slot of a trial that nobody runs any more, and requests nothing for it."""
+        """Frees the slot of an abandoned trial without requesting a candidate."""
         self._num_ended += 1
         self._started_at.pop(trial_id, None)
 
@@ -158,7 +158,7 @@ class CandidateQueue:
         return proposal
 
     def _choose(self) -> Candidate | None:
-        """The candidate for a free slot; None if the slot has to wait."""
+        """Chooses the candidate for a free slot; None if the slot must wait."""
         if self._next is not None and not self._is_usable(self._next):
             self._next = None
         self._stock = [stocked for stocked in self._stock if self._is_usable(stocked)]
@@ -171,14 +171,14 @@ class CandidateQueue:
         return self._stock.pop(0) if self._stock else None
 
     def _is_usable(self, candidate: Candidate) -> bool:
-        """Whether its point neither failed nor was issued after the candidate was requested."""
+        """Whether the point neither failed nor was issued since the request."""
         if candidate.point in self._issued[candidate.num_issued :]:
             return False
         failed = (r.point for r in self._records.values() if r.status == "failed")
         return candidate.point not in failed
 
     def _is_fresh_enough(self, candidate: Candidate) -> bool:
-        """Whether to issue it although a newer candidate might know of more results."""
+        """Whether to issue it even if a newer candidate could use more results."""
         if not self._is_behind(candidate):
             return True
         if self._num_slots > FEW_SLOTS or self._is_model_slow():
@@ -188,7 +188,7 @@ class CandidateQueue:
         return self._clock() - self._waiting_since > self._patience_s()
 
     def _is_behind(self, candidate: Candidate) -> bool:
-        """Whether a newer candidate would know of more results: never before there is a model."""
+        """Whether a newer candidate could use more results; never before the model takes over."""
         return candidate.num_ended < self._num_ended and self._has_model()
 
     def _has_model(self) -> bool:
@@ -220,7 +220,7 @@ class CandidateQueue:
         self._proposer.request(self._full_stock() if is_low else 1)
 
     def _is_stock_low(self) -> bool:
-        """Whether to renew the stock; half of it is left for the time that this takes."""
+        """Whether to renew the stock; half of it covers the time until new ones are ready."""
         if len(self._stock) <= self._full_stock() // 2:
             return True
         first = self._stock[0]
@@ -231,7 +231,7 @@ class CandidateQueue:
         return min(self._num_slots, MOST_STOCK)
 
     def _collect(self) -> None:
-        """Takes up proposals that are ready."""
+        """Collects ready proposals."""
         proposals = self._proposer.poll()
         if proposals is None:
             return
@@ -245,8 +245,8 @@ class CandidateQueue:
             self._model_seconds = _mean(self._model_seconds, seconds)
         self.gain = proposals[0].gain
         found = [Candidate(proposal, *self._requested) for proposal in proposals]
-        # Candidates issued meanwhile are unknown to these; the first of these stand for the same
-        # points in all but name.
+        # These proposals ignore candidates issued meanwhile; the first ones are nearly the same
+        # points.
         num_missed = len(self._issued) - self._requested[1]
         usable = [candidate for candidate in found if self._is_usable(candidate)]
         found = usable[max(0, num_missed - (len(found) - len(usable))) :]
@@ -259,7 +259,7 @@ class CandidateQueue:
             self._request()
 
     def _tell_passed_over(self, proposals: Sequence[Proposal]) -> None:
-        """Says which points were known to fail, less often as their number grows."""
+        """Logs the points known to fail, less often as their number grows."""
         for reason in filter(None, (proposal.passed_over for proposal in proposals)):
             self.num_passed_over += 1
             count = self.num_passed_over
@@ -272,7 +272,7 @@ class CandidateQueue:
                 )
 
     def _count_fallbacks(self, proposals: Sequence[Proposal]) -> None:
-        """Warns at the first proposal that the model failed to make, and stops after some."""
+        """Warns when the model first fails to propose; ends the search after several failures."""
         for proposal in proposals:
             if proposal.source != "fallback":
                 self._fallbacks_in_a_row = 0
@@ -295,5 +295,5 @@ class CandidateQueue:
 
 
 def _mean(before: float | None, latest: float) -> float:
-    """A running mean."""
+    """Updates a running mean."""
     return latest if before is None else before + _SMOOTHING * (latest - before)

@@ -1,4 +1,4 @@
-"""The Gaussian process of the search: BoTorch's, and a kernel for choices that have no order."""
+"""The Gaussian process of the search: BoTorch's, with a kernel for unordered choices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpytorch.likelihoods import Likelihood
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-PRIOR_STD = math.sqrt(3)  # of a length scale's logarithm, as in BoTorch's kernel for numbers
+PRIOR_STD = math.sqrt(3)  # of a log length scale, as in BoTorch's kernel for numbers
 LEAST_LENGTHSCALE = 0.025
 
 
@@ -82,18 +82,18 @@ class CategoricalGP(SingleTaskGP):
         categorical_features: Sequence[int] = (),
         likelihood: Likelihood | None = None,
     ) -> dict[str, Any]:
-        """What the constructor takes, from what Ax has."""
+        """Builds the constructor's arguments from Ax's."""
         inputs: dict[str, Any] = super().construct_inputs(training_data=training_data)
         return {**inputs, "cat_dims": list(categorical_features), "likelihood": likelihood}
 
 
 def mean_of_log_lengthscales(num_numbers: int) -> float:
-    """The prior's, over numbers (Hvarfner et al. 2024, as BoTorch has it)."""
+    """The prior's mean log length scale for numbers (Hvarfner et al. 2024, as in BoTorch)."""
     return math.sqrt(2) + 0.5 * math.log(max(num_numbers, 1))
 
 
 def _kernel_of_choices(dims: Sequence[int], batch: torch.Size) -> Kernel:
-    """With length scale 1, two points that differ in every choice have the correlation exp(-1)."""
+    """Makes the kernel of choices: exp(-1) between points that differ in all, at scale 1."""
     return CategoricalKernel(
         batch_shape=batch,
         ard_num_dims=len(dims),

@@ -1,4 +1,4 @@
-"""Linear constraints between parameters: reading them, and finding out whether they can hold."""
+"""Linear constraints between parameters: parsing, and testing their feasibility."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raymeta.experiment.parameter import Parameter
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _ANY_NAME = r"[^\W\d][\w./]*"
 _BOUND = re.compile(rf"\s*(<=|>=)\s*([+-]?{NUMBER})\s*")
-_SHRINK = 1e-7  # relative; the solver may break a bound by as much
-_MUCH_NARROWER = 0.1  # of a range; below, it is cut
+_SHRINK = 1e-7  # relative tolerance: the solver may break a bound by as much
+_MUCH_NARROWER = 0.1  # smallest fraction of a range that is not cut
 _INFEASIBLE = 2  # scipy's status
 
 
 @dataclass(frozen=True)
 class LinearConstraint:
-    """Σ weight · parameter ≤ bound; `text` is what the user wrote."""
+    """Σ weight · parameter ≤ bound; `text` is the user's text."""
 
     text: str
     weights: Mapping[str, float]
@@ -58,7 +58,7 @@ class LinearConstraint:
         return cls(text, {name: sign * weight for name, weight in weights.items()}, sign * bound)
 
     def holds(self, point: Mapping[str, Any]) -> bool:
-        """Whether it holds at a point, rounding errors aside."""
+        """Whether a point satisfies the constraint, up to rounding errors."""
         total = sum(weight * point[name] for name, weight in self.weights.items())
         return bool(total <= self.bound + 1e-9 * (1 + abs(self.bound)))
 
@@ -68,7 +68,7 @@ def _longest_first(names: Collection[str]) -> Iterator[str]:
 
 
 def _read(text: str, names: str) -> tuple[dict[str, float], float, int]:
-    """Weights, bound and the sign that makes it a `<=`; ValueError where it is not linear."""
+    """Parses weights, bound and the sign that makes it a `<=`; ValueError if it is not linear."""
     if not names:
         raise ValueError(text)
     term = re.compile(
@@ -97,7 +97,7 @@ def check_feasible(
     if not constraints or _is_feasible(parameters, constraints):
         return
     conflict = list(constraints)
-    for constraint in constraints:  # what is left after this is infeasible, and no part of it is
+    for constraint in constraints:  # the rest is jointly infeasible, but no part of it is
         rest = [other for other in conflict if other is not constraint]
         if rest and not _is_feasible(parameters, rest):
             conflict = rest
@@ -182,7 +182,7 @@ def _solve(
 def box(
     parameters: Sequence[Parameter], constraints: Sequence[LinearConstraint]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of ranges, moved to where the constraints leave hardly anything of a range."""
+    """Narrows the ends of ranges of which the constraints leave little."""
     from scipy.optimize import Bounds, milp  # noqa: PLC0415  (as in `_solve`)
     from scipy.optimize import LinearConstraint as Rows  # noqa: PLC0415
 
@@ -213,13 +213,13 @@ def box(
 def matrix(
     parameters: Sequence[Parameter], constraints: Sequence[LinearConstraint]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights, shape (constraints, parameters), and bounds, shape (constraints)."""
+    """Returns weights, shape (constraints, parameters), and bounds, shape (constraints)."""
     weights = [[c.weights.get(p.name, 0.0) for p in parameters] for c in constraints]
     return np.array(weights), np.array([constraint.bound for constraint in constraints])
 
 
 def ends(parameters: Sequence[Parameter]) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high ends of ranges."""
+    """Returns the low and high ends of ranges."""
     return (
         np.array([float(parameter.ends[0]) for parameter in parameters]),
         np.array([float(parameter.ends[-1]) for parameter in parameters]),

@@ -1,4 +1,4 @@
-"""What a trial that was stopped early would have come to, from the curves of all trials.
+"""Estimates the final value of trials that were stopped early from the curves of all trials.
 
 A value at a low budget is not a value at the full one.  From one budget to the next at which trials
 end, the value at the later is modelled as linear in that at the earlier,
@@ -19,19 +19,19 @@ import numpy as np
 
 from raymeta.search.records import Curve, TrialRecord
 
-_LEAST_PAIRS = 2  # trials that must have gone through both ends of a link
-_SLOPE_STD = 0.5  # of b before any trial is seen: by and large, orders are kept
+_LEAST_PAIRS = 2  # trials that a link needs at both ends
+_SLOPE_STD = 0.5  # prior of b: by and large, ranks persist
 
 
 def estimates(
     records: Mapping[str, TrialRecord], metrics: Sequence[str], noise_known: Collection[str]
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """What stopped trials would have come to, as far as the others show it in all metrics.
+    """Estimates the final values of stopped trials where other trials allow it in all metrics.
 
     Args:
         records: all trials of the search.
-        metrics: those that count.
-        noise_known: the metrics of which every trial tells its standard error.
+        metrics: to estimate.
+        noise_known: the metrics whose standard error every trial reports.
 
     Returns:
         By trial and metric, mean and standard deviation.
@@ -61,7 +61,7 @@ def estimates(
 def final_values(
     curves: Mapping[str, Curve], finished: Sequence[str], stopped: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """The estimated final (mean, standard deviation) of the trials that were stopped.
+    """Estimates the final (mean, standard deviation) of stopped trials.
 
     Args:
         curves: by trial, running ones among them; those without an observation are left out.
@@ -69,7 +69,7 @@ def final_values(
         stopped: the trials to estimate.
 
     Returns:
-        By trial; nothing of a trial as long as too few went further than it.
+        Estimates by trial; a trial is missing while too few went further.
     """
     values: dict[str, dict[float, float]] = {
         trial: {step: mean for step, mean, _ in curve} for trial, curve in curves.items()
@@ -77,13 +77,13 @@ def final_values(
     values = {trial: by_step for trial, by_step in values.items() if by_step}
     ends: dict[str, float] = {trial: max(by_step) for trial, by_step in values.items()}
     done = {trial for trial in finished if trial in ends}
-    # A finished trial's last step may differ from another's: what counts is that it is the end.
+    # Finished trials may end at different steps: treat them all as the end.
     full = math.inf
     for trial in done:
         values[trial][full] = values[trial][ends[trial]]
     asked = [trial for trial in stopped if trial in ends and trial not in done]
     rungs: list[float] = [*sorted({ends[trial] for trial in asked}), full]
-    links: dict[float, tuple[float, _Link] | None] = {}  # from a rung to the next one that is known
+    links: dict[float, tuple[float, _Link] | None] = {}  # from one known rung to the next
     for number, early in enumerate(rungs[:-1]):
         pairs = ((late, _link(values.values(), early, late)) for late in rungs[number + 1 :])
         links[early] = next(((late, link) for late, link in pairs if link is not None), None)
@@ -101,24 +101,24 @@ def final_values(
 
 
 class _Link:
-    """From one budget to the next; the posterior of (a, b) and of the noise."""
+    """The link from one budget to the next: the posterior of (a, b) and of the noise."""
 
     def __init__(self, early: np.ndarray, late: np.ndarray) -> None:
         self._centre = early.mean()
         x, gain = early - self._centre, late - early
         spread = max(float(np.std(np.concatenate([early, late]))), 1e-12)
-        # The scale of `a` is left to the data; b is held near zero until there are enough of them.
+        # `a` has a flat prior; b is held near zero until there are enough data.
         precision = np.diag([1e-6 / spread**2, 1.0 / _SLOPE_STD**2])
         design = np.stack([np.ones_like(x), x], axis=1)
-        # The noise: residuals of the plain shift, which overstates it, with one degree of freedom
-        # spent, and never less than a hundredth of the spread.
+        # The noise comes from residuals of the plain shift, which overstates it, with one degree of
+        # freedom less, and is at least a hundredth of the spread.
         noise = max(float(np.sum((gain - gain.mean()) ** 2)) / (len(gain) - 1), (spread / 100) ** 2)
         self._covariance = np.linalg.inv(precision + design.T @ design / noise)
         self._weights = self._covariance @ design.T @ gain / noise
         self._noise = noise
 
     def predict(self, mean: float, variance: float) -> tuple[float, float]:
-        """Mean and variance at the later budget, given those at the earlier."""
+        """Predicts mean and variance at the later budget from those at the earlier."""
         row = np.array([1.0, mean - self._centre])
         slope = 1.0 + self._weights[1]
         later = mean + float(row @ self._weights)
@@ -128,7 +128,7 @@ class _Link:
 
 
 def _link(values: Collection[Mapping[float, float]], early: float, late: float) -> _Link | None:
-    """None where too few trials went through both."""
+    """Fits a link; None if too few trials reached both budgets."""
     pairs = [(by[early], by[late]) for by in values if early in by and late in by]
     if len(pairs) < _LEAST_PAIRS:
         return None

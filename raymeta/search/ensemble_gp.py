@@ -30,9 +30,9 @@ from raymeta.search.categorical_gp import (
 
 NUM_MEMBERS = 8
 _BURN_IN, _THINNING = 10, 2  # sweeps over all coordinates
-_WIDTH = 1.0  # of a slice at first, in logarithms
-_MOST_STEPS = 8  # out, in widths
-_NOISE_MEAN, _NOISE_STD, _LEAST_NOISE = -4.0, 1.0, 1e-4  # of its logarithm, as BoTorch has them
+_WIDTH = 1.0  # initial width of a slice, in logarithms
+_MOST_STEPS = 8  # largest step out, in widths
+_NOISE_MEAN, _NOISE_STD, _LEAST_NOISE = -4.0, 1.0, 1e-4  # prior of the log noise, as in BoTorch
 
 LogDensity = Callable[[np.ndarray], float]
 
@@ -43,7 +43,7 @@ class EnsembleGP(CategoricalGP):
     Args:
         train_X, train_Y, cat_dims, train_Yvar, input_transform: as of `CategoricalGP`, with one
             metric and without batch dimensions.
-        seed: of the draws.
+        seed: seeds the draws.
     """
 
     _is_ensemble = True
@@ -70,7 +70,7 @@ class EnsembleGP(CategoricalGP):
 
     @classmethod
     def construct_inputs(cls, *args: Any, seed: int = 0, **keywords: Any) -> dict[str, Any]:
-        """What the constructor takes, from what Ax has."""
+        """Builds the constructor's arguments from Ax's."""
         inputs = super().construct_inputs(*args, **keywords)
         del inputs["likelihood"]
         return {**inputs, "seed": seed}
@@ -127,7 +127,7 @@ class HyperparameterPosterior:
         self.start = np.concatenate([np.minimum(self._centres, 0.0), rest])
 
     def __call__(self, at: np.ndarray) -> float:
-        """Of a vector of coordinates, without its constant; minus infinity outside of bounds."""
+        """Evaluates a vector of coordinates up to a constant; minus infinity outside the bounds."""
         count, dims = len(self._targets), len(self._centres)
         logs, mean = at[:dims], at[dims]
         scales = np.exp(logs)
@@ -161,7 +161,7 @@ class HyperparameterPosterior:
         return kernel
 
     def write(self, model: EnsembleGP, draws: Tensor) -> None:
-        """Makes each draw, of shape (members, coordinates), a member's hyperparameters."""
+        """Writes draws of shape (members, coordinates) to the members' hyperparameters."""
         scales = draws[:, : len(self._centres)].exp()
         for kernel in _kernels(model):
             dims = kernel.active_dims.tolist()
@@ -194,7 +194,7 @@ def slice_sampled(
 def _moved(
     density: LogDensity, at: np.ndarray, coordinate: int, level: float, rng: np.random.Generator
 ) -> float:
-    """Moves a coordinate of `at` in place; the new log density."""
+    """Moves a coordinate of `at` in place; returns the new log density."""
     before = at[coordinate]
     floor = level - rng.exponential()
 

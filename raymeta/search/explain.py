@@ -32,13 +32,13 @@ from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath
 
 IMPORTANCE_FILE = "importance.json"
-FEWEST_TRIALS = 4  # below, the model knows next to nothing
+FEWEST_TRIALS = 4  # with fewer trials the model says almost nothing
 _LONGEST_FILE_NAME = 60  # characters; a file system counts bytes
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The data of one of Ax's analyses: `name` is of its file, `shows` begins with its kind."""
+    """The data of one of Ax's analyses: `name` names its file, `shows` begins with its kind."""
 
     name: str
     shows: str
@@ -56,10 +56,10 @@ class Explanation:
 
     analyses: list[Analysis]
     importance: dict[str, float]
-    missing: dict[str, str]  # by analysis, why there is none
+    missing: dict[str, str]  # analysis -> why it is missing
 
     def write(self, folder: AnyPath) -> None:
-        """Leaves the data in a folder.
+        """Writes the data to a folder.
 
         Raises:
             RunError: it cannot be written.
@@ -78,15 +78,15 @@ class Explanation:
 def explain(
     space: Space, settings: SearchSettings, records: Mapping[str, TrialRecord]
 ) -> Explanation:
-    """What the model makes of the trials, whichever way their points were chosen.
+    """Explains the trials by the search's model, however their points were chosen.
 
     Args:
         space: the search space.
-        settings: of the search; its model is fitted, also where it had none (Sobol, random).
+        settings: of the search; a model is fitted even if the search had none (Sobol, random).
         records: the trials by Tune's trial_id, in their order.
 
     Raises:
-        SearchError: too few trials came to their end, or the model cannot be fitted to them.
+        SearchError: too few trials have ended, or the model cannot be fitted to them.
     """
     finished = sum(record.status == "completed" for record in records.values())
     if finished < FEWEST_TRIALS:
@@ -95,7 +95,7 @@ def explain(
             f"model needs at least {FEWEST_TRIALS}"
         )
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on busy cores a second one makes a fit many times slower
+    torch.set_num_threads(1)  # on busy cores a second thread makes a fit many times slower
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about each other
@@ -109,7 +109,7 @@ def explain(
 
 
 def _computed(search: FittedSearch) -> tuple[list[Analysis], dict[str, str]]:
-    """All plots that succeed, and the reasons why others do not."""
+    """Computes all plots; returns those that succeed and why others fail."""
     analyses: list[Analysis] = []
     missing: dict[str, str] = {}
     for plot in PLOTS:
@@ -130,7 +130,7 @@ def _file_name(name: str) -> str:
 
 
 def _in_own_names(card: PlotlyAnalysisCard, names: AxSpace) -> pd.DataFrame:
-    """The data of a card of Ax's with our names in place of Ax's."""
+    """Replaces Ax's names in a card's data by the search's own."""
 
     def own(value: Any) -> Any:
         return names.own_text(value) if isinstance(value, str) else value
@@ -143,7 +143,7 @@ def _in_own_names(card: PlotlyAnalysisCard, names: AxSpace) -> pd.DataFrame:
 
 
 def _reason(result: AnalysisCardBase) -> str:
-    """The last line of what Ax says of it, which may be a traceback."""
+    """Takes the last line of Ax's message, which may be a traceback."""
     blobs = [getattr(card, "blob", "") for card in result.flatten()]
     lines = [line for blob in blobs for line in blob.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "nothing to show"

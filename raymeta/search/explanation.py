@@ -12,7 +12,7 @@ from raymeta.search.trial_log import logged_trials
 
 
 def explain_search(experiment: Experiment, run: Run) -> None:
-    """Writes to the run folder which keys matter and how.
+    """Writes the explanation of a search to its run folder.
 
     Raises:
         SearchError: too few trials have ended, or the model cannot be fitted to them.

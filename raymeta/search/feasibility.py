@@ -1,4 +1,4 @@
-"""Where trials are likely to fail, judged by the trials that failed and those that did not."""
+"""Predicts where trials are likely to fail from the trials that failed and succeeded."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point, Space
 from raymeta.search.tried_points import TriedPoints
 
-_LENGTHS = (1.5, 10.0)  # of the classifier, in ranges: regions that fail are large, as a rule
-_SCALES = (10.0, 1e3)  # its prior variance: success is certain nearly everywhere, or failure
-_MOST_FITTED = 100  # trials that the classifier's length scales are fitted to
-_LEAST_LIKELY = 0.8  # probability of success of a point that is tried
-_NEARLY = 0.9  # of the greatest probability, where none is as likely as that
-_MOST_REDRAWN = 256  # points, of which one takes the place of a point that is likely to fail
+_LENGTHS = (1.5, 10.0)  # length scales, in ranges: failing regions are usually large
+_SCALES = (10.0, 1e3)  # prior variance: most points surely succeed or surely fail
+_MOST_FITTED = 100  # most trials that length scales are fitted to
+_LEAST_LIKELY = 0.8  # least probability of success of a point to try
+_NEARLY = 0.9  # else this share of the greatest probability
+_MOST_REDRAWN = 256  # candidates to replace a point that is likely to fail
 _VALUES = {"completed": 1.0, "early_stopped": 1.0, "failed": 0.0}
 
 
 def successes(records: Mapping[str, TrialRecord]) -> dict[str, float]:
-    """By trial, 1 where it gave a value and 0 where it failed."""
+    """Maps each trial to 1 if it gave a value, and 0 if it failed."""
     return {i: _VALUES[record.status] for i, record in records.items() if record.status in _VALUES}
 
 
@@ -35,15 +35,15 @@ def likelier_to_succeed(
     tried: TriedPoints,
     rng: np.random.Generator,
 ) -> Point | None:
-    """A point to try in place of one that is likely to fail; None where there is none.
+    """Finds a point to replace one that is likely to fail; None if there is none.
 
-    It is the nearest of random points that are likely to succeed, or are nearly the likeliest.
+    It is the nearest random point that is likely to succeed, or nearly the likeliest to.
 
     Args:
         space: the search space.
         labels: the trials' points, each with 1 for success or 0 for failure.
-        point: the one to try otherwise.
-        tried: the points that were tried, of which none is taken.
+        point: the point to replace.
+        tried: points that were tried and are not chosen again.
         rng: of the random points.
     """
     succeeded = [known for known, value in labels if value]
@@ -70,10 +70,10 @@ def nearest_allowed(
     rng: np.random.Generator,
     why_not: Callable[[Point], str],
 ) -> Point:
-    """The nearest of random untried points that is not known to fail.
+    """Finds the nearest random untried point that is not known to fail.
 
     Raises:
-        SearchError: all of them are.
+        SearchError: all of them are known to fail.
     """
     drawn = [tried.draw(rng) for _ in range(_MOST_REDRAWN)]
     distances = _squares(encoded(space, drawn), encoded(space, [point]))[:, 0]
@@ -90,17 +90,17 @@ def nearest_allowed(
 class Feasibility:
     """The probability that a trial at a point succeeds, by a Gaussian process classifier.
 
-    Its length scales, one a parameter, are those of the greatest likelihood in Laplace's
-    approximation (Rasmussen and Williams 2006, sections 3.4 and 5.5.1), in fractions of the ranges.
+    Its length scales, one per parameter, maximise the likelihood in Laplace's approximation
+    (Rasmussen and Williams 2006, sections 3.4 and 5.5.1), in fractions of the ranges.
 
     Args:
         space: the search space.
-        succeeded: the points of the trials that did not fail, at least one.
-        failed: the points of those that failed, at least one.
+        succeeded: points of trials that did not fail, at least one.
+        failed: points of trials that failed, at least one.
     """
 
     def __init__(self, space: Space, succeeded: Sequence[Point], failed: Sequence[Point]) -> None:
-        # Seconds to import, which most searches never need.
+        # Takes seconds to import, and most searches never need it.
         from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
         from sklearn.gaussian_process import GaussianProcessClassifier  # noqa: PLC0415
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern  # noqa: PLC0415
@@ -112,7 +112,7 @@ class Feasibility:
         kernel = ConstantKernel(_SCALES[0], _SCALES) * scale
         few = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_FITTED)).round().astype(int)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is no fault
+            warnings.simplefilter("ignore", ConvergenceWarning)  # about scales at their bounds
             self._model = GaussianProcessClassifier(kernel).fit(rows[few], labels[few])
             if len(few) < len(labels):
                 found = self._model.kernel_
@@ -124,7 +124,7 @@ class Feasibility:
 
 
 def encoded(space: Space, points: Sequence[Point]) -> np.ndarray:
-    """The points as rows of fractions of the ranges, shape (points, columns).
+    """Encodes points as fractions of the ranges, shape (points, columns).
 
     Two different values of an unordered choice have the distance 1.
     """
@@ -138,7 +138,7 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _columns(parameter: Parameter, point: Point) -> list[float]:
-    """A parameter's columns; those of one that does not exist in the point are its middle."""
+    """A parameter's columns; an inactive parameter gets its middle."""
     exists = parameter.name in point
     choices = parameter.choices
     if choices is None:

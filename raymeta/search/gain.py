@@ -1,4 +1,4 @@
-"""How much a search can still gain, as its model bounds it: when to stop.
+"""Bounds by its model how much a search can still gain, to decide when to stop.
 
 The bound is that of Makarova et al. 2022 (Automatic termination for hyperparameter optimization,
 equation 3), written for a metric to be maximised: the greatest upper confidence bound anywhere,
@@ -21,19 +21,19 @@ from ax.generators.torch_base import TorchOptConfig
 from botorch.acquisition.analytic import UpperConfidenceBound
 from torch import Tensor
 
-_RISK = 0.1  # delta, and below the divisor of beta: both as in the paper's experiments
+_RISK = 0.1  # delta and the divisor of beta are those of the paper's experiments
 _SHRINKAGE = 5.0
 
 
 def gain_bound(adapter: TorchAdapter, optimizer_options: dict[str, Any]) -> float:
-    """The most that one more trial may gain, in the metric's own units, with high probability.
+    """Bounds the gain of one more trial with high probability, in the metric's own units.
 
     Args:
         adapter: Ax's model, fitted, with one objective.
-        optimizer_options: of the search for the greatest upper bound.
+        optimizer_options: for the maximisation of the upper bound.
 
     Returns:
-        At least 0; infinity where no trial is known to keep to the outcome constraints.
+        At least 0; infinity if no trial is known to satisfy the outcome constraints.
     """
     generator = adapter.generator
     assert isinstance(generator, BoTorchGenerator)
@@ -67,7 +67,7 @@ def gain_bound(adapter: TorchAdapter, optimizer_options: dict[str, Any]) -> floa
 
 
 def model_space(adapter: TorchAdapter) -> tuple[SearchSpaceDigest, TorchOptConfig]:
-    """The space and the objective as a fitted model sees them; there is no public way to them."""
+    """Gets the space and objective in a fitted model's terms; Ax has no public way."""
     args = adapter._get_transformed_gen_args(search_space=adapter._search_space)  # noqa: SLF001
     return adapter._get_transformed_model_gen_args(  # noqa: SLF001
         search_space=args.search_space,
@@ -80,7 +80,7 @@ def model_space(adapter: TorchAdapter) -> tuple[SearchSpaceDigest, TorchOptConfi
 def _at_least(
     constraints: tuple[Tensor, Tensor] | None,
 ) -> list[tuple[Tensor, Tensor, float]] | None:
-    """Ax's A x <= b as BoTorch has it: places, weights and the least value of each sum."""
+    """Converts Ax's A x <= b to BoTorch's form: indices, weights and lower bounds."""
     if constraints is None:
         return None
     return [
@@ -90,17 +90,17 @@ def _at_least(
 
 
 def confidence(num_parameters: int, num_trials: int) -> float:
-    """The square of how many standard deviations the bounds lie from the mean.
+    """Computes beta: the bounds lie sqrt(beta) standard deviations from the mean.
 
-    Theorem 1 of Srinivas et al. 2010 with as many points as there are parameters, divided by 5, as
-    Makarova et al. 2022 have it.
+    Theorem 1 of Srinivas et al. 2010 with the number of parameters in place of the number of
+    points, divided by 5, as in Makarova et al. 2022.
     """
     inner = num_parameters * num_trials**2 * math.pi**2 / (6 * _RISK)
     return 2 * math.log(inner) / _SHRINKAGE
 
 
 def _in_own_units(adapter: TorchAdapter, value: float) -> float:
-    """A value of the objective as the model sees it, before all transforms, which are monotone."""
+    """Undoes the model's monotone transforms of a value of the objective."""
     (metric,) = adapter._optimization_config.objective.metric_signatures  # noqa: SLF001
     data = ObservationData([metric], np.array([value]), np.zeros((1, 1)))
     observations = [Observation(data=data, features=ObservationFeatures({}))]

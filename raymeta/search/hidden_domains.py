@@ -18,7 +18,7 @@ from raymeta.errors import SearchError
 
 # Tune hides functions and objects of a `param_space` behind these marks (tune/impl/placeholder.py).
 _FUNCTION_MARK, _OBJECT_MARK = "__fn_ph", "__ref_ph"
-_PLAIN_TYPES = (str, bytes, bool, int, float, type, ModuleType)  # they hold no domains
+_PLAIN_TYPES = (str, bytes, bool, int, float, type, ModuleType)  # types without domains
 
 
 def has_domain(value: Any) -> bool:
@@ -27,12 +27,12 @@ def has_domain(value: Any) -> bool:
 
 
 def marks(place: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The hashes of the marks that stand for objects within a constant, with their places."""
+    """Yields the hashes of marks that stand for objects within a constant, with their places."""
     return ((where, held[1]) for where, held in _objects(place, value) if is_mark(held))
 
 
 def refuse_hidden_domains(name: str, value: Any) -> None:
-    """Refuses a constant that holds domains, which trainables would get as they are.
+    """Refuses a constant that holds domains: trainables would get the domain objects.
 
     Raises:
         SearchError: naming the place of the first.
@@ -52,7 +52,7 @@ def refuse_hidden_domains(name: str, value: Any) -> None:
 
 
 def _hidden_domains(place: str, value: Any) -> Iterator[tuple[str, sample.Domain]]:
-    """The domains within a value, with the place of each."""
+    """Yields the domains within a value, with the place of each."""
     for where, held in _objects(place, value):
         if isinstance(held, sample.Domain):
             yield where, held
@@ -63,8 +63,8 @@ def _hidden_domains(place: str, value: Any) -> Iterator[tuple[str, sample.Domain
 
 
 def _objects(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A value and all objects within it, each once, with their places; no numbers and texts."""
-    seen: dict[int, Any] = {}  # holds the objects, too, so that no other one gets their ids
+    """Yields a value and all objects within it, each once, with places; skips numbers and texts."""
+    seen: dict[int, Any] = {}  # keeps the objects alive, so that ids stay unique
     rest = [(place, value)]
     while rest:
         where, held = rest.pop()
@@ -77,7 +77,7 @@ def _objects(place: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value consists of, with the step that leads there."""
+    """Yields a value's parts, each with its path from the value."""
     if isinstance(value, Mapping):
         yield from ((f"/{key}", inner) for key, inner in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque | ValuesView | ItemsView):
@@ -95,5 +95,5 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_mark(value: Any) -> bool:
-    """Whether Tune put it in the place of an object."""
+    """Whether a value is Tune's mark for an object."""
     return isinstance(value, tuple) and len(value) == 2 and value[0] == _OBJECT_MARK

@@ -1,4 +1,4 @@
-"""A searcher that hands out points of a list, for trials that no search proposes."""
+"""A searcher that issues the points of a list, for trials that no search proposes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raymeta.search.trials import Trials
 
 
 class ListedPoints(Searcher):
-    """Tries each point once, and records what becomes of it.
+    """Tries each point once and records the results.
 
     Args:
-        points: to be tried.
+        points: to try.
         settings: what trials report.
         records: the trials of earlier sessions that have ended.
     """
@@ -37,7 +37,7 @@ class ListedPoints(Searcher):
 
     @property
     def ended_by(self) -> str:
-        """No stop rule ends a list before its last point."""
+        """Always empty: no stop rule ends a list early."""
         return ""
 
     @property

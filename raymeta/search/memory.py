@@ -1,4 +1,4 @@
-"""Which points of a search would not fit into a worker, known before they are tried."""
+"""Finds points of a search that would not fit into a worker's memory before they are tried."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MemoryLimit:
             asked = with_values(self._experiment, point)
             needed = estimate_memory(asked)
         except RaymetaError:
-            return ""  # the trial itself says what is wrong with it
+            return ""  # the trial itself will report the error
         limit = asked.training.memory_gb
         if needed <= limit * 1e9:
             return ""

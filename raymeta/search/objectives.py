@@ -1,4 +1,4 @@
-"""What a searcher optimises and how: from its own arguments, and in agreement with the Tuner's."""
+"""Combines a searcher's metrics and modes with the Tuner's."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def settings_from(settings: SearchSettings | None, keywords: Mapping[str, Any]) 
     """The settings, from an object or from keywords.
 
     Raises:
-        SearchError: there are both, or a keyword is no setting.
+        SearchError: both are given, or a keyword is not a setting.
     """
     names = [f.name for f in fields(SearchSettings) if f.name != "objectives"]
     for name in keywords:
@@ -85,5 +85,5 @@ def settings_from(settings: SearchSettings | None, keywords: Mapping[str, Any]) 
 
 
 def told(objectives: Objectives) -> str:
-    """The objectives in a message."""
+    """Formats the objectives for a message."""
     return " and ".join(f"{mode} {metric}" for metric, mode in objectives)

@@ -1,4 +1,4 @@
-"""Reads the metrics of a search out of the results that trainables report to Ray Tune."""
+"""Reads a search's metrics from the results that trainables report to Ray Tune."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_VALUE = 80  # characters of a value in a message
 
 @dataclass(frozen=True)
 class Observation:
-    """What one result says.
+    """The contents of one result.
 
     Attributes:
         step: the progress in `step_metric`; None where the result has none.
@@ -35,7 +35,7 @@ class Observation:
 
 
 def observe(result: Mapping[str, Any], settings: SearchSettings) -> Observation:
-    """Reads all metrics of the search from a flat result."""
+    """Reads all metrics of the search from a flat result of Tune."""
     step = _number(result.get(settings.step_metric))
     is_step = step is not None and math.isfinite(step)
     values: dict[str, tuple[float, float | None]] = {}

@@ -1,4 +1,4 @@
-"""Checks everything that can be checked before a search, and keeps what was found out."""
+"""Runs all checks before a search and keeps their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymeta.tasks.load import load_tasks
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a search needs.
+    """A checked experiment with everything that its search needs.
 
     `point` is the experiment file's own point of the space, `earlier` the trials of an earlier run
     to learn from, `tasks` those of the file, `sources` the trials of runs whose models are a prior.

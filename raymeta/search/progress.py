@@ -18,10 +18,10 @@ from raymeta.storage.outage import StorageWatch
 from raymeta.trial.actor import CONTINUED, own_values
 from raymeta.trial.workers import STEP_METRIC
 
-CHECK_S = 2.0  # between looks at the run folder
+CHECK_S = 2.0  # seconds between checks of the run folder
 LONGEST_ERROR = 4000  # characters, of a trial's log of errors
 
-# silent: no report for long; hung: its actor is killed for that, and the trial restarts
+# silent: no report for long; hung: the actor is killed and the trial restarts
 EventKind = Literal["started", "result", "silent", "hung", "completed", "failed"]
 
 
@@ -37,7 +37,7 @@ class TrialEvent:
 
     @property
     def is_refit(self) -> bool:
-        """Whether it is a training of the refit: no search can set its meta-steps."""
+        """Whether the trial is a training of the refit: only those set the meta-steps."""
         return "training.meta_steps" in self.point
 
 
@@ -50,7 +50,7 @@ def own_id(trial: Trial) -> str:
 
 
 def past_events(experiment: Experiment, records: dict[str, TrialRecord]) -> Iterator[TrialEvent]:
-    """An event for each trial that ended before the search was interrupted."""
+    """Yields an event for each trial that ended before the search was interrupted."""
     for trial_id, record in records.items():
         if record.status != "running":
             result: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A searcher around another one that records every trial, and goes on with interrupted ones."""
+"""Wraps a searcher: records every trial, and continues interrupted ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raymeta.uncertainty import HALVES
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A trial to go on with, from the first of `checkpoints` that is whole.
+    """A trial to continue from the first whole file of `checkpoints`.
 
     Tune gives it another id in this session, and a folder of its own.
     """
@@ -31,7 +31,7 @@ class Interrupted:
 
 
 class RecordingSearcher(Searcher):
-    """Hands out interrupted trials first, then those of the searcher; writes all to the log.
+    """Issues interrupted trials first, then the searcher's; writes all to the log.
 
     Args:
         searcher: knows the trials of earlier sessions that have ended.
@@ -71,7 +71,7 @@ class RecordingSearcher(Searcher):
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Passes on what the Tuner says."""
+        """Passes the Tuner's properties on."""
         return self.inner.set_search_properties(metric, mode, config, **spec)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the search remembers of its trials."""
+"""The records of a search's trials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Curve = list[tuple[int, float, float | None]]  # (step, mean, standard error or 
 def pareto_front(
     records: Mapping[str, TrialRecord], objectives: Sequence[tuple[str, Literal["min", "max"]]]
 ) -> dict[str, list[float]]:
-    """The completed trials that none is better than in all objectives: their values, by trial."""
+    """Computes the Pareto front: the values of non-dominated completed trials, by trial."""
     values = {
         trial_id: [r.curve_of(number, name)[-1][1] for number, (name, _) in enumerate(objectives)]
         for trial_id, r in records.items()
@@ -35,10 +35,10 @@ def pareto_front(
 class Proposal:
     """A point that the search proposes to try.
 
-    `source` is `fallback` where the model failed and a random point takes its place; `reason` is
-    then the library's message.  `gain` is the model's bound on what was still to gain, in the
-    metric's units; None where nobody asked for it, or no model was there.  `passed_over` says why
-    another point was not proposed in its place, because it is known that it would fail.
+    `source` is `fallback` if the model failed and a random point replaces its proposal; `reason` is
+    then the library's message. `gain` is the model's bound on the remaining gain, in the metric's
+    units; None if it was not requested or there was no model. `passed_over` says why the point
+    replaces one that is known to fail.
     """
 
     point: Point
@@ -50,14 +50,14 @@ class Proposal:
 
 @dataclass
 class TrialRecord:
-    """All that the search knows of a trial; the list of these is the searcher's whole state.
+    """All that the search knows about a trial; the records are the searcher's whole state.
 
     `curve` holds the (first) objective as reported, finite means only, and `others` the other
     metrics that count, by name.  `source` says where the point came from: given by the user, Ax's
     Sobol sequence, its model (Bayesian optimisation), drawn at random, drawn at random because the
     model failed (`fallback`; `reason` is then the library's message), or an earlier search.
     `began_s` and `latest_s` say when it began and when it was last heard of, in seconds of the
-    search, over all sessions (None: nobody knows); trials are equal whenever they ran.  `gain` and
+    search, over all sessions (None: unknown); comparisons ignore both.  `gain` and
     `passed_over` are those of the proposal.
     """
 
@@ -73,7 +73,7 @@ class TrialRecord:
     passed_over: str = ""
 
     def curve_of(self, number: int, metric: str) -> Curve:
-        """The curve of the metric that is the search's `number`-th."""
+        """The curve of the search's `number`-th metric."""
         return self.curve if number == 0 else self.others.get(metric, [])
 
     def curves(self, metrics: Sequence[str]) -> dict[str, Curve]:
@@ -82,7 +82,7 @@ class TrialRecord:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrialRecord:
-        """From what `dataclasses.asdict` made, after a way through JSON."""
+        """Restores a record from JSON of its `dataclasses.asdict`."""
 
         def curve(points: list[list[Any]]) -> Curve:
             return [(step, mean, sem) for step, mean, sem in points]
@@ -102,6 +102,6 @@ class TrialRecord:
 
 
 def noise_known(records: Mapping[str, TrialRecord], metrics: Sequence[str]) -> set[str]:
-    """The metrics whose standard error every completed trial has reported."""
+    """Finds the metrics whose standard error every completed trial reported."""
     completed = [r.curves(metrics) for r in records.values() if r.status == "completed"]
     return {m for m in metrics if completed and all(c[m][-1][2] is not None for c in completed)}

@@ -1,7 +1,7 @@
-"""The refit: after a search its winner is trained again, longer and from several seeds.
+"""The refit: trains a search's winner again, longer and from several seeds.
 
 The trainings are trials in a folder of their own, RUN/refit, so that neither the search's model nor
-its explanation sees them.  Nothing of the meta-test is seen before they have ended.
+its explanation sees them.  The meta-test begins after they have ended.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SEED, META_STEPS = "training.seed", "training.meta_steps"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search leaves, before the meta-test.
+    """The result of a search before the meta-test.
 
-    `values` are those of the winner by dotted key, `checkpoints` the networks by the role that the
-    meta-test has for them.
+    `values` are the winner's values by dotted key, `checkpoints` the networks by their role in the
+    meta-test.
     """
 
     values: Point
@@ -43,7 +43,7 @@ class Outcome:
 
 
 def search_outcome(experiment: Experiment, run: Run, trials: list[TrialSummary]) -> Outcome:
-    """The best trial and the control, as the search has trained them.
+    """Gets the best trial and the control as trained by the search.
 
     Raises:
         SearchError: no trial used the full budget.
@@ -64,18 +64,18 @@ def refit(
     trials_at_once: int,
     say: Callable[[str], object],
 ) -> Outcome:
-    """Trains the winner again, or the rest of it, as `search.refit` asks.
+    """Trains the winner again as `search.refit` says, or continues to.
 
-    The control of the file's configuration is trained as long.  What the search itself has trained
-    as long from the same seed is taken from there.
+    The control of the file's configuration is trained as long.  Trainings of the same length and
+    seed are taken from the search.
 
     Args:
         prepared: what `prepare` found.
         run: its folder.
-        searched: what the search left; it stays where no training of the refit came to its end.
+        searched: the search's result, kept if no training of the refit ends.
         observer: receives the events of trials.
         trials_at_once: the most that run at the same time.
-        say: receives what was found damaged, and what stands in for it.
+        say: receives messages about damage and its replacement.
 
     Raises:
         SearchError: the refit was interrupted.
@@ -120,13 +120,13 @@ def refit(
 
 
 def unfinished_trainings(experiment: Experiment, run: Run) -> bool:
-    """Whether a resumed run has trainings of the refit to go on with."""
+    """Whether a resumed run has unfinished trainings of the refit."""
     records = logged_trials(run.refit).records.values() if experiment.search.refit else ()
     return any(record.status in ("running", "failed") for record in records)
 
 
 def _points(experiment: Experiment, winner: Point, given: Point) -> dict[str, Point]:
-    """What is trained, by role."""
+    """Lists the points to train, by role."""
     refit = experiment.search.refit
     assert refit is not None, "a refit was asked for"
     first, steps = experiment.training.seed, experiment.refit_meta_steps
@@ -165,7 +165,7 @@ def _outcome(
     searched: Outcome,
     done: Mapping[str, AnyPath],
 ) -> Outcome:
-    """The trainings that came to their end, `tuned` the first of them; else what was searched."""
+    """Collects the finished trainings, `tuned` first; without any, the search's result."""
     ended = [role for role in points if role in done and role != "default"]
     if not ended:
         return searched

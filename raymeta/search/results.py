@@ -1,4 +1,4 @@
-"""The trials of a search: their summaries, the best one and the control."""
+"""Summarises a search's trials; finds the best one and the control."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrialSummary:
 
 
 def summaries(trials: LoggedTrials) -> list[TrialSummary]:
-    """The trials of a search in the order in which they were suggested."""
+    """Summarises the trials of a search in the order of their suggestion."""
     return [
         TrialSummary(i, record, trials.errors.get(i), trials.num_skipped.get(i, 0))
         for i, record in trials.records.items()
@@ -48,7 +48,7 @@ def summaries(trials: LoggedTrials) -> list[TrialSummary]:
 
 
 def finished_best(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary | None:
-    """The trial with the best metric among those that used the full budget; None without one."""
+    """Finds the best trial that used the full budget; None without one."""
     finished = [t for t in trials if t.record.status == "completed"]
     return max(finished, key=lambda t: experiment.problem.sign * t.value, default=None)
 
@@ -68,7 +68,7 @@ def best_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSumma
 
 
 def default_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSummary | None:
-    """The control: the finished trial of the file's own values; None if nothing was searched."""
+    """Finds the control, the file's own finished trial; None if nothing was searched."""
     if not experiment.search.space:
         return None
     given = [t for t in trials if t.record.source == "given" and t.record.status == "completed"]
@@ -76,7 +76,7 @@ def default_trial(experiment: Experiment, trials: list[TrialSummary]) -> TrialSu
 
 
 def read_trials(run: Run) -> dict[str, TrialRecord]:
-    """All trials of a run's search, finished or not, by trial_id.
+    """Reads all trials of a run's search, finished or not, by trial_id.
 
     Raises:
         RunError: the record of trials cannot be read.
@@ -85,7 +85,7 @@ def read_trials(run: Run) -> dict[str, TrialRecord]:
 
 
 def trial_folders(run: Run, trial_id: str) -> list[AnyPath]:
-    """A trial's folders, one for each session in which it ran, the first one first."""
+    """Lists a trial's folders, one per session, the oldest first."""
     folders = {}
     for folder in list_matching(run.tune_dir, f"{trial_id}*"):
         named = re.fullmatch(rf"{trial_id}(?:-(\d+))?", folder.name)
@@ -95,7 +95,7 @@ def trial_folders(run: Run, trial_id: str) -> list[AnyPath]:
 
 
 def checkpoints(run: Run, trial_id: str) -> list[AnyPath]:
-    """A trial's checkpoint files, the latest first."""
+    """Lists a trial's checkpoint files, the latest first."""
     return [
         file
         for folder in reversed(trial_folders(run, trial_id))

@@ -15,13 +15,13 @@ from raymeta.experiment.parameter import Parameter
 from raymeta.search.constraints import LinearConstraint, box, matrix, nearest_feasible
 from raymeta.search.space import Point, Space
 
-MOST_DRAWS = 10_000  # of points that break a constraint, before the polytope is sampled
-_STEPS_PER_DIMENSION = 20  # of hit-and-run between two points
+MOST_DRAWS = 10_000  # draws that break a constraint before the polytope is sampled
+_STEPS_PER_DIMENSION = 20  # steps of hit-and-run between two points
 _LARGEST_INTEGER = 2**63 - 2  # of numpy's
 
 
 class PointSampler:
-    """Draws points: by rejection, or by hit-and-run where hardly any draw meets the constraints."""
+    """Draws points by rejection, or by hit-and-run if few draws meet the constraints."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -48,7 +48,7 @@ class PointSampler:
         found = self._space.tidied({**point, **relaxed})
         if all(constraint.holds(found) for constraint in constraints):
             return found
-        # Rounding to whole numbers has broken a constraint.
+        # Rounding to whole numbers broke a constraint.
         return nearest_feasible({**found, **relaxed}, self._constrained, constraints)
 
     def _unconstrained(self, rng: np.random.Generator) -> Point:
@@ -92,15 +92,15 @@ class _Polytope:
         unit = np.eye(len(parameters))
         self._rows = np.vstack([rows / scale[:, None], unit, -unit])
         slack = (bounds - weights @ low) / scale
-        slack[~rows.any(axis=1)] = 1.0  # nothing is free in this constraint
+        slack[~rows.any(axis=1)] = 1.0  # this constraint has no free parameter
         self._bounds = np.concatenate([slack, 1 + margin, margin])
         self._at, equal = self._relative_interior()
         self._free = ~equal
-        # Directions along which every constraint that holds with equality stays so.
+        # Keep directions along which every equality stays satisfied.
         self._basis = null_space(self._rows[equal]) if equal.any() else unit
 
     def _relative_interior(self) -> tuple[np.ndarray, np.ndarray]:
-        """A point with slack in every row that can have any, and which rows can have none.
+        """Finds a point with slack in every row that can have any, and the rows without slack.
 
         max Σ s  with  A x + s <= b t,  0 <= s <= 1 <= t;  the point is x / t (Freund et al. 1985).
         """
@@ -113,7 +113,7 @@ class _Polytope:
             raise ValueError(result.message)
         point = result.x[:dims] / result.x[-1]
         equal = result.x[dims:-1] < 0.5
-        if equal.any():  # exactly on them, since the solver is not exact
+        if equal.any():  # project onto the equalities: the solver is not exact
             rows = self._rows[equal]
             point -= np.linalg.pinv(rows) @ (rows @ point - self._bounds[equal])
         return point, equal
@@ -133,7 +133,7 @@ class _Polytope:
 
 
 def all_points(space: Space, most: int) -> list[Point] | None:
-    """All points of a discrete space; None where there may be more than `most`."""
+    """Lists all points of a discrete space; None if there may be more than `most`."""
     counts = [parameter.num_values for parameter in space.parameters]
     if math.prod(count or most + 1 for count in counts) > most:
         return None
@@ -142,7 +142,7 @@ def all_points(space: Space, most: int) -> list[Point] | None:
         space.tidied(dict(zip(lists, values, strict=True)))
         for values in itertools.product(*lists.values())
     )
-    # Values of parameters that do not exist in a point make several of them equal.
+    # Drop duplicates: points may differ only in inactive parameters.
     distinct = {frozenset(point.items()): point for point in points}
     constraints = space.linear_constraints
     return [p for p in distinct.values() if all(c.holds(p) for c in constraints)]

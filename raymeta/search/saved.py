@@ -1,7 +1,7 @@
-"""The state of a search on disk: a searcher's own file, beside those of Ray Tune.
+"""Saves a searcher's state in a file beside Ray Tune's.
 
-Tune saves one after the other and copies them in no certain order, so that a kill in between leaves
-files of different moments.
+Tune saves the files one by one and copies them in no fixed order, so a kill in between leaves files
+of different moments.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def saved_records(experiment_dir: AnyPath) -> dict[str, TrialRecord]:
 def is_saved(experiment_dir: AnyPath | str) -> bool:
     """Whether Tune can restore a search with an `AxSearcher` from this folder or URI.
 
-    Tune's own `can_restore` looks at one file of four, which are copied in no certain order.  With
-    another one missing after a kill in the first moments, it would begin anew, with one trial.
+    Tune's own `can_restore` checks one file of four. If another is missing after an early kill,
+    Tune would begin anew, with one trial.
     """
     folder = path_at(experiment_dir)
     patterns = ("tuner.pkl", "experiment_state-*.json", SearchGenerator.CKPT_FILE_TMPL.format("*"))
@@ -55,7 +55,7 @@ def is_saved(experiment_dir: AnyPath | str) -> bool:
 
 
 def tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] | None:
-    """Status and last result of each trial, as Tune saved them; None where it did not.
+    """Reads each trial's status and last result from Tune's files; None without them.
 
     The results are flat (`config/x`), as Tune hands them to a searcher.
     """
@@ -65,19 +65,19 @@ def tune_trials(experiment_dir: Path) -> dict[str, tuple[str, dict[str, Any]]] |
     trials = {}
     for static, runtime in json.loads(files[-1].read_text(encoding="utf-8"))["trial_data"]:
         trial = json.loads(static)
-        # Tune itself unpickles these results, the line before it restores a searcher.
+        # Tune itself unpickles these results just before it restores a searcher.
         last = json.loads(runtime, cls=TuneFunctionDecoder, allow_cloudpickle=True)["last_result"]
         trials[trial["trial_id"]] = trial["status"], flatten_dict(last)
     return trials
 
 
 def means_of_groups(experiment_dir: Path) -> dict[str, float | None] | None:
-    """The mean score of each group of trials of a `Repeater` around the searcher that has ended.
+    """Computes the mean score of each ended group of a `Repeater` around the searcher.
 
-    Scores that are not numbers count for nothing, and a group without any other has the mean None.
+    Scores that are not numbers are ignored; a group without others has the mean None.
 
     Returns:
-        By the trial_id that the searcher knows the group by; None without a `Repeater`.
+        Means by the trial_id that the searcher gave the group; None without a `Repeater`.
     """
     files = sorted(experiment_dir.glob(SearchGenerator.CKPT_FILE_TMPL.format("*")))
     if not files:
@@ -95,9 +95,9 @@ def means_of_groups(experiment_dir: Path) -> dict[str, float | None] | None:
 
 @dataclass(frozen=True)
 class SavedSearch:
-    """What a searcher needs to go on: all of it but what the constructor was given.
+    """A searcher's state, without the constructor's arguments.
 
-    `given` holds points that are still to be tried first, `records` all trials by Tune's trial_id;
+    `given` holds points still to be tried first, `records` all trials by Tune's trial_id;
     `space` and `settings` are None in files of raymeta 0.1.  `ended_by` is the stop rule that has
     ended the search, in words.
     """
@@ -186,12 +186,12 @@ def _space_from_json(content: Mapping[str, Any]) -> TuneSpace:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Converts JSON's lists back to tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _in_json(values: Mapping[str, Any]) -> str:
-    """Values that JSON lacks, such as enum members."""
+    """Encodes values that JSON lacks, such as enum members."""
     return cloudpickle.dumps(dict(values)).hex() if values else ""
 
 

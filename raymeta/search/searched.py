@@ -1,4 +1,4 @@
-"""What a searcher searches: by its own arguments, by the Tuner's, or by those of a saved search."""
+"""Determines the search space from a searcher's arguments, the Tuner's, or a saved search."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from raymeta.search.tune_space import TuneSpace, tune_space
 
 
 def given_points(points: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Copies of the points to try first.
+    """Copies the points to try first.
 
     Raises:
-        SearchError: they are no list of dictionaries.
+        SearchError: they are not a list of dictionaries.
     """
     listed = [points] if isinstance(points, str | Mapping) else list(points or ())
     if isinstance(points, Mapping) or not all(isinstance(point, Mapping) for point in listed):
@@ -34,7 +34,7 @@ def given_points(points: Sequence[Mapping[str, Any]] | None) -> list[dict[str, A
 
 
 def points_in(space: TuneSpace, given: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """The points to try first, as points of the space.
+    """Converts the points to try first to points of the space.
 
     Raises:
         SearchError: one of them is not in the space.
@@ -51,10 +51,10 @@ def points_in(space: TuneSpace, given: Sequence[Mapping[str, Any]]) -> list[Poin
 def as_tune_space(
     space: Space | Sequence[Parameter] | Mapping[str, Any], constraints: Sequence[str]
 ) -> TuneSpace:
-    """A searcher's own space, however it is written.
+    """Converts a searcher's own space from any accepted form.
 
     Raises:
-        SearchError: it is none of these.
+        SearchError: it has none of these forms.
     """
     if isinstance(space, Mapping):
         return tune_space(space, constraints)
@@ -69,10 +69,10 @@ def as_tune_space(
 
 
 def same_space(before: TuneSpace | None, offered: TuneSpace) -> TuneSpace:
-    """The Tuner's `param_space` without constants, which Tune adds to each trial by itself.
+    """Returns the Tuner's `param_space` without constants, which Tune itself adds to each trial.
 
     Args:
-        before: that of a fit before, if there was one.
+        before: the space of an earlier fit, if there was one.
         offered: the Tuner's.
 
     Raises:
@@ -88,7 +88,7 @@ def same_space(before: TuneSpace | None, offered: TuneSpace) -> TuneSpace:
 
 
 def refuse_overlap(own: TuneSpace, offered: TuneSpace) -> None:
-    """Refuses a `param_space` that would be searched by nobody or contradict the searcher's.
+    """Refuses a `param_space` that nobody would search or that contradicts the searcher's.
 
     Raises:
         SearchError: it holds domains, or names that the searcher's own space has.
@@ -111,13 +111,13 @@ def refuse_overlap(own: TuneSpace, offered: TuneSpace) -> None:
 def complete_space(
     space: TuneSpace | None, settings: SearchSettings, *, has_objects: bool, has_points: bool
 ) -> Space:
-    """The space, if a search can begin in it.
+    """Returns the space if a search can begin in it.
 
     Args:
-        space: what is searched, if that is known.
+        space: the search space, if it is known.
         settings: of the search.
-        has_objects: Tune has handed over its `param_space`, and the objects in it.
-        has_points: there are points to try or trials, even without a parameter to search.
+        has_objects: Tune has passed its `param_space` with the objects in it.
+        has_points: there are trials or points to try, which need no parameters.
 
     Raises:
         SearchError: something is missing.
@@ -143,7 +143,7 @@ def complete_space(
 def usable_sources(
     sources: Sequence[Sequence[TrialRecord]], space: Space, settings: SearchSettings
 ) -> list[list[TrialRecord]]:
-    """The trials of earlier searches that lie in the space.
+    """Selects the trials of earlier searches that lie in the space.
 
     Raises:
         SearchError: too few of them do, or the search has no model that could learn from them.
@@ -172,13 +172,13 @@ def usable_sources(
 def restored_settings(
     path: Path, saved: SearchSettings, own: SearchSettings, chosen: AbstractSet[str]
 ) -> SearchSettings:
-    """The settings of a saved search, but for those that this searcher was given.
+    """Merges a saved search's settings with those given to this searcher.
 
     Args:
         path: of the saved search.
         saved: its settings.
-        own: the settings of this searcher; without objectives they are the saved ones.
-        chosen: the names of those that it was given.
+        own: the settings of this searcher; missing objectives are taken from `saved`.
+        chosen: the names of the settings given to this searcher.
 
     Raises:
         SearchError: the saved search was for other objectives.

@@ -1,8 +1,8 @@
 """A Ray Tune searcher over Ax that never fits a model on Tune's event loop.
 
-`suggest` issues a candidate from the queue, or None, upon which Tune asks again; Ax prepares the
-candidates in a process of its own.  The searcher's records are the whole state of the search: a
-lost Ax process, and a search restored from disk, are told all of them anew.
+`suggest` issues a candidate from the queue, or None, after which Tune asks again; Ax prepares the
+candidates in a process of its own.  The searcher's records are the whole state of the search: after
+a lost Ax process or a restore from disk, Ax is told all of them again.
 """
 
 from __future__ import annotations
@@ -60,20 +60,20 @@ class AxSearcher(Searcher):
     Args:
         space: the search space: a `Space`, a list of parameters, or a `param_space` of Ray Tune;
             None for the one that the Tuner is given.
-        settings: of the search; its `objectives` may be left to `metric` and `mode`.
+        settings: of the search; `metric` and `mode` may supply its `objectives`.
         metric: what to optimise, as trainables report it; several for a Pareto front.  None for
             the Tuner's.
         mode: `min` or `max`, one for all metrics or one for each.  None for the Tuner's.
         constraints: linear constraints between parameters, such as `x + 2 * y <= 3`; a `Space` has
             its own.
         points_to_evaluate: points to try first, such as another search's `result.config`.
-        earlier: trials of an earlier search to learn from; those outside the space are left out.
-        sources: trials of earlier searches, one sequence for each, whose models are the prior of
-            this search's model as far as they rank its own trials well; those outside the space
-            are left out.
-        why_not: says why a point, by the names of the parameters, is known to fail, such as for
-            lack of memory; empty for points that may be tried.  It is called in another process.
-        keywords: settings by their names in `SearchSettings`, in place of `settings`.
+        earlier: trials of an earlier search to learn from; trials outside the space are left out.
+        sources: trials of earlier searches, one sequence for each. Their models are the prior of
+            this search's model, weighted by how well they rank its own trials; trials outside the
+            space are left out.
+        why_not: a function of a point that returns why it is known to fail, such as for lack of
+            memory, or an empty text. It is called in another process.
+        keywords: settings by their names in `SearchSettings`, instead of `settings`.
 
     Raises:
         SearchError: an argument breaks a rule.
@@ -118,7 +118,7 @@ class AxSearcher(Searcher):
             self._given = points_in(self._space, self._given)
 
     def _begin_process(self) -> None:
-        """Resets what means nothing in another process."""
+        """Resets per-process state."""
         self._ax: AxProcess | None = None
         self._queue: CandidateQueue | None = None
         self._session: str | None = None
@@ -144,7 +144,7 @@ class AxSearcher(Searcher):
         """Takes from the Tuner what the constructor was not given.
 
         Raises:
-            SearchError: it contradicts what the searcher has.
+            SearchError: it contradicts the searcher's own arguments.
         """
         self._has_param_space = True
         self._abandon_running("the Tuner that ran it is gone")
@@ -170,7 +170,7 @@ class AxSearcher(Searcher):
 
         Raises:
             SearchError: the search cannot begin or go on.
-            RunError: the state to go on from is damaged.
+            RunError: the restored state is damaged.
         """
         if failure := self._failure or self._trials.mistake:
             raise failure
@@ -212,11 +212,11 @@ class AxSearcher(Searcher):
     # ------------------------------------------------------------------- state
 
     def save(self, checkpoint_path: str) -> None:
-        """Writes all that is needed to go on, as JSON.
+        """Writes the state of the search as JSON.
 
         Raises:
-            RunError, SearchError: the search was restored from a damaged or another state, which
-                this must not replace.
+            RunError, SearchError: restoring failed, and saving would replace the damaged or foreign
+                state.
         """
         if self._failure is not None and self._is_not_restored:
             raise self._failure
@@ -226,12 +226,12 @@ class AxSearcher(Searcher):
         write_state(Path(checkpoint_path), state)
 
     def restore(self, checkpoint_path: str) -> None:
-        """Reads what `save` wrote, and corrects it by Tune's own state beside it.
+        """Reads what `save` wrote, and corrects it by Tune's state in the same folder.
 
-        Tune copies its files one by one, in no certain order.  After a kill in between, ours may
-        hold a trial that Tune does not know and will never begin, or lack an end that Tune knows,
-        and Tune's counter may be off by one.  What is wrong is raised by `suggest`: Tune takes an
-        exception from here as a reason to begin anew.
+        Tune copies its files one by one, in no fixed order. After a kill in between, the searcher's
+        state may hold a trial that Tune does not know and will never start, or lack an end that
+        Tune knows, and Tune's counter may be off by one. `suggest` raises any error: Tune would
+        begin anew after an exception here.
         """
         path = Path(checkpoint_path)
         has_param_space = self._has_param_space
@@ -252,7 +252,7 @@ class AxSearcher(Searcher):
         points_to_evaluate: Sequence[Mapping[str, Any]],
         spent_s: float = 0.0,
     ) -> None:
-        """Goes on with a search whose ended trials are known, before the first `suggest`.
+        """Continues a search whose ended trials are known; called before the first `suggest`.
 
         Args:
             records: the ended trials by trial_id.
@@ -263,8 +263,8 @@ class AxSearcher(Searcher):
         self._given = [dict(point) for point in points_to_evaluate]
 
     def run_again(self, trial_id: str, record: TrialRecord) -> dict[str, Any]:
-        """Goes on with an interrupted trial; its configuration."""
-        # Before the queue: a search of one trial without a space has nothing else to offer.
+        """Continues an interrupted trial; returns its configuration."""
+        # First: for a search of one trial without a space, this is the only point.
         self._trials.begin_again(trial_id, record)
         queue = self._queue_of_this_session()
         assert self._space is not None
@@ -280,12 +280,12 @@ class AxSearcher(Searcher):
         return self._ax.statuses()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the Ax process, which cannot be pickled."""
+        """Leaves out the Ax process, which cannot be pickled."""
         per_process = {"_ax": None, "_queue": None, "_session": None, "_failure": None}
         return self.__dict__ | per_process | {"_version": STATE_VERSION}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process.
+        """Restores the searcher in another process.
 
         Raises:
             RunError: another version of raymeta pickled it.
@@ -349,14 +349,14 @@ class AxSearcher(Searcher):
         return self._queue
 
     def _abandon_running(self, reason: str) -> None:
-        """Ends the trials that nobody runs any more."""
+        """Ends the trials that no longer run."""
         for trial_id in self._trials.abandon_running(reason):
             if self._ax is not None and self._queue is not None:
                 self._ax.changed(trial_id)
                 self._queue.forget(trial_id)
 
     def _restore_search(self, path: Path, state: SavedSearch) -> None:
-        """Takes space and settings from the saved search, or checks that they agree with it."""
+        """Takes space and settings from the saved search, or checks that they match it."""
         if state.space is None or state.settings is None:
             return  # of raymeta 0.1
         if self._space is None:
@@ -374,7 +374,7 @@ class AxSearcher(Searcher):
             self._set_objectives()
 
     def _follow_tune(self, experiment_dir: Path) -> None:
-        """Corrects the records by Tune's own state."""
+        """Corrects the records by Tune's state."""
         trials = tune_trials(experiment_dir)
         if trials is None:
             return
@@ -383,7 +383,7 @@ class AxSearcher(Searcher):
             if trial_id not in trials:
                 del self.records[trial_id]
         if (means := means_of_groups(experiment_dir)) is not None:
-            # The ends of single trials are the Repeater's business.
+            # The Repeater handles the ends of single trials.
             for trial_id, mean in means.items():
                 self.on_trial_complete(trial_id, {} if mean is None else {self._metric: mean})
             return

@@ -1,4 +1,4 @@
-"""How long trials take: a Gaussian process on the logarithms of their seconds."""
+"""Predicts trial durations: a Gaussian process on the log of their seconds."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raymeta.search.categorical_gp import CategoricalGP
 from raymeta.search.gain import model_space
 from raymeta.search.records import TrialRecord
 
-FEWEST_TRIALS = 3  # with known seconds, before there is a model of them
+FEWEST_TRIALS = 3  # trials with known durations that the model needs
 
 
 def seconds_of(record: TrialRecord, max_steps: int | None) -> float | None:
-    """How long a trial takes to its budget, from its beginning to its last report.
+    """Computes a trial's duration to its full budget, from its start to its last report.
 
-    One that was stopped early is taken to go on as fast.  None for failed and running trials, and
-    where nothing is known, as of trials that raymeta has not timed.
+    A trial stopped early is extrapolated at its own pace. None for failed, running and untimed
+    trials.
     """
     if record.began_s is None:
         return None
@@ -38,7 +38,7 @@ def seconds_of(record: TrialRecord, max_steps: int | None) -> float | None:
 
 
 def known_seconds(records: Mapping[str, TrialRecord], max_steps: int | None) -> dict[str, float]:
-    """The seconds of the trials that are known to have taken any, by trial."""
+    """Collects the known durations by trial."""
     found = {trial: seconds_of(record, max_steps) for trial, record in records.items()}
     return {trial: seconds for trial, seconds in found.items() if seconds is not None}
 
@@ -49,7 +49,7 @@ class SecondsModel:
     Args:
         adapter: Ax's model of the metric, fitted, for its view of the search space.
         known: seconds by trial, all > 0.
-        points: the trials' points as Ax has them, by trial.
+        points: the trials' points in Ax's terms, by trial.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SecondsModel:
         fit_gpytorch_mll(ExactMarginalLogLikelihood(self._model.likelihood, self._model))
 
     def __call__(self, points: Tensor) -> Tensor:
-        """For points of shape (..., parameters), shape (...); all alike with too few trials."""
+        """Predicts, shape (...), at points of shape (..., parameters); constant with few trials."""
         if self._model is None:
             return torch.zeros(points.shape[:-1]).to(points)
         mean: Tensor = self._model.posterior(points).mean

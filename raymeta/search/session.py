@@ -1,4 +1,4 @@
-"""Connects to Ray, and says how many trials run at once."""
+"""Connects to Ray and computes how many trials run at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json
 from raymeta.storage.token import protect_token
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
-HANDLER_S = 0.001  # between two settings of the handlers of signals
+HANDLER_S = 0.001  # between two resets of signal handlers
 JOIN_S = 600  # how long to wait for nodes that are still being installed
 
 
@@ -32,10 +32,10 @@ def start_ray(
     Args:
         resources: of one trial.
         verbose: show Ray's own log.
-        say: receives what is being waited for.
+        say: receives messages about what is awaited.
 
     Returns:
-        How many trials run at once: as many as `resources` asks for, else as many as fit.
+        The number of trials at once: as configured in `resources`, else as many as fit.
 
     Raises:
         ResourceError: the nodes have no room for a single trial.
@@ -73,7 +73,7 @@ def connect(verbose: bool) -> None:
 
 
 def stop_ray() -> None:
-    """Ends the Ray that `start_ray` or `connect` started.
+    """Stops the Ray that `start_ray` or `connect` started.
 
     Ray takes away this process' handler of SIGTERM early in its shutdown, which lasts a second, so
     the main thread sets the handler again until the shutdown has ended.
@@ -87,7 +87,7 @@ def stop_ray() -> None:
 
 @contextmanager
 def _keeping_signal_handlers() -> Iterator[None]:
-    """Sets the handlers that there were again: those of Ray print a stack of C++ and exit."""
+    """Restores the former signal handlers: Ray's print a C++ stack and exit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     if threading.current_thread() is threading.main_thread():
@@ -97,7 +97,7 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 
 def _wait_for_workers(say: Callable[[str], object]) -> None:
-    """Waits for the workers of a cluster, whose head is up before they are installed."""
+    """Waits for a cluster's workers: the head starts before they are installed."""
     wanted, began, said = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic(), False
     while NODES_VARIABLE not in os.environ and time.monotonic() < began + JOIN_S:
         joined = sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes())
@@ -113,7 +113,7 @@ def _wait_for_workers(say: Callable[[str], object]) -> None:
 
 
 def _nodes() -> list[Nodes]:
-    """The nodes that the cluster may grow to, if that is known, else those that are alive."""
+    """Lists the nodes that the cluster may grow to, if known, else the live ones."""
     told = os.environ.get(NODES_VARIABLE)
     if told is not None:
         return from_json(told)

@@ -1,4 +1,4 @@
-"""How a search is done: what for, with which model and which acquisition function."""
+"""The settings of a search: objectives, model, acquisition function, limits."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _ALLOWED = {
     "curves": get_args(CurveUse),
 }
 
-FEWEST_OF_SOURCE = 4  # trials of an earlier search that came to their end, for a model of it
+FEWEST_OF_SOURCE = 4  # completed trials of an earlier search that a model of it needs
 _BOUND = re.compile(rf"(.*\S)\s*(<=|>=)\s*([+-]?{NUMBER})\s*", re.DOTALL)
 
 
 def least_completed(num_sobol: int) -> int:
-    """How many trials must have come to their end before there is a model of them."""
+    """The number of completed trials that the first model needs."""
     return max(1, num_sobol // 3)  # early stopping may leave few
 
 
 def _is_positive(value: object) -> bool:
-    """Whether it is a finite number > 0."""
+    """Whether a value is a finite number > 0."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return 0 < value < math.inf
@@ -83,11 +83,11 @@ class SearchSettings:
         num_sobol: quasi-random trials before the model takes over, given points included.
         seed: of the Sobol sequence and of the model's optimisation.
         device: where the model is fitted.
-        curves: what trials that were stopped early tell the model: `extrapolate` estimates their
-            final values with the uncertainty of the estimate; `ignore` leaves them out.
+        curves: how the model uses trials that were stopped early: `extrapolate` estimates their
+            final values with their uncertainty; `ignore` leaves them out.
         step_metric: the metric in which trainables report their progress.
-        max_steps: the budget in `step_metric`; a trial that ends below it was stopped early.  None
-            takes every regular end for complete.
+        max_steps: the budget in `step_metric`; a trial that ends below it was stopped early. With
+            None every trial that ends regularly is complete.
         budget_s: seconds after which no new trial starts, over all sessions; None for no limit.
         stop_when_gain_below: the search ends when the model's bound on what is still to gain (see
             `raymeta.search.gain`) falls below this, in the units of the objective; None to make all
@@ -188,6 +188,6 @@ class SearchSettings:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics that count: the objectives, then those that are only bounded."""
+        """All metrics in use: the objectives, then those that are only bounded."""
         names = [name for name, _ in self.objectives]
         return tuple(dict.fromkeys([*names, *(bound.metric for bound in self.outcome_bounds)]))

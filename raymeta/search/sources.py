@@ -1,4 +1,4 @@
-"""Trials of finished runs, as models that another search learns from."""
+"""Reads trials of finished runs for `search.learn_from`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from raymeta.storage.paths import AnyPath
 
 @dataclass(frozen=True)
 class Sources:
-    """What `search.learn_from` comes to: the trials of each run, as points of this space.
+    """The usable trials of each run in `search.learn_from`, as points of this space.
 
-    `notes` says what of each run is used, and what is not and why.
+    `notes` says which trials of each run are used, which are not, and why.
     """
 
     trials: tuple[tuple[TrialRecord, ...], ...] = ()
@@ -29,9 +29,9 @@ class Sources:
 def read_sources(experiment: Experiment, root: AnyPath) -> Sources:
     """The trials of the runs that `search.learn_from` names.
 
-    Only keys that this experiment searches count.  One that a run did not search takes the value of
-    that run's file; where that lies outside this search space, so does the trial.  Values count as
-    they are, whatever the budget: a model of ranks needs no more.
+    Only keys that this experiment searches are used. A key that a run did not search takes the
+    value of that run's file; if that lies outside this search space, so does the trial. Values of
+    any budget are used unchanged: a model of ranks needs no more.
 
     Raises:
         RunError: there is no such run, it optimised another metric, it has no key in common with
@@ -91,7 +91,7 @@ def _trials_of(
 
 
 def _point_here(point: Mapping[str, object], before: Experiment, space: Space) -> Point:
-    """A trial's point in this space: the keys that exist there."""
+    """Converts a trial's values to a point of this space, keeping only its keys."""
     values = {p.name: point.get(p.name, before.value(p.name)) for p in space.parameters}
     names = space.names_in(values)
     return {name: value for name, value in values.items() if name in names}

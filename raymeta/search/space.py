@@ -1,4 +1,4 @@
-"""The search space: parameters, their conditions and constraints; and that of an experiment."""
+"""The search space: parameters, conditions and constraints; and how an experiment defines it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Space:
                 raise SearchError(f"{parameter.name}: {parameter.fault}")
             if parameter.when is not None:
                 _check_condition(parameter, by_name)
-        _ = self.in_order  # refuses conditions that depend on each other
+        _ = self.in_order  # refuses cyclic conditions
         for constraint in self.linear_constraints:
             _check_constraint(constraint, by_name)
         check_feasible(self.parameters, self.linear_constraints)
@@ -46,7 +46,7 @@ class Space:
 
     @cached_property
     def in_order(self) -> tuple[Parameter, ...]:
-        """The parameters, each after the one that its condition names."""
+        """The parameters, each after its condition's parent."""
         ordered: list[Parameter] = []
         rest = list(self.parameters)
         while rest:
@@ -60,7 +60,7 @@ class Space:
         return tuple(ordered)
 
     def tidied(self, values: Mapping[str, Any]) -> Point:
-        """Makes a point of values: on the steps, within the ranges, of parameters that exist."""
+        """Makes values a valid point: on the steps, within the ranges, active parameters only."""
         point: Point = {}
         for parameter in self.in_order:
             if parameter.exists_in(point) and parameter.name in values:
@@ -71,11 +71,11 @@ class Space:
         return {p.name: point[p.name] for p in self.parameters if p.name in point}
 
     def names_in(self, point: Mapping[str, Any]) -> set[str]:
-        """The parameters that a point with these values has."""
+        """The names of the parameters that are active with these values."""
         return {parameter.name for parameter in self.parameters if parameter.exists_in(point)}
 
     def contains(self, point: Mapping[str, Any]) -> bool:
-        """Whether a point has the parameters that it must have, in their ranges, and no more."""
+        """Whether a point has exactly its active parameters, within their ranges."""
         return (
             set(point) == self.names_in(point)
             and all(p.contains(point[p.name]) for p in self.parameters if p.name in point)
@@ -117,7 +117,7 @@ def _check_constraint(constraint: LinearConstraint, by_name: Mapping[str, Parame
 
 
 def search_space(experiment: Experiment) -> Space:
-    """The space of `search.space`, in file order."""
+    """Builds the space of `search.space`, in file order."""
     parameters = []
     for name, dimension in experiment.search.space.items():
         integer = experiment.is_integer(name)
@@ -128,7 +128,7 @@ def search_space(experiment: Experiment) -> Space:
 
 
 def file_point(experiment: Experiment) -> Point:
-    """The point of the space that the experiment file itself names: first to try, and the control.
+    """The experiment file's own point of the space: tried first, and the control.
 
     Raises:
         ExperimentError: it lies outside the space.

@@ -1,4 +1,4 @@
-"""When a search ends before its last trial; running trials end by their own."""
+"""Decides when a search issues no further trials; running trials go on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from raymeta.search.settings import SearchSettings
 
 
 def stop_rule(settings: SearchSettings, spent_s: float, gain: float | None) -> str:
-    """The rule that ends a search, in words; empty if none does.
+    """Names the rule that ends a search; empty if none does.
 
     Args:
         settings: of the search.
         spent_s: seconds that the search has taken, over all sessions.
-        gain: the model's latest bound on what is still to gain, in the metric's units; None where
-            there is none.
+        gain: the model's latest bound on the remaining gain, in the metric's units; None without
+            one.
     """
     budget, least = settings.budget_s, settings.stop_when_gain_below
     if budget is not None and spent_s >= budget:

@@ -1,12 +1,12 @@
-"""What a search learns from earlier ones: the prior mean of its Gaussian process.
+"""Learns from earlier searches through the prior mean of the Gaussian process.
 
 Each earlier search, a source, is a Gaussian process on its own trials.  The prior mean is a
 weighted sum of their means, on which a Gaussian process of the new trials' residuals is stacked
 (Golovin et al. 2017, section 3.3).  The weights are those of the ranking-weighted ensemble of
 Feurer et al. 2018 (arXiv 1802.02219): the share of posterior samples in which a source misranks the
-fewest pairs of the new trials, the new trials' own model being judged by what it says of each trial
-left out.  A source that misranks more than that model nearly always does is left out: many bad
-sources would outvote a good model otherwise.
+fewest pairs of the new trials. The new trials' own model is judged by its leave-one-out
+predictions.  A source that misranks more than nearly all samples of that model is left out: many
+bad sources would otherwise outvote a good model.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from raymeta.search.records import TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point
 
-FEWEST_TO_RANK = 3  # new trials, before they say anything of a source
+FEWEST_TO_RANK = 3  # new trials needed to judge a source
 _NUM_SAMPLES = 256
-_WORST_SHARE = 0.95  # of the own model's losses; a source's median loss must be below
+_WORST_SHARE = 0.95  # quantile of the own model's losses; a source's median loss must be below it
 _JITTER = 1e-6
 
 
 def best_points(sources: Sequence[Sequence[TrialRecord]], settings: SearchSettings) -> list[Point]:
-    """The best point of each earlier search, to be tried in place of half the Sobol points."""
+    """Finds the best point of each earlier search; these replace up to half the Sobol points."""
     ended = ([r for r in trials if r.status == "completed"] for trials in sources)
     choose = max if sources and settings.objectives[0][1] == "max" else min
     best = [choose(records, key=lambda record: record.curve[-1][1]).point for records in ended]
@@ -58,7 +58,7 @@ class SourceModel(Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         with torch.no_grad():
-            self._inputs = model.train_inputs[0]  # transformed, as they are outside of training
+            self._inputs = model.train_inputs[0]  # transformed, as outside of training
             prior = model.forward(self._inputs)
             noisy = model.likelihood(prior, [self._inputs]).covariance_matrix
             self._factor = torch.linalg.cholesky(noisy)
@@ -66,13 +66,13 @@ class SourceModel(Module):
             self._solved = torch.cholesky_solve(residuals, self._factor)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The mean at inputs of shape (..., parameters), transformed as the model does: (...)."""
+        """Computes the mean at inputs of shape (..., parameters), in the model's scale: (...)."""
         cross = self._model.covar_module(inputs, self._inputs).to_dense()
         mean: Tensor = self._model.mean_module.constant + (cross @ self._solved)[..., 0]
         return mean
 
     def samples(self, inputs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Of the function at inputs of shape (trials, parameters): (samples, trials)."""
+        """Samples the function at inputs of shape (trials, parameters): (samples, trials)."""
         with torch.no_grad():
             kernel = self._model.covar_module
             cross = kernel(inputs, self._inputs).to_dense()
@@ -86,7 +86,7 @@ class PriorMean(Mean):
 
     Args:
         sources: the models.
-        weights: one for each, at least 0, of a sum of at most 1.
+        weights: one per source, each at least 0, with a sum of at most 1.
     """
 
     def __init__(self, sources: Sequence[SourceModel], weights: Tensor) -> None:
@@ -96,7 +96,7 @@ class PriorMean(Mean):
         self.constant = torch.nn.Parameter(torch.zeros(()).to(weights))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of shape (...), for inputs of shape (..., parameters)."""
+        """Computes the mean, shape (...), at inputs of shape (..., parameters)."""
         mean: Tensor = self.constant.expand(x.shape[:-1])
         for weight, source in zip(self.weights, self._sources, strict=True):
             mean = mean + weight * source(x)
@@ -108,7 +108,7 @@ class TransferGP(CategoricalGP):
 
     Args:
         train_X, train_Y, cat_dims, train_Yvar, input_transform: as of `CategoricalGP`.
-        sources: the earlier searches' models; a plain `CategoricalGP` without any.
+        sources: the earlier searches' models; without any it is a plain `CategoricalGP`.
         seed: of the samples that weigh them.
     """
 
@@ -123,15 +123,15 @@ class TransferGP(CategoricalGP):
         categorical_features: Sequence[int] = (),
         likelihood: Likelihood | None = None,
     ) -> dict[str, Any]:
-        """What the constructor takes, from what Ax has.
+        """Builds the constructor's arguments from Ax's.
 
         Args:
             training_data: the new trials.
             sources: the earlier searches' models.
-            metric: Ax's name of the only metric that they are of.
+            metric: Ax's name of their only metric.
             seed: of the samples that weigh them.
             categorical_features: the columns of the choices.
-            likelihood: None for that of the reported or the inferred noise.
+            likelihood: None for the default with reported or inferred noise.
         """
         inputs = super().construct_inputs(training_data, categorical_features=categorical_features)
         if likelihood is not None:
@@ -160,7 +160,7 @@ class TransferGP(CategoricalGP):
 
 
 def source_weights(sources: Sequence[SourceModel], own: CategoricalGP, seed: int) -> Tensor:
-    """The sources' weights, shape (sources); what is missing to 1 is the own model's.
+    """Computes the sources' weights, shape (sources); the own model has the rest to 1.
 
     Args:
         sources: fitted to earlier searches.
@@ -181,20 +181,20 @@ def source_weights(sources: Sequence[SourceModel], own: CategoricalGP, seed: int
     is_kept = of_sources.quantile(0.5, dim=1) <= of_own.quantile(_WORST_SHARE)
     losses = torch.cat([of_own[None], of_sources])
     losses[1:][~is_kept] = torch.inf
-    # Ties are shared, but with the own model, which wins them.
+    # Ties are shared, but the own model wins its ties.
     is_best = losses == losses.min(dim=0).values
     is_best[1:] &= ~is_best[0]
     return (is_best / is_best.sum(dim=0))[1:].mean(dim=1).to(targets)
 
 
 def misranked(samples: Tensor, targets: Tensor, *, paired: bool = False) -> Tensor:
-    """How many ordered pairs of trials each sample ranks otherwise than their values: (samples).
+    """Counts the ordered pairs of trials that each sample misranks: (samples).
 
     Args:
         samples: shape (samples, trials).
         targets: the values, shape (trials).
-        paired: each sampled value is compared with the others' true values (Feurer et al. 2018,
-            equation 4: what a model says of a trial that it does not know).
+        paired: whether each sampled value is compared with the others' true values (Feurer et al.
+            2018, equation 4: leave-one-out predictions).
     """
     others = targets if paired else samples
     of_samples = samples[:, :, None] < others[..., None, :]
@@ -204,7 +204,7 @@ def misranked(samples: Tensor, targets: Tensor, *, paired: bool = False) -> Tens
 def _left_out(
     own: CategoricalGP, inputs: Tensor, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """Samples of each trial's value given the others: (samples, trials).
+    """Samples each trial's value given the others: (samples, trials).
 
     Rasmussen and Williams 2006, equations 5.10 to 5.12.
     """

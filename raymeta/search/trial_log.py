@@ -1,8 +1,8 @@
-"""The run's own record of its trials, trials.jsonl: what a resumed search goes by.
+"""The run's own record of its trials, trials.jsonl, from which a search resumes.
 
-The driver appends a line when a trial starts, reports or ends, before Tune saves its files.  Those
-are a cache: they show whether lines are missing at the end of the record, stand in for damaged
-lines, and are all there is of runs of raymeta 0.1, which kept no record.
+The driver appends a line when a trial starts, reports or ends, before Tune saves its files.  Tune's
+files are a cache: they show whether lines are missing at the record's end, replace damaged lines,
+and are the only source for runs of raymeta 0.1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LoggedTrials:
     meta-steps; `halves` has the last scores of ended trials on two halves of the validation;
     `earlier` holds the trials of an earlier run that the search learns from (None if not noted
     yet), `sources` those of each run whose model is a prior; `ended_by` is what ended the search,
-    in words; `notes` says what was damaged and what stands in for it.
+    in words; `notes` describes damage and its replacement.
     """
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class TrialLog:
         num_skipped: int = 0,
         halves: tuple[float, float] | None = None,
     ) -> None:
-        """Notes all that is known of a trial, at its start and its end.
+        """Records all facts of a trial at its start and its end.
 
         Args:
             trial_id: its name.
@@ -89,7 +89,7 @@ class TrialLog:
         self._append({"trial": trial_id, "record": asdict(record), **more}, safe=True)
 
     def report(self, trial_id: str, record: TrialRecord) -> None:
-        """Notes the last point of a trial's curve.
+        """Records the last point of a trial's curve.
 
         Raises:
             RunError: the record cannot be written.
@@ -104,7 +104,7 @@ class TrialLog:
             self._append({"trial": trial_id, "report": report}, safe=False)
 
     def fail(self, trial_id: str, error: str) -> None:
-        """Notes why a trial failed.
+        """Records why a trial failed.
 
         Raises:
             RunError: the record cannot be written.
@@ -114,7 +114,7 @@ class TrialLog:
     def begin(
         self, earlier: list[TrialRecord], sources: Sequence[Sequence[TrialRecord]] = ()
     ) -> None:
-        """Notes the trials of earlier runs that the search learns from.
+        """Records the trials of earlier runs that the search learns from.
 
         Raises:
             RunError: the record cannot be written.
@@ -125,7 +125,7 @@ class TrialLog:
         self._append(entry, safe=True)
 
     def end(self, rule: str) -> None:
-        """Notes what ended the search, in words.
+        """Records what ended the search, in words.
 
         Raises:
             RunError: the record cannot be written.
@@ -133,7 +133,7 @@ class TrialLog:
         self._append({"ended_by": rule}, safe=True)
 
     def flush(self) -> None:
-        """Writes what could not be written before.
+        """Writes lines that could not be written before.
 
         Raises:
             RunError: the record cannot be written.
@@ -170,7 +170,7 @@ def logged_trials(run: Run) -> LoggedTrials:
     """
     if not run.has_format:
         return LoggedTrials(saved_records(run.tune_dir))
-    # Read first, lest a running search be ahead in it.
+    # Read this first: a running search might otherwise be ahead in it.
     saved = _saved_records(run)
     content = read_journal(run.trials_dir / TRIALS_FILE, _owner(run))
     found = LoggedTrials()
@@ -229,10 +229,10 @@ def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
 
 
 def _owner(run: Run) -> str:
-    """Whose record it is.
+    """Gets the id of the record's owner.
 
     Raises:
-        RunError: the run does not say what it is.
+        RunError: run.json is missing or damaged.
     """
     origin = run.origin
     if origin is None:
@@ -241,7 +241,7 @@ def _owner(run: Run) -> str:
 
 
 def _saved_records(run: Run) -> dict[str, TrialRecord] | str:
-    """The trials in the searcher's state, or why it cannot be read."""
+    """Reads the trials in the searcher's state, or returns why it cannot be read."""
     try:
         saved = saved_records(run.tune_dir)
     except (RunError, OSError, ValueError, LookupError, TypeError) as error:
@@ -250,12 +250,12 @@ def _saved_records(run: Run) -> dict[str, TrialRecord] | str:
 
 
 def _is_trial_id(name: str) -> bool:
-    """Whether it can name a trial, and so its folder."""
+    """Whether a text can name a trial, and so its folder."""
     return re.fullmatch(r"\w[\w-]*", name) is not None
 
 
 def _mend(found: LoggedTrials, saved: Mapping[str, TrialRecord], run: Run) -> None:
-    """Takes from the searcher's state what the record lacks."""
+    """Completes the record from the searcher's state."""
     taken = {i: record for i, record in saved.items() if _is_behind(found.records.get(i), record)}
     if taken and not found.notes:
         found.notes.append(f"lines are missing at the end of {run.trials_dir / TRIALS_FILE}")
@@ -265,7 +265,7 @@ def _mend(found: LoggedTrials, saved: Mapping[str, TrialRecord], run: Run) -> No
 
 
 def _is_behind(known: TrialRecord | None, saved: TrialRecord) -> bool:
-    """Whether the record knows less of a trial than the searcher's state."""
+    """Whether the record of a trial is older than the searcher's state."""
     if known is None or known.status != "running":
         return known is None
     return saved.status != "running" or len(saved.curve) > len(known.curve)

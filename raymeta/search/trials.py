@@ -1,4 +1,4 @@
-"""What Ray Tune tells of trials, as the records of a search."""
+"""Turns Ray Tune's calls into the records of a search."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class Trials:
 
     Args:
         records: trials known before, by Tune's trial_id.
-        spent_s: seconds that the search has taken in earlier sessions, if that is more than these
-            trials tell.
+        spent_s: seconds that the search took in earlier sessions, if more than these trials show.
         clock: tells the time in seconds.
     """
 
@@ -37,17 +36,17 @@ class Trials:
         self.records = {} if records is None else records  # in order of suggestion
         self._clock, self._least_s = clock, spent_s
         self.begin_session()
-        self.mistake: SearchError | None = None  # of the trainable, which ends the search
+        self.mistake: SearchError | None = None  # mistake of the trainable that ends the search
         self._num_unusable = 0  # trials that ended without a usable value
         self._has_warned_of_step = False
 
     @property
     def num_running(self) -> int:
-        """How many trials run."""
+        """The number of running trials."""
         return sum(record.status == "running" for record in self.records.values())
 
     def begin_session(self) -> None:
-        """Has the search's time go on from the last news of a trial."""
+        """Continues the search's clock from the last report of a trial."""
         times = [record.latest_s for record in self.records.values()]
         self._before_s = max([self._least_s, *times])
         self._since = self._clock()
@@ -58,7 +57,7 @@ class Trials:
         return self._before_s + self._clock() - self._since
 
     def begin(self, trial_id: str, proposal: Proposal) -> TrialRecord:
-        """Adds the record of a trial that runs."""
+        """Adds the record of a new trial."""
         now = self.spent_s
         record = self.records[trial_id] = TrialRecord(
             dict(proposal.point),
@@ -72,7 +71,7 @@ class Trials:
         return record
 
     def begin_again(self, trial_id: str, record: TrialRecord) -> None:
-        """Goes on with a trial of an earlier session."""
+        """Continues a trial of an earlier session."""
         self.records[trial_id] = replace(record, status="running")
 
     def report(
@@ -82,7 +81,7 @@ class Trials:
         space: TuneSpace | None,
         settings: SearchSettings,
     ) -> bool:
-        """Takes up an intermediate result; returns whether the record changed."""
+        """Records an intermediate result; returns whether the record changed."""
         known = self.records.get(trial_id)
         status_before = known.status if known else None
         record = self._running(trial_id, result, space)
@@ -107,7 +106,7 @@ class Trials:
         *,
         error: bool,
     ) -> bool:
-        """Ends a trial as what it was; returns whether it was known and running."""
+        """Sets a trial's final status; returns whether it was known and running."""
         record = self._running(trial_id, result, space)
         if record is None:
             return False
@@ -117,7 +116,7 @@ class Trials:
         return True
 
     def abandon_running(self, reason: str) -> list[str]:
-        """Ends the trials that nobody runs any more; returns their ids."""
+        """Ends the trials that no longer run; returns their ids."""
         ended = [i for i, record in self.records.items() if record.status == "running"]
         for trial_id in ended:
             _log.warning("trial %s counts as abandoned: %s", trial_id, reason)
@@ -131,8 +130,8 @@ class Trials:
     ) -> TrialRecord | None:
         """The record of a running trial; None if the trial is unknown or over.
 
-        A failed trial of which Tune has news runs again: `resume_errored` goes on with it.  A trial
-        that only Tune knows began just before a crash, after our state was saved.
+        A failed trial with a new report runs again: `resume_errored` continues it.  A trial that
+        only Tune knows began just before a crash, after the searcher's state was saved.
         """
         record = self.records.get(trial_id)
         if record is None:
@@ -158,7 +157,7 @@ class Trials:
         *,
         error: bool,
     ) -> Status:
-        """The status of a trial that ended; a usable last result goes into its curve."""
+        """Determines the status of an ended trial; a usable last result goes into its curve."""
         is_usable = observation is not None and observation.problem is None
         if error and not is_usable:
             return "failed"
@@ -182,7 +181,7 @@ class Trials:
         return "completed" if is_whole else "early_stopped"
 
     def _stop_for(self, trial_id: str, observation: Observation) -> None:
-        """Notes a mistake in the trainable."""
+        """Records a mistake of the trainable, which ends the search."""
         message = (
             f"a metric of the search must be one number, but in trial {trial_id} "
             f"{observation.problem}; report float(...)"
@@ -216,7 +215,7 @@ class Trials:
 
 
 def _add(record: TrialRecord, step: int, observation: Observation) -> bool:
-    """Adds an observation to the curves; False if it was told before."""
+    """Adds an observation to the curves; returns False for a repeated one."""
     if record.curve and step <= record.curve[-1][0]:
         return False  # Tune's last result again, or a retry on its way back
     for number, (metric, (mean, sem)) in enumerate(observation.values.items()):

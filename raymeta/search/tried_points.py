@@ -1,4 +1,4 @@
-"""Which points of a space were tried, and points that were not."""
+"""Tracks the tried points of a space, and draws untried ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raymeta.search.space import Point, Space
 
 
 class TriedPoints:
-    """The points of a search's trials, however their values are written."""
+    """The points of a search's trials, compared by value."""
 
     def __init__(self, space: Space) -> None:
         self._space = space
@@ -23,15 +23,15 @@ class TriedPoints:
         self._keys: set[frozenset[tuple[str, Any]]] = set()
 
     def add(self, point: Point) -> None:
-        """A trial tries it."""
+        """Marks a point as tried."""
         self._keys.add(self._key(point))
 
     def forget(self, point: Point) -> None:
-        """No trial has tried it after all."""
+        """Unmarks a point."""
         self._keys.discard(self._key(point))
 
     def clear(self) -> None:
-        """No point has been tried."""
+        """Unmarks all points."""
         self._keys.clear()
 
     def __contains__(self, point: Point) -> bool:
@@ -43,7 +43,7 @@ class TriedPoints:
         return self._points is not None and all(point in self for point in self._points)
 
     def draw(self, rng: np.random.Generator) -> Point:
-        """A random point, tried or not."""
+        """Draws a random point, tried or not."""
         return self._sampler.draw(rng)
 
     def draw_untried(self, rng: np.random.Generator) -> Point | None:
@@ -57,7 +57,7 @@ class TriedPoints:
         return left[int(rng.integers(len(left)))] if left else None
 
     def made_feasible(self, point: Point) -> Point:
-        """Mends what rounding to whole numbers has done to the constraints."""
+        """Restores constraints that rounding to whole numbers broke."""
         constraints = self._space.linear_constraints
         if all(constraint.holds(point) for constraint in constraints):
             return point

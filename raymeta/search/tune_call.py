@@ -1,4 +1,4 @@
-"""What Ray Tune knows of a running search and does not tell its searcher."""
+"""Reads facts about a running search that Ray Tune does not pass to its searcher."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TuneCall:
 
 
 def tune_call() -> TuneCall | None:
-    """Reads them from the call stack; None outside of Tune.
+    """Reads the arguments from the call stack; None outside of Tune.
 
-    Made for Ray 2.60, where Tune tells a searcher metric and mode only together with a
-    `param_space`, and never the objects in it.
+    Made for Ray 2.60, where Tune passes metric and mode to a searcher only together with a
+    `param_space`, and never passes the objects in it.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not run.__code__:

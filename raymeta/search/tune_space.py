@@ -1,4 +1,4 @@
-"""Ray Tune's search spaces as ours, and points as the configurations that trainables get."""
+"""Converts Ray Tune's search spaces, and points to the configurations of trainables."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TuneSpace:
-    """A search space, and how its points become the configurations of trainables.
+    """A search space and the conversion of its points to configurations.
 
     `space` names a nested key by its path joined with `/`, as Tune does.  `fixed` holds domains of
-    one value, `constants` what else the configuration holds, `members` the values that trainables
-    get in place of the searched ones: enum members, and None for its name.  `objects` names the
-    keys whose values Tune keeps to itself.  `is_nested`: trainables get nested dictionaries.
+    one value, `constants` the rest of the configuration, `members` the values that replace searched
+    ones for trainables: enum members, and None for its name.  `objects` names the keys whose values
+    Tune hides.  `is_nested`: trainables get nested dictionaries.
     """
 
     space: Space
@@ -46,24 +46,24 @@ class TuneSpace:
     is_nested: bool = False
 
     def without_constants(self) -> TuneSpace:
-        """The same space, for configurations to which somebody else adds the constants."""
+        """Returns the same space for configurations to which Tune adds the constants."""
         return dataclasses.replace(self, constants={})
 
     def config(self, point: Point) -> dict[str, Any]:
-        """The configuration that a trainable gets at a point."""
+        """Converts a point to the configuration that a trainable gets."""
         values = {**self.constants, **self.fixed}
         for name, value in point.items():
             values[name] = self.members.get(name, {}).get(value, value)
         return nested(values) if self.is_nested else values
 
     def point(self, config: Mapping[str, Any]) -> Point:
-        """The point that a configuration stands for, in the values of the parameters themselves.
+        """Converts a configuration to a point with the parameters' own values.
 
         3.0 stands for an integer 3, 0 for a choice 0.0, a scalar of numpy for its value.  Constants
         may be left out.
 
         Raises:
-            SearchError: a key or a value is not of this space; the message names it.
+            SearchError: a key or value is not in this space; the message names it.
         """
         values = joined(config) if self.is_nested else dict(config)
         values.pop(TRIAL_INDEX, None)  # Ray's Repeater adds it
@@ -111,7 +111,7 @@ class TuneSpace:
             return None
 
     def _value(self, parameter: Parameter, value: Any) -> Any:
-        """The parameter's own value for one that a user wrote."""
+        """Converts a user's value to the parameter's own."""
         value = _plain(value)
         for searched, member in self.members.get(parameter.name, {}).items():
             if _kind(value) is _kind(member) and value == member:
@@ -140,7 +140,7 @@ class TuneSpace:
         key = next(key for key in constants if name == key or name.startswith(f"{key}/"))
         constant = constants[key]
         if not _is_plain(constant):
-            return  # objects behind Tune's marks, arrays and the like cannot be compared
+            return  # objects behind Tune's marks and arrays cannot be compared
         flat = joined({key: constant})
         if name not in flat or not _is_same(value, flat[name]):
             raise SearchError(
@@ -154,7 +154,7 @@ def tune_space(
     constraints: Sequence[str] = (),
     hidden: Mapping[str, Any] | None = None,
 ) -> TuneSpace:
-    """A `param_space` of Ray Tune as a search space.
+    """Converts a `param_space` of Ray Tune to a search space.
 
     Args:
         config: the `param_space`.
@@ -196,7 +196,7 @@ def tune_space(
 
 
 def joined(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dictionary with its keys joined by `/`."""
+    """Flattens a nested dictionary; keys are joined by `/`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -207,7 +207,7 @@ def joined(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dictionary whose keys were joined by `/`."""
+    """Rebuilds a nested dictionary from keys joined by `/`."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         *parents, leaf = name.split("/")
@@ -222,7 +222,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The joined keys and values; a dictionary without a domain is one constant."""
+    """Yields joined keys and values; a dictionary without a domain is one constant."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and set(value) == {"grid_search"}:
@@ -246,7 +246,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _range(name: str, domain: sample.Domain) -> Parameter:
-    """A range of numbers."""
+    """Converts a range of numbers."""
     if not isinstance(domain, sample.Float | sample.Integer):
         raise SearchError(
             f"{name}: {type(domain).__name__} cannot be searched (tune.sample_from has no bounds); "
@@ -292,7 +292,7 @@ def _range(name: str, domain: sample.Domain) -> Parameter:
 def _choice(
     name: str, domain: sample.Categorical, hidden: Mapping[str, Any]
 ) -> tuple[Parameter, dict[Any, Any]]:
-    """A choice, and the values that trainables get in place of what is searched."""
+    """Converts a choice; also returns the values that replace searched ones for trainables."""
     if isinstance(domain.get_sampler(), sample.Grid):
         raise SearchError(f"{name}: a grid tries all values by itself; use tune.choice here")
     if not 1 <= len(domain.categories) <= MOST_CHOICES:
@@ -344,7 +344,7 @@ def _choice(
 
 
 def _searched(value: Any, *, as_text: bool, as_float: bool) -> Scalar:
-    """What is searched in place of a choice: text where None is among the choices."""
+    """Converts a choice for the search: to text if None is among the choices."""
     if as_text:
         return str(value)
     found: Scalar = float(value) if as_float else value
@@ -352,7 +352,7 @@ def _searched(value: Any, *, as_text: bool, as_float: bool) -> Scalar:
 
 
 def _kind(value: Any) -> type | None:
-    """The type by which choices are told apart, None for what cannot be searched."""
+    """The type by which choices are compared; None for values that cannot be searched."""
     if value is None:
         return type(None)
     for kind, types in ((bool, bool), (float, int | float), (str, str)):
@@ -362,7 +362,7 @@ def _kind(value: Any) -> type | None:
 
 
 def _plain(value: Any) -> Any:
-    """Scalars of numpy and torch as Python's own; of enums the value, or the name for others."""
+    """Converts numpy and torch scalars to Python's; enum members to their plain value, or name."""
     if isinstance(value, enum.Enum):
         value = value.value if isinstance(value, bool | int | float | str) else value.name
     if type(value).__module__ != "builtins" and hasattr(value, "item") and _size(value) == 1:
@@ -390,7 +390,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_same(value: Any, constant: Any) -> bool:
-    """Whether a value is a plain constant's, in lists or tuples, and NaN for NaN."""
+    """Whether a value equals a plain constant; lists equal tuples, and NaN equals NaN."""
     if isinstance(constant, dict):
         return (
             isinstance(value, Mapping)
@@ -410,7 +410,7 @@ def _is_same(value: Any, constant: Any) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value in a message, cut where it is long."""
+    """Quotes a value in a message, shortened."""
     text = shown(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 

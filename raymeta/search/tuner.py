@@ -1,7 +1,7 @@
 """Assembles searcher, scheduler and trials into a Ray Tuner, and runs or resumes a search.
 
-The trials of a refit run in the same way.  A resumed search has a Tuner of its own: it goes by the
-run's record of trials, and reads none of Tune's files but the checkpoints of trials.
+The trials of a refit run in the same way.  A resumed search gets a new Tuner: it starts from the
+run's record of trials, and of Tune's files reads only the checkpoints.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from raymeta.trial.workers import STEP_METRIC
 
 @dataclass(frozen=True)
 class Batch:
-    """Trials that run under one Tuner: those of the search, or those of the refit.
+    """Trials that run under one Tuner: the search's or the refit's.
 
-    `known` are the trials of earlier sessions, `unfinished` those of them that run again, and
-    `num_new` counts the trials to be begun.
+    `known` are the trials of earlier sessions, `unfinished` those that run again, and `num_new`
+    counts new trials.
     """
 
     experiment: Experiment
@@ -63,9 +63,10 @@ class Batch:
 
 
 def unfinished_trials(experiment: Experiment, run: Run, trials: LoggedTrials) -> list[str]:
-    """The trials that a resumed search runs again: interrupted, failed, or needed but damaged.
+    """Lists the trials that a resumed search runs again.
 
-    The networks of the best trial and of the control are read from their last checkpoints.
+    They were interrupted, failed, or are the best trial or the control with a damaged last
+    checkpoint.
     """
     found = [i for i, r in trials.records.items() if r.status in ("running", "failed")]
     rows = summaries(trials)
@@ -76,9 +77,9 @@ def unfinished_trials(experiment: Experiment, run: Run, trials: LoggedTrials) ->
 
 
 def is_damaged(run: Run, trial_id: str, notes: list[str]) -> bool:
-    """Whether a trial's last checkpoint is damaged, so that it goes on from the one before.
+    """Whether a trial's last checkpoint is damaged, so that it continues from the one before.
 
-    `notes` receives what was found.
+    `notes` receives descriptions of damage.
     """
     files = checkpoints(run, trial_id)
     try:
@@ -92,7 +93,7 @@ def is_damaged(run: Run, trial_id: str, notes: list[str]) -> bool:
 
 
 def num_new_trials(experiment: Experiment, run: Run, trials: LoggedTrials) -> int:
-    """How many trials are still to be begun."""
+    """Counts the trials still to start."""
     if run.has_best or trials.ended_by:
         return 0
     wanted = experiment.search.num_trials if experiment.search.space else 1
@@ -109,14 +110,14 @@ def run_search(
 ) -> list[TrialSummary]:
     """Runs the search in `run`, or the rest of it.
 
-    An empty search space makes one trial, of the file's own values.
+    An empty search space makes one trial with the file's own values.
 
     Args:
         prepared: what `prepare` found.
         run: its folder.
         observer: receives the events of trials.
         trials_at_once: the most that run at the same time.
-        say: receives what was found damaged, and what stands in for it.
+        say: receives messages about damage and its replacement.
 
     Raises:
         SearchError: the search was interrupted.
@@ -153,7 +154,7 @@ def run_trials(
     trials_at_once: int,
     say: Callable[[str], object],
 ) -> list[TrialSummary]:
-    """Runs the trials of a batch; all of its part of the run, those known before included.
+    """Runs the trials of a batch; returns all trials of its part of the run, including known ones.
 
     Raises:
         SearchError: it was interrupted.
@@ -188,7 +189,7 @@ def run_trials(
         watch.check()
         if isinstance(error, TuneError):
             raise
-        run.add_seconds(0.0)  # says so, if nothing can be written
+        run.add_seconds(0.0)  # raises if nothing can be written
         raise RunError(
             f"{run.path}: files there cannot be read or written ({error}); mend that and go on "
             f"with `{run.resume_command}`"
@@ -297,7 +298,7 @@ def _tuner(
             storage_filesystem=filesystem,
             callbacks=callbacks,
             failure_config=tune.FailureConfig(max_failures=experiment.resources.max_failures),
-            # Two: if the last one is damaged, the trial goes on from the one before.
+            # Keep two: if the last is damaged, the trial continues from the one before.
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True
             ),

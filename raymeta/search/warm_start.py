@@ -1,4 +1,4 @@
-"""Trials of an earlier run, for a search to learn from."""
+"""Reads trials of an earlier run for a search to learn from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymeta.storage.paths import AnyPath
 
 
 def earlier_trials(experiment: Experiment, root: AnyPath) -> list[TrialRecord]:
-    """The trials of the run that `search.warm_start` names, cut to this experiment's budget.
+    """Reads the trials of the run in `search.warm_start`, cut to this experiment's budget.
 
     A key that the earlier run did not search takes the value of that run's file.  A longer trial
     counts with its value at this budget; a shorter one counts as stopped early.

@@ -1,8 +1,8 @@
 """Watches a search from its driver: silent trials, the raylet, and signals.
 
-A process that dies is noticed by Ray.  One that hangs is noticed by nobody: its trial would be
-waited for without end.  So each report has a deadline.  The trial of a missed deadline is killed,
-and Tune restarts it from its last checkpoint, as after any lost process (`resources.max_failures`).
+Ray notices a process that dies, but not one that hangs: Tune would wait for its trial forever. So
+each report has a deadline. A trial that misses it is killed, and Tune restarts it from its last
+checkpoint, as after any lost process (`resources.max_failures`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raymeta.trial.actor import own_values
 OWN_MULTIPLE, OTHERS_MULTIPLE = 10, 30
 LEAST_S, LEAST_FIRST_S = 60.0, 600.0  # starting a trial includes installing, compiling, pretraining
 FIRST_S = 1800.0  # before any trial has reported
-WARN_SHARE = 0.5  # of the deadline, after which the view names the trial
+WARN_SHARE = 0.5  # fraction of the deadline after which the view names the trial
 GRACE_S = 25.0  # after a signal; Slurm and Kubernetes kill after 30 s by default
 RAYLET_CHECK_S = 5.0
 RAYLET_EXIT_S = 20.0
@@ -40,7 +40,7 @@ LOST_RAYLET = "Ray's process on this machine (raylet) has died"
 
 @dataclass
 class _Silence:
-    """What is known of a running trial's reports."""
+    """The report times of a running trial."""
 
     since: float
     longest: float | None = None  # seconds between two of its reports
@@ -49,12 +49,12 @@ class _Silence:
 
 @dataclass
 class Watchdog(tune.Callback):
-    """Tune calls it at every step of its loop.
+    """A callback that Tune calls at every step of its loop.
 
     Attributes:
         observer: is told of silent trials (`TrialEvent.kind` "silent" and "hung").
         report_timeout_s: seconds a report may take; None derives it from the reports so far.
-        received: the signal that ends the search, once there is one.
+        received: the signal that ends the search, if any.
     """
 
     observer: Observer
@@ -113,7 +113,7 @@ class Watchdog(tune.Callback):
     # ------------------------------------------------------------------- signals
 
     def receive(self, number: int) -> None:
-        """Asks for the end of the search; the second time there is no more waiting."""
+        """Requests the end of the search; a second signal ends it at once."""
         if self.received is not None:
             os._exit(128 + number)
         self._reported = set()
@@ -161,7 +161,7 @@ def ending_at_signals(watchdog: Watchdog) -> Iterator[None]:
 
 @contextmanager
 def ending_with_the_raylet(resume: str) -> Iterator[None]:
-    """Ends this process when the raylet of its machine dies: Ray's calls then never return.
+    """Ends this process when its machine's raylet dies, since Ray's calls would never return.
 
     Args:
         resume: the command that continues the search.

@@ -1,4 +1,4 @@
-"""What a report shows of a search's model: one file each, and one line each here.
+"""The plots of a search's model in a report: one file each, and one line each here.
 
 A plot is a function of a `FittedSearch` that yields names and Ax's cards.
 """

@@ -21,12 +21,12 @@ from raymeta.search.ax_parameters import AxSpace
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
-# Quasi-random; four times as many move no share by 0.005.
+# Quasi-random; four times as many change no share by 0.005.
 _SENSITIVITY_SAMPLES = 1024
 
 
 class _Sensitivity(SensitivityAnalysisPlot):
-    """Total-order Sobol indices of one metric, by fewer samples than Ax's 10,000 random ones."""
+    """Total-order Sobol indices of one metric, from fewer samples than Ax's 10,000 random ones."""
 
     def compute(
         self,
@@ -78,7 +78,7 @@ class FittedSearch:
         return analysis.compute_or_error_card(experiment=self._experiment, adapter=self._adapter)
 
     def sensitivity(self, metric: str) -> AnalysisCardBase:
-        """How much of a metric's variance each parameter accounts for."""
+        """Computes how much of a metric's variance each parameter accounts for."""
         if metric not in self._sensitivities:
             analysis = _Sensitivity(self.names.metrics[metric])
             self._sensitivities[metric] = self.compute(analysis)
@@ -101,12 +101,12 @@ class FittedSearch:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def most_important(self, metric: str, count: int) -> Sequence[str]:
-        """The most important parameters whose values can be laid out on an axis."""
+        """Finds the most important parameters whose values have an order."""
         parameters = self.space.parameters
         on_axis = {p.name for p in parameters if p.is_ordered or len(p.choices or ()) == 2}
         return [name for name in self.shares(metric) if name in on_axis][:count]
 
 
 def plotted(result: AnalysisCardBase) -> Iterator[PlotlyAnalysisCard]:
-    """The cards of an analysis that have a plot."""
+    """Yields the cards of an analysis that have a plot."""
     return (card for card in result.flatten() if isinstance(card, PlotlyAnalysisCard))
