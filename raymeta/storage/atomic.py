@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever becomes of the process or the disk."""
+"""Writes files whole or not at all, even if the process or disk fails."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class WholeFile(io.FileIO):
         self._path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._is_whole = True
-        # Of an earlier process of this number, or planted by somebody: nothing is written to it.
+        # Left by an earlier process of this number, or planted: never write to it.
         self._temporary.unlink(missing_ok=True)
         super().__init__(self._temporary, "wb", opener=_open_new)
 
     def write(self, content: Any) -> int:
-        """Writes all of `content`: a system call may take a part of it, on a disk almost full.
+        """Writes all of `content`: on an almost full disk a system call may take only a part.
 
         Raises:
             OSError: it cannot be written; the file will not take its name.
@@ -41,12 +41,12 @@ class WholeFile(io.FileIO):
                 rest = rest[super().write(rest) :]
         except OSError:
             self._is_whole = False
-            self._remove()  # now: whoever gives up may never close it
+            self._remove()  # now: the caller may give up without closing it
             raise
         return size
 
     def close(self) -> None:
-        """Gives the file its name, or takes it away."""
+        """Gives the file its name, or removes it after an error."""
         if self.closed:
             return
         try:
@@ -63,7 +63,7 @@ class WholeFile(io.FileIO):
                 self._remove()
 
     def _remove(self) -> None:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
+        with suppress(OSError):  # read-only storage refuses removal too
             self._temporary.unlink(missing_ok=True)
 
     def __exit__(
@@ -76,17 +76,17 @@ class WholeFile(io.FileIO):
         self.close()
 
     def __del__(self) -> None:
-        self._is_whole = False  # nobody closed it: the writer gave up
+        self._is_whole = False  # never closed: the writer gave up
         self.close()
 
 
 def _open_new(path: str, flags: int) -> int:
-    """Opens a file that must not exist, as a link or otherwise."""
+    """Opens a new file; fails if a file or link of that name exists."""
     return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
 
 def write_file(path: AnyPath, content: bytes) -> None:
-    """Writes a file, whole or not at all, and makes its folder if need be.
+    """Writes a file whole or not at all, and makes its folder if necessary.
 
     Raises:
         RunError: it cannot be written (disk full, folder gone or read-only).

@@ -20,12 +20,12 @@ from typing import Any
 from raymeta.errors import RunError
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
-UPLOAD_S = 10  # between uploads of lines that need not be safe at once
+UPLOAD_S = 10  # seconds between uploads of lines that may be lost
 
 
 @dataclass(frozen=True)
 class JournalContent:
-    """The whole lines of a journal, and what is wrong with the others.
+    """The whole lines of a journal, and descriptions of damage.
 
     `cut` describes a last line that a crash left unfinished; `damaged` describes all other lines
     whose checksum is wrong, those that are repeated, and where lines are missing; `last` is the
@@ -63,7 +63,7 @@ def _read(path: AnyPath, owner: str) -> JournalContent:
     for number, line in enumerate(lines, start=1):
         whole = _whole(line, owner)
         if whole is not None and whole.digest == last:
-            continue  # written again, since the disk refused to keep it at first
+            continue  # a repeated write after the disk refused the first
         if whole is not None and whole.digest in seen:
             damaged.append(f"line {number} of {path} repeats an earlier one and is passed over")
         elif whole is not None:
@@ -87,7 +87,7 @@ class Journal:
 
     Args:
         path: of the file.
-        owner: whose journal it is; only he can read it.
+        owner: the id of the run; only its lines are valid.
     """
 
     def __init__(self, path: AnyPath, owner: str) -> None:
@@ -136,13 +136,13 @@ def _append(path: Path, line: bytes, safe: bool) -> None:
         # An unfinished line stays as it is, and ends here.
         if size and os.pread(file, 1, size - 1) != b"\n":
             line = b"\n" + line
-        if os.write(file, line) < len(line):  # a disk that is almost full takes a part
+        if os.write(file, line) < len(line):  # an almost full disk takes only a part
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if safe:
             os.fsync(file)
     finally:
         os.close(file)
-    if is_new and safe:  # its name is in the folder, which is a file of its own
+    if is_new and safe:  # the folder, which holds the name, must be synced too
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -160,7 +160,7 @@ class _Whole:
 
 
 def _whole(line: bytes, owner: str) -> _Whole | None:
-    """What is in a line; None if it is not whole, or not of `owner`."""
+    """Parses a line; None if it is damaged or of another owner."""
     try:
         content = json.loads(line)
         digest, after, entry = content["sha256"], content["after"], content["entry"]

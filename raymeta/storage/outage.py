@@ -1,4 +1,4 @@
-"""Waits for storage that is away for a while, and tells it from a folder that was removed."""
+"""Waits out storage outages, and tells them from removed folders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TypeVar
 from raymeta.errors import RunError
 from raymeta.storage.paths import AnyPath, RemotePath
 
-OUTAGE_S = 300.0  # how long storage may be away
+OUTAGE_S = 300.0  # longest outage, in seconds
 FIRST_PAUSE_S = 0.5  # before the second attempt; each later pause is twice as long …
 LONGEST_PAUSE_S = 20.0  # … up to this one
-# What the operating system says of a share or a network that is away, but not of a full disk.
+# Errors of an unreachable share or network, but not of a full disk.
 _AWAY = {
     errno.ECONNABORTED,
     errno.ECONNREFUSED,
@@ -38,12 +38,12 @@ class FolderGoneError(RunError):
 
 
 class StorageWatch:
-    """A folder that must stay where it is, in storage that may be away for a while.
+    """A folder that must not move, in storage that may have outages.
 
     Args:
-        folder: it has to hold `file` for as long as it is watched.
+        folder: must hold `file` while it is watched.
         file: the name of a file in it.
-        say: receives what is being waited for.
+        say: receives messages about outages.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StorageWatch:
         self._parent_id = _identity(folder)
 
     def check(self) -> None:
-        """Refuses a folder that was removed; waits for storage that is away.
+        """Refuses a removed folder; waits out an outage.
 
         Raises:
             FolderGoneError: the folder is gone.
@@ -62,7 +62,7 @@ class StorageWatch:
         self.outlast(lambda: None)
 
     def outlast(self, action: Callable[[], Result]) -> Result:
-        """Runs `action`, again and again while the storage is away.
+        """Runs `action`, and repeats it during an outage.
 
         Raises:
             FolderGoneError: the folder is gone.
@@ -102,7 +102,7 @@ class StorageWatch:
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(self._folder))
 
     def _is_away(self, error: BaseException) -> bool:
-        """Whether the storage is away, as the error or a look at the folder tells."""
+        """Whether the error, or a look at the folder, shows an outage."""
         number = error.errno if isinstance(error, OSError) else None
         if number is not None and number not in _AWAY | {errno.ENOENT, errno.ENOTDIR}:
             return False
@@ -118,7 +118,7 @@ class StorageWatch:
 
 
 def _identity(folder: AnyPath) -> tuple[int, int] | None:
-    """Device and number of the folder around `folder`: another file system has others."""
+    """Device and inode of the parent folder: they differ on another file system."""
     if isinstance(folder, RemotePath):
         return None
     try:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 
-# What Arrow's file systems take as options of a URI, and nobody else should read.
+# Secret options in URIs of Arrow's file systems.
 _SECRETS = {"access_key", "account_key", "client_secret", "sas_token", "secret_key", "sig"}
 
 
 class StorageError(RunError, OSError):
-    """A storage that cannot be reached, or refuses; the message is complete by itself."""
+    """A storage that cannot be reached or refuses access."""
 
 
 _MAX_PATH, _MAX_NAME = 3000, 255  # characters, and bytes of a part: file systems take no more
@@ -33,7 +33,7 @@ _MAX_PATH, _MAX_NAME = 3000, 255  # characters, and bytes of a part: file system
 
 @dataclass(frozen=True)
 class FileStatus:
-    """What `RemotePath.stat` tells, by the names of `os.stat_result`."""
+    """The result of `RemotePath.stat`, with the names of `os.stat_result`."""
 
     st_size: int
     st_mtime: float
@@ -41,10 +41,10 @@ class FileStatus:
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder in a storage other than the machine's own file tree.
+    """A file or folder outside the local file system.
 
-    It has those methods of `pathlib.Path` that raymeta needs, with the same errors.  What is
-    written replaces the whole file at once, as object stores do by themselves.
+    It has the methods of `pathlib.Path` that raymeta needs, with the same errors. A write replaces
+    the whole file at once, as in object stores.
     """
 
     filesystem: FileSystem = field(compare=False, repr=False)
@@ -74,15 +74,15 @@ class RemotePath:
         return self._at(str(PurePosixPath(self.path).parent))
 
     def resolve(self) -> RemotePath:
-        """Itself: it never depends on where a process stands."""
+        """Returns itself: a URI does not depend on the working folder."""
         return self
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
+        """Whether it is an existing file."""
         return bool(self._info().is_file)
 
     def is_dir(self) -> bool:
-        """Whether there is such a folder."""
+        """Whether it is an existing folder."""
         info = self._info()
         return info.type.name == "Directory"
 
@@ -128,7 +128,7 @@ class RemotePath:
             self.filesystem.create_dir(self.path, recursive=parents)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """What is in the folder."""
+        """Iterates over the folder's entries."""
         from pyarrow.fs import FileSelector  # noqa: PLC0415  (it takes a while to import)
 
         with self._access():
@@ -137,7 +137,7 @@ class RemotePath:
             yield self._at(info.path)
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """What fits a pattern, which `/` parts into one for each level."""
+        """Iterates over matches of a pattern, level by level."""
         first, _, rest = pattern.partition("/")
         for child in self.iterdir():
             if fnmatch.fnmatchcase(child.name, first):
@@ -145,7 +145,7 @@ class RemotePath:
                     yield child
                 elif any(character in rest for character in "*?["):
                     yield from child.glob(rest)
-                elif (child / rest).is_file():  # without a list of all that is in the folder
+                elif (child / rest).is_file():  # without listing the whole folder
                     yield child / rest
 
     def _at(self, path: str) -> RemotePath:
@@ -180,7 +180,7 @@ AnyPath = Path | RemotePath
 
 
 def read_regular(path: AnyPath, count: int = -1) -> bytes:
-    """The first `count` bytes of a file, or all of it; a pipe or a device would keep us waiting.
+    """Reads the first `count` bytes of a file, or all of it, but no pipe or device.
 
     Raises:
         OSError: the file cannot be read, or is no regular file.
@@ -194,7 +194,7 @@ def read_regular(path: AnyPath, count: int = -1) -> bytes:
 
 
 def copy_folder(source: RemotePath, target: Path) -> None:
-    """Copies a folder with all that is in it to this machine.
+    """Copies a folder with its contents to this machine.
 
     Raises:
         RunError: a key of the storage leads out of the folder (keys may hold `..`).
@@ -217,7 +217,7 @@ def copy_folder(source: RemotePath, target: Path) -> None:
 
 
 def remove_folder(folder: AnyPath) -> None:
-    """Removes a folder with all that is in it."""
+    """Removes a folder with its contents."""
     if isinstance(folder, RemotePath):
         folder.filesystem.delete_dir(folder.path)
     else:
@@ -244,7 +244,7 @@ def _bytes(name: str) -> int:
 
 
 def path_at(location: str | AnyPath) -> AnyPath:
-    """The place of a path or URI; a URI of the machine's own file tree is a path.
+    """Converts a path or URI; a `file:` URI becomes a local path.
 
     Raises:
         RunError: Arrow has no such storage, the URI holds a password, or the location is too long.
@@ -264,7 +264,7 @@ def path_at(location: str | AnyPath) -> AnyPath:
     except ValueError as error:
         raise RunError(f"{location}: is no valid URI: {error}") from None
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-    # A key in a URI would stand in run folders, job logs and process lists.
+    # A key in a URI would appear in run folders, job logs and process lists.
     if parts.password or _SECRETS & dict(parse_qsl(parts.query)).keys():
         raise RunError(
             f"{shown}: give the key by the storage's own means (AWS_ACCESS_KEY_ID and "

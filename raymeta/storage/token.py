@@ -1,4 +1,4 @@
-"""The file with a cluster's token, which Ray writes for everybody on the machine to read."""
+"""Protects the file with a cluster's token, which Ray writes readable for everybody."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def protect_token() -> None:
-    """Lets only its owner read the token: who has it may run code on the cluster."""
+    """Lets only its owner read the token, which allows running code on the cluster."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
-    with suppress(OSError, RuntimeError):  # there is none, or it is not ours
+    with suppress(OSError, RuntimeError):  # no file, or another user's
         path = path.expanduser()
         mode = path.stat().st_mode & 0o777
         if mode & 0o077:

@@ -14,17 +14,17 @@ from raymeta.storage.paths import AnyPath, RemotePath
 
 
 class _WholeFilesHandler(FSSpecHandler):
-    """Local files as Arrow sees them, each written whole or not at all."""
+    """Arrow's local files, each written whole or not at all."""
 
     def open_output_stream(self, path: str, metadata: object) -> NativeFile:  # noqa: ARG002
         return PythonFile(WholeFile(Path(path)), mode="w")
 
 
 def run_storage(path: AnyPath) -> tuple[FileSystem, str]:
-    """The file system of a run folder, and the folder's path there.
+    """Returns the file system of a run folder, and the folder's path there.
 
-    Tune empties each of its files before it writes it anew, every second or so; a kill at that
-    moment, or a full disk, would leave an empty file.
+    Tune empties each of its files before rewriting it about every second; a kill at that moment, or
+    a full disk, would leave an empty file.
     """
     if isinstance(path, RemotePath):
         return path.filesystem, path.path
@@ -42,7 +42,7 @@ def usable_checkpoint(
         filesystem: that of Tune's files.
         checkpoint: a folder whose neighbours are the trial's other checkpoints, in order.
         name: of the file in a checkpoint.
-        is_whole: whether that file's content is whole.
+        is_whole: tests that file's content.
     """
     wanted = PurePosixPath(checkpoint)
     selector = FileSelector(str(wanted.parent), allow_not_found=True, recursive=True)
