@@ -1,1 +1,1 @@
-"""Task distributions: what an episode is drawn from."""
+"""Task distributions, from which episodes are drawn."""

@@ -1,6 +1,6 @@
-"""What became of a user's data: which sequence is in which split, and why others are in none.
+"""The deal of a user's data: the split of each sequence, and why others are in none.
 
-The loader draws episodes from it; `raymeta inspect` shows it, also where no episode can be drawn.
+The loader draws episodes from it; `raymeta inspect` shows it even if no episode can be drawn.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Dealt:
     """Sequences dealt into splits.
 
     `left_out` counts the sequences in no split by the reason; with those in `chosen` they are all
-    `num_read` sequences.  `target` is the axis of the classes.  `task` is the axis of the tasks;
-    None where a task is a set of classes.  `groups` are the axes whose units are in one split each.
+    `num_read` sequences.  `target` is the axis of the classes. `task` is the axis of the tasks;
+    None if a task is a set of classes.  `groups` are the axes whose units are in one split each.
     `classes` are those of all splits; a forecast has none.
     """
 
@@ -37,18 +37,18 @@ class Dealt:
     warnings: tuple[str, ...] = ()
 
     def sizes(self, split: Split) -> dict[str, dict[str, int]]:
-        """Sequences of each class: by task, or of the only entry, for all tasks alike."""
+        """Counts the sequences of each class, by task or in one entry for all tasks."""
         return sizes(self.chosen[split], self.task, self.classes)
 
     def fitting(self, num_ways: int, num_examples: int) -> tuple[int, int]:
-        """The most ways and the most examples of a class that episodes of every split can have.
+        """Computes the most ways and examples per class that every split can serve.
 
         Args:
-            num_ways: asked for, unless tasks have all classes.
-            num_examples: support and query examples of a class asked for.
+            num_ways: requested; ignored if tasks have all classes.
+            num_examples: requested support and query examples per class.
 
         Returns:
-            Ways and, with that many ways, examples; at most those asked for.
+            The ways and, for that many ways, the examples per class; at most as requested.
         """
         if self.task is not None:
             found = [min(c.values()) for s in SPLITS for c in self.sizes(s).values()]
@@ -64,7 +64,7 @@ class Dealt:
 def sizes(
     sequences: Sequences, task: str | None, classes: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Sequences of each class by task; the classes of a split alone where there are no tasks."""
+    """Counts the sequences of each class by task, or in a split if there are no tasks."""
     if task is None:
         return {"": dict(sorted(Counter(sequences.classes).items()))}
     counts = Counter(zip(sequences.groups[task], sequences.classes, strict=True))
@@ -77,12 +77,12 @@ def sizes(
 def deal_groups(
     sequences: Sequences, axes: Sequence[str], settings: TableTasks
 ) -> dict[str, Mapping[str, Split]]:
-    """The units of some axes, each axis by itself.
+    """Deals the units of some axes, each axis by itself.
 
     Args:
-        sequences: whose units are dealt.
+        sequences: with the units to deal.
         axes: of the groups.
-        settings: how many are held out of each, and the seed of the deal.
+        settings: the number held out of each, and the seed of the deal.
 
     Raises:
         DataError: an axis has too few units.
@@ -103,7 +103,7 @@ def deal_groups(
 
 
 def splits_of(sequences: Sequences, deal: Deal) -> list[Split | None]:
-    """The split of each sequence: that of its class and all its groups; None where they differ."""
+    """Finds the common split of each sequence's class and groups; None if they differ."""
     axes = [(units, sequences.groups.get(axis, sequences.classes)) for axis, units in deal.items()]
     found: list[Split | None] = []
     for row in range(len(sequences)):

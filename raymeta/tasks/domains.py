@@ -1,4 +1,4 @@
-"""Few-shot classification of sentences in domains never seen before, whatever file has them.
+"""Few-shot classification of sentences in unseen domains, from any file format.
 
 Some domains are held out whole for meta-test; of the others, a share of the sentences is kept back
 for meta-validation.  A task is a domain, an episode a sample of its sentences.
@@ -36,9 +36,9 @@ from raymeta.tasks.settings import SentenceTasks
 
 PADDING, UNKNOWN = 0, 1
 VAL_SHARE = 0.2
-# Domains have short sentences such as "Works great." in common without being copies.
+# Domains share short sentences such as "Works great." without being copies.
 _MAX_SHARED = 0.5
-_FEW = 10  # domains: with fewer the note says so
+_FEW = 10  # with fewer domains the results carry a note
 
 
 def deal_domains(
@@ -46,7 +46,7 @@ def deal_domains(
 ) -> tuple[Dealt, TokenVectors | None]:
     """Deals sentences into splits, whether or not they serve any episodes.
 
-    A sentence's own words decide whether it is kept back for meta-validation, so that other
+    A hash of a sentence's words decides whether it is kept for meta-validation, so that other
     sentences never move it.
 
     Args:
@@ -58,7 +58,7 @@ def deal_domains(
             that meta-validation of the ordinary deal has.
 
     Returns:
-        What became of the sentences, cut to `max_tokens`, and their token vectors with an encoder.
+        The dealt sentences, cut to `max_tokens`, and their token vectors with an encoder.
 
     Raises:
         DataError: two domains are copies of each other.
@@ -68,7 +68,7 @@ def deal_domains(
     num_read, warnings, left_out = len(whole), whole.warnings, Counter[str]()
     classes = tuple(sorted(set(whole.classes)))
 
-    # Of all texts, so that both deals share what is kept of them.
+    # Encode all texts, so that both deals share the cache.
     encoded = (
         token_vectors(settings.encoder, whole.texts, settings.max_tokens)
         if settings.encoder is not None
@@ -76,7 +76,7 @@ def deal_domains(
     )
     if sealed:
         deal = deal_sealed(deal, salt=str(settings.split_seed))
-        # Meta-validation of the ordinary deal has seen them.
+        # The ordinary deal's meta-validation has seen them.
         whole = whole.select(
             row
             for row, tokens in enumerate(whole.x)
@@ -88,7 +88,7 @@ def deal_domains(
         _split(deal[axis][domain], " ".join(tokens), settings.split_seed)
         for domain, tokens in zip(whole.groups[axis], whole.x, strict=True)
     ]
-    # Sentences that are equal once they are cut are one sentence to the network.
+    # To the network, sentences that are equal after the cut are the same.
     sentences = replace(
         whole,
         x=tuple(
@@ -192,14 +192,14 @@ def text_inputs_of(
     target: str,
     classes: tuple[str, ...],
 ) -> Inputs:
-    """What networks of sentences read.
+    """Describes the inputs of networks of sentences.
 
     Args:
         settings: of the tasks.
         facts: that the networks were trained with.
         text: the column of texts.
         target: the column of classes.
-        classes: what the ways stand for.
+        classes: the meanings of the ways.
 
     Raises:
         ValueError: settings and facts do not belong together.
@@ -269,7 +269,7 @@ def _note(dealt: Dealt, axis: str) -> str:
 
 
 def _split(of_domain: Split, text: str, split_seed: int) -> Split:
-    """The split of a sentence of a domain that is dealt to `of_domain`."""
+    """Decides the split of a sentence whose domain is dealt to `of_domain`."""
     is_val = of_domain == "train" and _is_for_validation(text, split_seed)
     return "val" if is_val else of_domain
 
@@ -279,13 +279,13 @@ def _is_for_validation(text: str, split_seed: int) -> bool:
 
 
 def _vocabulary(sentences: Sequences, min_count: int) -> list[str]:
-    """The tokens that occur `min_count` times or more, in alphabetical order."""
+    """Lists the tokens that occur at least `min_count` times, alphabetically."""
     counts = Counter(token for tokens in sentences.x for token in tokens)
     return sorted(token for token, count in counts.items() if count >= min_count)
 
 
 def _number_of(vocabulary: Sequence[str]) -> dict[str, int]:
-    """The token ids of the words that are known."""
+    """Maps each known word to its token id."""
     return {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
 
 

@@ -1,4 +1,4 @@
-"""Writes an experiment file for a user's table, with comments that say what may be changed."""
+"""Writes a commented experiment file for a user's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLAIN = re.compile(
     r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z_][A-Za-z0-9_ .-]*", re.IGNORECASE
 )
 
-# What the comment beside a key says, in the order of the file.
+# The comment beside each key, in the order of the file.
 _OF_TABLE = {
     "kind": "a task is new classes (classes), one group (groups), or one series (forecast)",
     "data_dir": "a relative folder is looked for where raymeta is run",
@@ -52,7 +52,7 @@ _OF_TEXTS = {
     "max_tokens": "longer texts are cut here",
     "encoder": "a pretrained Transformer, a folder or a hub name; needs raymeta[text]",
 }
-# Keys that some kinds of tasks alone have.
+# Keys that only some kinds of tasks have.
 _ONLY = {
     "val_classes": {"classes"},
     "test_classes": {"classes"},
@@ -60,7 +60,7 @@ _ONLY = {
     **{key: {"classes", "groups"} for key in ("num_ways", "missing")},
 }
 
-# The budget of a first look, as `pen` has it.
+# The budget of a first run, as in `pen`.
 _REST_OF_TABLE = """
 learner: prototypes
 
@@ -88,7 +88,7 @@ search:
 
 evaluation: {num_episodes: 600, adaptation_steps: 10}
 """
-# The same, as `sentiment` has it.
+# The same, as in `sentiment`.
 _REST_OF_TEXTS = """
 learner: maml
 
@@ -150,10 +150,10 @@ evaluation: {num_episodes: 600, adaptation_steps: 1}
 
 
 def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
-    """The text of an experiment file.
+    """Formats the text of an experiment file.
 
     Args:
-        name: of the experiment; what a name cannot hold becomes `-`.
+        name: of the experiment; invalid characters become `-`.
         settings: of its tasks.
         command: that made it, for the first line.
         file: where it is written, for the comments.
@@ -187,7 +187,7 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
 
 
 def _is_idle(key: str, settings: TableTasks) -> bool:
-    """Whether a key is of another kind of tasks, or says what goes without saying."""
+    """Whether a key is of another kind of tasks, or has an obvious default."""
     if settings.kind not in _ONLY.get(key, {settings.kind}):
         return True
     if key.endswith("_groups") and not settings.groups and settings.kind != "forecast":
@@ -197,7 +197,7 @@ def _is_idle(key: str, settings: TableTasks) -> bool:
 
 
 def _yaml(value: Any) -> str:
-    """A value on one line."""
+    """Formats a value on one line."""
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, str):

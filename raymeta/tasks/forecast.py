@@ -34,7 +34,7 @@ from raymeta.tasks.sampling import fingerprint, unit_ids
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
 
-_SHOWN = 3  # names that a message lists
+_SHOWN = 3  # most names listed in a message
 _UNEVEN = 1.5  # a step of time that is longer than this many median steps is a gap
 
 _BETWEEN = "two of their groups are in different splits"
@@ -52,11 +52,11 @@ class Cutter:
     stride: int
     num_shots: int
     num_queries: int
-    difference: str  # what targets are differences to; see `TableTasks`
+    difference: str  # baseline of the targets; see `TableTasks`
 
     @classmethod
     def of(cls, settings: TableTasks) -> Cutter:
-        """As the settings say."""
+        """Makes the cutter that the settings describe."""
         return cls(
             context=settings.context,
             horizon=settings.horizon,
@@ -78,7 +78,7 @@ class Cutter:
         return self.horizon + (self.num_queries - 1) * self.stride
 
     def cuts(self, x: np.ndarray) -> np.ndarray:
-        """Where a series `[L, D]` can be cut: its past differs from season to season, int64."""
+        """Finds the cuts of a series `[L, D]` whose past varies between seasons, int64."""
         if len(x) < self.past + self.future:
             return np.zeros(0, np.int64)
         with np.errstate(over="ignore"):
@@ -90,7 +90,9 @@ class Cutter:
         return np.flatnonzero(is_sound) + self.past
 
     def episode(self, x: np.ndarray, cut: int) -> Episode:
-        """The windows of a series `[L, D]` around a cut; ids are the steps of their first targets.
+        """Makes the windows of a series `[L, D]` around a cut.
+
+        Ids are the steps of their first targets.
 
         Nothing before `cut` depends on a value behind it.
         """
@@ -104,7 +106,7 @@ class Cutter:
         query: list[int] = (cut + self.stride * np.arange(self.num_queries)).tolist()
 
         def read(first: int, end: int) -> np.ndarray:
-            """What a network reads of the steps from `first` to before `end`, `[T, D + 1]`."""
+            """Computes the network's input of steps `first` to `end` - 1, `[T, D + 1]`."""
             values = x[first:end, 0]
             change = np.zeros_like(values)
             change[self.season :] = values[self.season :] - values[: -self.season]
@@ -112,7 +114,7 @@ class Cutter:
             scaled = np.stack([values - values[-1], change], axis=1) / unit
             return np.concatenate([scaled, others], axis=1).astype(np.float32)
 
-        # As long as the queries: joint training stacks both.
+        # Pad to the queries' length: joint training stacks both.
         support_x = np.zeros((self.num_shots, self.past, x.shape[1] + 1), np.float32)
         for row, end in enumerate(support):
             support_x[row, : end - start] = read(start, end)
@@ -136,11 +138,11 @@ class Cutter:
         )
 
     def _ahead(self, x: np.ndarray, end: int) -> np.ndarray:
-        """The values to be forecast from `end` on, `[H]`."""
+        """The values to forecast from `end` on, `[H]`."""
         return x[end : end + self.horizon, 0]
 
     def _base(self, known: np.ndarray) -> np.ndarray:
-        """What the targets behind the `known` values are differences to, `[H]`."""
+        """The baseline of the targets that follow the `known` values, `[H]`."""
         if self.difference == "last":
             return seasonal_naive(known, 1, self.horizon)
         if self.difference == "drift" and len(known) > self.season:
@@ -149,7 +151,7 @@ class Cutter:
 
 
 def seasonal_naive(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """The last season again and again, `[..., H]`; the last value if a season is one step.
+    """Repeats the last season, `[..., H]`; the last value if a season is one step.
 
     Args:
         known: `[..., T]` with T ≥ `season`.
@@ -160,7 +162,7 @@ def seasonal_naive(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
 
 
 def moved_season(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """The last season moved by the last change over a season, once a season, `[..., H]`.
+    """Repeats the last season, each time moved by the last change over a season, `[..., H]`.
 
     Arguments are those of `seasonal_naive`, with T > `season`.
     """
@@ -172,7 +174,7 @@ def moved_season(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ForecastSampler:
-    """Draws a series, and where it is cut.
+    """Draws a series and its cut.
 
     In a split, `x` has the series `[L, D]`, `cuts` where each can be cut, and `units` `[S]` the
     unit of each on every axis.
@@ -283,17 +285,17 @@ def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:
 
 
 def _plain(x: np.ndarray) -> np.ndarray:
-    """A series without level and unit, rounded: the same for copies in thousands and in persons."""
+    """Removes a series' level and unit, and rounds: copies in another unit become equal."""
     with np.errstate(over="ignore", invalid="ignore"):
         spread = x.std(axis=0)
         return np.round((x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0), 6)
 
 
 def _long_enough(sequences: Sequences, settings: TableTasks, warnings: list[str]) -> list[int]:
-    """The series that can be cut somewhere; warns of the others.
+    """Selects the series that have a valid cut; warns of the others.
 
     Raises:
-        DataError: there are others, and the settings refuse them.
+        DataError: a series has none, and the settings refuse that.
     """
     cutter = Cutter.of(settings)
     kept = [row for row, x in enumerate(sequences.x) if len(cutter.cuts(x))]
@@ -317,7 +319,7 @@ def _long_enough(sequences: Sequences, settings: TableTasks, warnings: list[str]
 
 
 def _gaps(sequences: Sequences, settings: TableTasks) -> list[str]:
-    """A warning of series with gaps in their time, whose steps are taken for evenly spaced."""
+    """Warns of series with gaps in time: their steps are treated as evenly spaced."""
     uneven = [
         row
         for row, times in enumerate(sequences.times)

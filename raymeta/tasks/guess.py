@@ -1,4 +1,4 @@
-"""Guesses the settings of a table's tasks: the columns' roles, and episodes that it can serve."""
+"""Guesses a table's settings: the roles of its columns, and episodes that it can serve."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from raymeta.tasks.table import deal_table
 from raymeta.tasks.text_guess import guess_texts, text_column
 
 _MAX_WAYS, _MAX_QUERIES = 5, 3  # what a first experiment asks for, where the data have it
-_HELD_OUT = 0.2  # of classes and groups, for validation and for the test each
+_HELD_OUT = 0.2  # share of classes and groups for each of validation and test
 
 
 @dataclass
 class Guess:
-    """Settings that a table can serve, how they were found, and the classes and groups found."""
+    """Guessed settings with findings, classes and groups."""
 
     settings: Any  # TableTasks, or TextTasks for a table of texts
     findings: list[Finding] = field(default_factory=list)
@@ -41,7 +41,7 @@ def guess_tasks(
     sequence: str | None = None,
     time: str | None = None,
 ) -> Guess:
-    """The settings of a table's tasks.
+    """Guesses the settings of a table's tasks.
 
     Args:
         location: a file, a folder, or a pattern such as `recordings/*.csv`.
@@ -98,7 +98,7 @@ def guess_tasks(
 
 
 def _place(location: str) -> tuple[str, list[str]]:
-    """The folder and the names in it that a path, a folder or a pattern stands for."""
+    """Splits a path, folder or pattern into a folder and file names."""
     if "://" in location:
         folder, _, name = location.rpartition("/")
         return (folder, [name]) if name.lower().endswith(TABLE_SUFFIXES) else (location, [])
@@ -115,7 +115,7 @@ def _place(location: str) -> tuple[str, list[str]]:
 def _sized(
     found: dict[str, Any], columns: Mapping[str, Column], *, prefers_groups: bool, roles: Roles
 ) -> TableTasks:
-    """The settings with a kind of tasks, ways, shots, queries and units to hold out that fit."""
+    """Fits the kind of tasks, ways, shots, queries and held-out units to the data."""
     num_classes = len(columns[found["target"]].labels)
     held = {"val_groups": 1, "test_groups": 1}
     if found["groups"]:

@@ -1,4 +1,4 @@
-"""Guesses the settings of forecasts: a table whose target is a number that changes in a series."""
+"""Guesses settings of forecasts for tables whose target is a number that varies in a series."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raymeta.tasks.forecast import Cutter, deal_forecast
 from raymeta.tasks.roles import SEQUENCES, TARGETS, TIMES, Roles
 from raymeta.tasks.settings import TableTasks
 
-_HELD_OUT = 0.2  # of groups or series, for validation and for the test each
+_HELD_OUT = 0.2  # share of groups or series for each of validation and test
 _MAX_LABELS = 20  # different whole numbers
 _MAX_CONTEXT = 48
 _MAX_HORIZON = 12
@@ -31,7 +31,7 @@ _SEASONS = (
 def looks_like_forecast(
     columns: Mapping[str, Column], target: str | None, sequence: str | None, time: str | None
 ) -> bool:
-    """Whether the target is a number that changes within series that are named as such.
+    """Whether the target is a number that varies within named series.
 
     A few whole numbers are labels.
 
@@ -52,7 +52,7 @@ def looks_like_forecast(
 
 
 def _series(columns: Mapping[str, Column], target: str, sequence: str | None) -> str | None:
-    """The column whose label names a series: several rows each, in which the target changes."""
+    """Finds the column that names series: labels with several rows and varying targets."""
     lower = {name.lower(): name for name in columns}
     named = [sequence] if sequence else [lower[alias] for alias in SEQUENCES if alias in lower]
     for name in named:
@@ -74,7 +74,7 @@ def guess_forecast(
     sequence: str | None,
     time: str | None,
 ) -> TableTasks:
-    """The settings of forecasts that the table can serve.
+    """Guesses settings of forecasts that the table can serve.
 
     Args:
         roles: of the table's columns; findings are added to them.
@@ -128,7 +128,7 @@ def guess_forecast(
     units = min([len(roles.columns[name].labels) for name in groups or [series]])
     held = max(1, min(round(_HELD_OUT * units), (units - 1) // 2))
     found |= {"val_groups": held, "test_groups": held}
-    # As long as a typical series serves with room for several cuts.
+    # The context of a typical series must leave room for several cuts.
     typical = int(np.median(lengths))
     horizon = max(1, min(season if season > 1 else _MAX_HORIZON, typical // 4))
     context = max(season, min(_MAX_CONTEXT, 2 * season if season > 1 else _MAX_CONTEXT))
@@ -155,7 +155,7 @@ def guess_forecast(
 
 
 def _features(roles: Roles, series: str) -> list[str]:
-    """Further columns of numbers without gaps; none is fine."""
+    """Finds further columns of numbers without gaps; there may be none."""
     try:
         found = roles.features(series)
     except DataError:
@@ -167,7 +167,7 @@ def _features(roles: Roles, series: str) -> list[str]:
 
 
 def _season(roles: Roles, series: str, clock: str | None) -> int:
-    """The steps of a season by the spacing of the times, where they are dates."""
+    """Guesses the season's length from the spacing of dates."""
     at = None if clock is None else roles.columns[clock].times
     numbers = None if clock is None else roles.columns[clock].numbers
     if at is not None and numbers is None:

@@ -1,4 +1,4 @@
-"""What an example of a source is to whoever uses a trained network, and how the network reads it.
+"""The examples of a source as users of a trained network give them, and their preparation.
 
 Shape legend: T time steps, C channels, D features.
 """
@@ -11,10 +11,10 @@ from typing import Any
 
 from raymeta.tasks.settings import TaskSettings
 
-# Examples, and what messages call each of them -> what the network reads of each: float32 `[T, D]`,
-# or int64 token ids `[T]`.  It raises a DataError for an example that training would refuse.
+# Examples and their names in messages -> the network's input of each: float32 `[T, D]`, or int64
+# token ids `[T]`. Raises a DataError for an example that training would refuse.
 Prepare = Callable[[Sequence[Any], Sequence[str]], list[Any]]
-# Texts -> the words or marks `[T]` that the network's time steps stand for.
+# Texts -> the words or marks `[T]` at the network's time steps.
 Words = Callable[[Sequence[str]], list[list[str]]]
 
 
@@ -22,19 +22,19 @@ Words = Callable[[Sequence[str]], list[list[str]]]
 class Inputs:
     """The inputs of the networks of a source.
 
-    An example is numbers `[T, C]` with the `channels` in this order, or a text where there are
-    none.  `prepare` makes of it what the network reads, by the same functions as in training.
+    An example is numbers `[T, C]` with the `channels` in this order, or a text if there are none.
+    `prepare` converts it to the network's input by the same functions as in training.
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
     `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
-    or a number if it is `numeric_target`.  `classes` are what the ways stand for where all tasks
-    share their classes.  `stream_steps` is the longest sequence that can be read step by step; None
-    where an example is prepared as a whole.
+    or a number if it is `numeric_target`.  `classes` are the ways' meanings if all tasks share
+    their classes.  `stream_steps` is the longest sequence that can be read step by step; None if an
+    example must be prepared as a whole.
 
-    `features` are the D numbers that the network reads at a time step, by name, where they are not
-    the channels; `are_strokes` tells that the first three are x, y and whether the pen is on paper.
-    `words` makes of texts what stands at each time step.
+    `features` names the D inputs of the network at a time step if they differ from the channels;
+    `are_strokes` tells that the first three are x, y and whether the pen is on paper.
+    `words` gives a text's word at each time step.
     """
 
     channels: tuple[str, ...]
@@ -52,7 +52,7 @@ class Inputs:
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:
-    """Refuses settings that are not those of the training.
+    """Refuses settings that differ from the training's.
 
     Raises:
         ValueError: naming both values.

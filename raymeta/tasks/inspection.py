@@ -1,4 +1,4 @@
-"""What `raymeta inspect` tells of an experiment's tasks before anything is trained."""
+"""Inspects an experiment's tasks before training, for `raymeta inspect`."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Inspection:
 
     @property
     def is_sound(self) -> bool:
-        """Whether episodes can be drawn, and no split holds data of another one."""
+        """Whether episodes can be drawn and no data are in two splits."""
         return all(finding.level != "error" for finding in self.findings)
 
     @property
     def task(self) -> str:
-        """What a task is, in a sentence."""
+        """Describes a task in a sentence."""
         tasks, dealt = self.experiment.tasks, self.dealt
         if isinstance(tasks, TableTasks) and tasks.kind == "forecast":
             cutter = Cutter.of(tasks)
@@ -73,7 +73,7 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
     """Deals an experiment's data and looks at them.
 
     Raises:
-        ExperimentError: its source has no data of a user's own to look at.
+        ExperimentError: its source has no data of the user's to inspect.
         DataError: a file is broken, the data hold copies, or there are too few groups.
     """
     tasks = experiment.tasks
@@ -89,7 +89,7 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         axes.append(dealt.task)
     leaks = find_leaks(dealt.chosen, axes)
     if not leaks:
-        # Texts of a domain for training may be for validation too: there are no units to part.
+        # Training and validation may share a domain of texts: there are no units to separate.
         units = [*dealt.groups, *([dealt.target] if dealt.task is None else [])]
         named = f"no {' or '.join(units)} and " if units else ""
         text = f"{named}no equal sequence is in two splits; no rows are shared"
@@ -132,7 +132,7 @@ def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribu
 
 
 def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) -> tuple[Way, ...]:
-    """The classes and sequences of episode 0 of the meta-test."""
+    """Lists the classes and sequences of episode 0 of the meta-test."""
     episode, tested = distribution.episode("test", 0), dealt.chosen["test"]
     assert episode.support_ids is not None
     assert episode.query_ids is not None
@@ -155,7 +155,7 @@ def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) 
 
 
 def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> Way:
-    """The series of episode 0, and the rows that its windows read and ask for."""
+    """Describes the series of episode 0 and the rows of its windows."""
     episode, past = distribution.episode("test", 0), Cutter.of(tasks).past
     assert episode.support_ids is not None
     assert episode.query_ids is not None
@@ -174,7 +174,7 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 
 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
-    """Columns that may be groups, are not named as such, and have a value in two splits."""
+    """Finds columns that may be groups but are not declared, with a value in two splits."""
     columns = read_table(tasks.data_files())
     known = {tasks.sequence, tasks.target, tasks.time, *tasks.groups, *tasks.features}
     own, target = columns[tasks.sequence], columns[tasks.target]

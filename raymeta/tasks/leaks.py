@@ -1,6 +1,6 @@
-"""Looks for what could carry data of one split into another, whatever the loader promises.
+"""Searches for leaks of data between splits, independently of the loader.
 
-It goes by the sequences as they are dealt, and shares no code with the loader.
+It reads the dealt sequences and shares no code with the loader.
 
 Shape legend: T time steps, D features.
 """
@@ -17,12 +17,12 @@ from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Split
 from raymeta.finding import Finding
 
-# Rows in a row that two sequences of different recordings do not share by chance.
+# Consecutive rows that sequences of different recordings do not share by chance.
 WINDOW = 8
 
 
 def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[Finding]:
-    """What could leak from a split into another one.
+    """Finds possible leaks between splits.
 
     Args:
         chosen: the sequences of each split.
@@ -31,7 +31,7 @@ def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[F
     Returns:
         An error for each axis with a unit in two splits and for each two splits with equal
         sequences; a warning for two splits with sequences that share `WINDOW` rows, as windows that
-        were cut from one recording do.  None of these where the splits are sound.
+        were cut from one recording do.  Nothing if the splits are sound.
     """
     findings = []
     for axis in axes:
@@ -70,10 +70,10 @@ def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[F
 
 
 def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """All runs of `WINDOW` rows but those in which nothing changes, such as silence.
+    """Hashes all runs of `WINDOW` rows except constant ones, such as silence.
 
     Returns:
-        A 64-bit hash of each different run, and the row of a sequence that has it.
+        A 64-bit hash of each distinct run, and the row of a sequence that has it.
     """
     none = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     if not len(sequences) or sequences.x[0].dtype.kind != "f":
@@ -98,13 +98,13 @@ def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Spreads every bit over the others: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Mixes all bits by the finaliser of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _bytes(x: np.ndarray) -> bytes:
-    """What is the same for equal sequences."""
+    """A key that is equal for equal sequences."""
     text = "\0".join(x.tolist()).encode() if x.dtype.kind in "OU" else (x + 0.0).tobytes()
     return hashlib.blake2b(text, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Loads the tasks of an experiment, from whatever source it names.
+"""Loads the tasks of an experiment from its source.
 
 How to add a source `words`, with `raymeta.tasks.table` as the model:
 
@@ -71,7 +71,7 @@ SOURCES: dict[str, Source] = {
 
 
 def load_inputs(settings: TaskSettings, facts: Mapping[str, Any]) -> Inputs:
-    """The inputs of networks that were trained on a source.
+    """Gets the inputs of networks that were trained on a source.
 
     Args:
         settings: the `tasks` of their experiment; no data are read.
@@ -96,7 +96,7 @@ def load_inputs(settings: TaskSettings, facts: Mapping[str, Any]) -> Inputs:
 
 
 def load_tasks(experiment: Experiment) -> TaskDistribution:
-    """The task distribution that an experiment asks for.
+    """Loads the task distribution of an experiment.
 
     Within a process, the same settings are loaded once while their files stay as they are.
 
@@ -130,7 +130,7 @@ def _load(
 ) -> TaskDistribution:
     settings = SETTINGS[source].model_validate_json(settings_json)
     tasks = SOURCES[source].load(settings, seed=seed, sealed=sealed)
-    if settings.data_dir is not None:  # nobody can mend the shipped data
+    if settings.data_dir is not None:  # users cannot change the shipped data
         for text in tasks.warnings:
             warnings.warn(text, DataWarning, stacklevel=3)
     return tasks

@@ -1,6 +1,6 @@
 """Few-shot recognition of handwritten characters from pen strokes (UCI "UJI Pen Characters").
 
-A task is a set of characters no network has seen, written by people no network has seen.
+A task is a set of unseen characters by unseen writers.
 
 Shape legend: P points, S recordings, W ways, M examples of a class, T time steps.
 """
@@ -28,8 +28,8 @@ from raymeta.tasks.inputs import Inputs, check_facts
 from raymeta.tasks.sampling import ClassPool, episode_of, fingerprint, unit_ids
 from raymeta.tasks.settings import Augmentation, PenTasks
 
-# Eight letters (s and S being one) are held out for validation: fewer would make every validation
-# episode much the same.
+# Eight letters (s and S count as one) are held out for validation: with fewer, validation episodes
+# would hardly differ.
 NUM_VAL_SHAPES, NUM_TEST_SHAPES = 8, 10
 NUM_VAL_WRITERS, NUM_TEST_WRITERS = 2, 2
 FEATURES = ("x", "y", "pen", "dx", "dy")
@@ -72,7 +72,7 @@ def load_pen(settings: PenTasks, *, seed: int, sealed: bool = False) -> TaskDist
         ids=recordings.ids,
     )
     resampled = [resample(strokes_of(points), settings.num_points) for points in recordings.x]
-    # Where on the tablet a character was written is nothing that a network sees.
+    # Networks do not see a character's place on the tablet.
     contents = [content_of(points - points[0]) for points in recordings.x]
     refuse_copies(recordings, contents, "writer")
 
@@ -129,7 +129,7 @@ def load_pen(settings: PenTasks, *, seed: int, sealed: bool = False) -> TaskDist
 def pen_inputs(settings: PenTasks, facts: Mapping[str, Any]) -> Inputs:
     """An example is a character's points: x, y, and the number of the stroke, counted up.
 
-    The scale, the place on the tablet and the pace of the pen do not matter.
+    Scale, place on the tablet and pace of the pen do not matter.
     """
     check_facts(settings, facts, "num_points")
     return Inputs(
@@ -188,7 +188,7 @@ class _Sampler:
 
 
 def shapes(characters: Iterable[str], groups: Iterable[frozenset[str]]) -> dict[str, str]:
-    """The shape of each character: the first of all characters that look like it.
+    """Maps each character to its shape: the first of all characters that look like it.
 
     Groups that share a character are one group; a character of no group has a shape of its own.
     """
@@ -205,10 +205,10 @@ def shapes(characters: Iterable[str], groups: Iterable[frozenset[str]]) -> dict[
 
 
 def deal_shapes(shape_of: Mapping[str, str], split_seed: int) -> dict[str, Split]:
-    """Digits to meta-test, eight letters to meta-validation, the others to meta-training.
+    """Deals digits to meta-test, eight letters to meta-validation, other letters to meta-training.
 
-    A whole shape is dealt at once, or training would see the shape of a held-out character: o and O
-    go with 0, which makes the ten digits twelve characters.  Where there are fewer than ten digits,
+    Characters of one shape stay together, or training would see a held-out shape: o and O go with
+    0, so the ten digits are twelve characters.  Where there are fewer than ten digits,
     letters complete the meta-test.
     """
     digits = {shape for character, shape in shape_of.items() if character.isdigit()}
@@ -241,7 +241,7 @@ def _salt(axis: str, split_seed: int, numbers: tuple[int, ...]) -> str:
 
 
 def _splits(recordings: Sequences, deal: Deal) -> list[Split | None]:
-    """The split of each recording: that of its writer and its shape, None where they differ."""
+    """Finds the common split of each recording's writer and shape; None if they differ."""
     found: list[Split | None] = []
     groups = recordings.groups
     for writer, shape in zip(groups["writer"], groups["shape"], strict=True):
@@ -251,25 +251,25 @@ def _splits(recordings: Sequences, deal: Deal) -> list[Split | None]:
 
 
 def strokes_of(points: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The strokes `[P, 2]` of a recording's points `[P, 3]`, whose last column numbers them."""
+    """Splits a recording's points `[P, 3]` into strokes `[P, 2]` by their last column."""
     ends = np.flatnonzero(np.diff(points[:, 2])) + 1
     return tuple(np.split(points[:, :2], ends))
 
 
 def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Walks the pen's path in equal steps, straight through the air between strokes.
+    """Resamples the pen's path in equal steps, with straight lines between strokes.
 
     Returns:
         Points `[T, 2]`, centred on their mean and divided by their root-mean-square radius, and
         the pen state `[T]`: 1 on paper, 0 in the air.
     """
     points = np.concatenate(strokes)
-    # The segment that leads to a stroke's first point is travelled with the pen up.
+    # The pen is up on the segment that leads to a stroke's first point.
     on_paper = np.concatenate([np.r_[0.0, np.ones(len(s) - 1)] for s in strokes])
     segment = np.linalg.norm(np.diff(points, axis=0), axis=1)
     position = np.r_[0.0, np.cumsum(segment)]
     wanted = np.linspace(0.0, position[-1], num_points)
-    # A pen that rests repeats points; interpolation needs one point a position.
+    # A resting pen repeats points; interpolation needs distinct positions.
     keep = np.r_[True, segment > 0]
     path = np.stack([np.interp(wanted, position[keep], points[keep, axis]) for axis in (0, 1)], 1)
     leading = np.clip(np.searchsorted(position[keep], wanted, side="left"), 1, None)

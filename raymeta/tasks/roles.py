@@ -1,7 +1,7 @@
-"""What the columns of a table nobody described are: class, sequence, time, groups, features.
+"""Guesses the roles of a table's columns: class, sequence, time, groups, features.
 
-A name alone is never enough: a column of sequences has one class in each sequence, a column of
-times has no time twice in one.  What remains open is refused with the option that tells it.
+A name alone is never enough: each sequence must have one class and no time twice. A role that stays
+open is refused with the option that sets it.
 
 Shape legend: R rows.
 """
@@ -38,12 +38,12 @@ GROUPS = (
 # sktime and aeon also have one row a value of one dimension.
 _ONE_VALUE_A_ROW = {"dim_id", "value"}
 
-_IRREGULAR = 0.01  # relative spread of the time steps from which they become a feature
-_SHOWN = 8  # columns that a message lists
+_IRREGULAR = 0.01  # relative spread of time steps above which they become a feature
+_SHOWN = 8  # most columns listed in a message
 
 
 class Roles:
-    """Gives each column at most one role, and tells how it was found."""
+    """Gives each column at most one role, and records why."""
 
     def __init__(self, columns: Mapping[str, Column], location: str) -> None:
         self.columns = dict(columns)
@@ -58,7 +58,7 @@ class Roles:
             )
 
     def say(self, subject: str, text: str, level: Any = "ok") -> None:
-        """Notes a finding."""
+        """Records a finding."""
         self.findings.append(Finding(subject, text, level))
 
     def codes(self, name: str) -> np.ndarray:
@@ -110,7 +110,7 @@ class Roles:
         return name
 
     def sequence(self, given: str | None, target: str) -> str:
-        """The column that tells which rows are one sequence: each has one class."""
+        """Finds the column of sequences, each of which has one class."""
         if given is not None:
             return self.given(given, "--sequence")
         labels = self.columns[target]
@@ -141,7 +141,7 @@ class Roles:
         return chosen[0]
 
     def time(self, given: str | None, sequence: str) -> str | None:
-        """The column that orders the rows of a sequence; None where their own order does."""
+        """Finds the column that orders a sequence's rows; None if their order in the file does."""
         if given is not None:
             return self.given(given, "--time")
         own = self.codes(sequence)
@@ -170,7 +170,7 @@ class Roles:
         return None
 
     def groups(self, given: list[str], sequence: str) -> list[str]:
-        """The columns whose groups stay in one split each."""
+        """Finds the columns whose groups must stay in one split."""
         for name in given:
             self.given(name, "--task")
             if not self._is_label(name) or not self.columns[name].is_constant_in(
@@ -196,7 +196,7 @@ class Roles:
         return given + named
 
     def shared(self, sequence: str) -> list[str]:
-        """The labels without a role that are one for each sequence and the same for several."""
+        """Finds columns without a role that are constant in each sequence and shared by several."""
         own = self.codes(sequence)
         count = len(self.columns[sequence].labels)
         return [
@@ -208,7 +208,7 @@ class Roles:
         ]
 
     def features(self, sequence: str) -> list[str]:
-        """All other columns of numbers that change within sequences."""
+        """Finds all other columns of numbers that vary within sequences."""
         own = self.codes(sequence)
         found = []
         for name, column in self.columns.items():
@@ -235,7 +235,7 @@ class Roles:
         return found
 
     def gaps(self, features: list[str], sequence: str, time: str | None) -> dict[str, Any]:
-        """The settings for missing numbers and irregular times."""
+        """Chooses the settings for missing numbers and irregular times."""
         found: dict[str, Any] = {}
         missing = {name: count for name in features if (count := self.columns[name].num_missing)}
         if missing:

@@ -1,4 +1,4 @@
-"""Draws episodes from sequences that are dealt into splits; shared by all sources.
+"""Draws episodes from dealt sequences; shared by all sources.
 
 Shape legend: S sequences, W ways, M examples of a class, T time steps.
 """
@@ -20,10 +20,10 @@ from raymeta.errors import DataError
 
 @dataclass(frozen=True)
 class ClassPool:
-    """The classes of one split; an episode draws some of them and names them anew.
+    """The classes of one split; an episode draws and relabels some of them.
 
-    `families` has the classes in groups of one look (s and S): an episode holds one class of a
-    family at most.  A class is its number in the split and the rows of its sequences.
+    `families` groups classes that look alike (s and S): an episode has at most one class of a
+    family. A class is its number in the split and the rows of its sequences.
     """
 
     families: tuple[tuple[tuple[int, np.ndarray], ...], ...]
@@ -31,7 +31,7 @@ class ClassPool:
 
     @classmethod
     def build(cls, classes: Sequence[str], family_of: Mapping[str, str]) -> ClassPool:
-        """The pool of sequences of these classes; `family_of` maps a class to its family."""
+        """Builds the pool of sequences of these classes; `family_of` maps a class to its family."""
         rows: dict[str, list[int]] = {}
         for row, label in enumerate(classes):
             rows.setdefault(label, []).append(row)
@@ -51,7 +51,7 @@ class ClassPool:
             split: whose pool it is.
             num_ways: classes of an episode.
             num_examples: support and query examples of a class.
-            class_name: how the message calls a class.
+            class_name: the message's word for a class.
 
         Raises:
             DataError: with the largest numbers that it can serve.
@@ -73,7 +73,7 @@ class ClassPool:
     def draw(
         self, num_ways: int, num_examples: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows `[W, M]` and class numbers `[W]` of one episode."""
+        """Draws rows `[W, M]` and class numbers `[W]` of one episode."""
         families = [self.families[f] for f in rng.permutation(len(self.families))[:num_ways]]
         chosen = [family[rng.integers(len(family))] for family in families]
         rows = np.stack([rng.permutation(rows)[:num_examples] for _, rows in chosen])
@@ -84,7 +84,7 @@ class ClassPool:
 class GroupPool:
     """The groups of one split, each a task of its own with the same classes.
 
-    `groups` has of each group the rows of each class, `[W]` arrays in the order of the data.
+    `groups` has W arrays of each group: the rows of each class in the order of the data.
     """
 
     groups: tuple[tuple[np.ndarray, ...], ...]
@@ -93,7 +93,7 @@ class GroupPool:
     def build(
         cls, groups: Sequence[str], classes: Sequence[str], names: Sequence[str]
     ) -> GroupPool:
-        """The pool of sequences of these groups and classes; `names` are all classes there are."""
+        """Builds the pool of sequences of these groups and classes; `names` are all classes."""
         rows: dict[str, dict[str, list[int]]] = {}
         for row, (group, label) in enumerate(zip(groups, classes, strict=True)):
             rows.setdefault(group, {name: [] for name in names})[label].append(row)
@@ -114,12 +114,12 @@ class GroupPool:
         check_examples(min(counts, default=0), num_examples, split, "class")
 
     def draw(self, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows `[W, M]` of one episode: of one group, in random order."""
+        """Draws rows `[W, M]` of one episode from one group, in random order."""
         group = self.groups[int(rng.integers(len(self.groups)))]
         return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in group])
 
     def draw_later(self, num_shots: int, num_queries: int, rng: np.random.Generator) -> np.ndarray:
-        """As `draw`, but the support set is the group's first examples, and queries are later."""
+        """Like `draw`, but supports are the group's first examples and queries come later."""
         group = self.groups[int(rng.integers(len(self.groups)))]
         return np.stack(
             [
@@ -157,7 +157,9 @@ def episode_of(
     units: Mapping[str, np.ndarray],
     lengths: np.ndarray | None = None,
 ) -> Episode:
-    """An episode of the examples `x` `[W, M, T, …]`: the first `num_shots` of a class are support.
+    """Makes an episode of examples `x` `[W, M, T, …]`.
+
+    The first `num_shots` of a class are support.
 
     `rows` `[W, M]` name the sequences, `classes` `[W]` the classes; `lengths` `[W, M]`.  `units`
     has the unit of every sequence of the split on every axis, `[S]` each.
@@ -185,7 +187,7 @@ def episode_of(
 
 
 def unit_ids(names: Sequence[str]) -> np.ndarray:
-    """The number of each sequence's unit, int64 `[S]`."""
+    """Numbers each sequence's unit, int64 `[S]`."""
     ids: np.ndarray = np.unique(np.array(names), return_inverse=True)[1]
     return ids.astype(np.int64)
 
@@ -219,7 +221,7 @@ class GroupSampler:
 
 @dataclass(frozen=True)
 class ClassSampler:
-    """Draws N-way episodes as the data are.
+    """Draws N-way episodes without augmentation.
 
     In a split, `x` is `[S, T, D]`, `lengths` `[S]` and `units` `[S]` on every axis.
     """
@@ -244,7 +246,7 @@ class ClassSampler:
 
 
 def fingerprint(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> str:
-    """A digest of the data as they are used: content, class, units and split of every sequence."""
+    """Computes a digest of the data in use: content, class, units and split of every sequence."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for split in SPLITS:
         sequences = splits[split]

@@ -1,7 +1,7 @@
-"""Few-shot judgement of sentences, praise or blame, in a domain never seen before.
+"""Few-shot classification of sentences as praise or blame in an unseen domain.
 
 The data are UCI "Sentiment Labelled Sentences": 1,000 sentences each about products, films and
-restaurants.  Three domains are few: results speak of the held-out one only.
+restaurants.  Three domains are few: results hold for the held-out one only.
 """
 
 from __future__ import annotations

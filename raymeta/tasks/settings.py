@@ -32,7 +32,7 @@ SETTINGS: dict[str, type[TaskSettings]] = {}
 
 
 class TaskSettings(Section):
-    """What every source has in common.  A subclass sets `problem` and narrows `source`."""
+    """The settings of every source. A subclass sets `problem` and narrows `source`."""
 
     # A name in `raymeta.problem.PROBLEMS`.
     problem: ClassVar[str]
@@ -49,7 +49,7 @@ class TaskSettings(Section):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for name in get_args(cls.model_fields["source"].annotation):  # none where it is a base
+        for name in get_args(cls.model_fields["source"].annotation):  # none for a base class
             assert name not in SETTINGS, f"two settings classes have the source {name!r}"
             SETTINGS[name] = cls
 
@@ -62,11 +62,11 @@ class TaskSettings(Section):
         return []
 
     def pretrained(self) -> str | None:
-        """The pretrained encoder that examples pass through; a folder or a hub name."""
+        """The pretrained encoder of examples, a folder or hub name; None without one."""
         return None
 
     def asks_for(self) -> str:
-        """The name of the problem, where one source has several."""
+        """The name of the problem; a source may have several."""
         return self.problem
 
 
@@ -116,7 +116,7 @@ class PenTasks(TaskSettings):
 
 
 class SentenceTasks(TaskSettings):
-    """What sources of text have in common: how a network reads it."""
+    """The settings of every source of text."""
 
     problem: ClassVar[str] = "classification"
     FIXED: ClassVar[frozenset[str]] = TaskSettings.FIXED | {"split_seed", "encoder"}
@@ -174,7 +174,7 @@ class SinusoidTasks(TaskSettings):
 
 
 class FileTasks(TaskSettings):
-    """What sources of a user's own tables have in common: which files they read."""
+    """The settings of every source of a user's tables: the files to read."""
 
     data_dir: str = Field(description="the folder or URI of the table's files")
     files: list[str] = Field(

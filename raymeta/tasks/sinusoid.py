@@ -1,8 +1,8 @@
 """Regression of sine waves from a few points (Finn et al. 2017, section 5.1).
 
 Amplitudes are uniform in [0.1, 5], phases in [0, π], inputs in [-5, 5].  A point is a sequence of
-one time step, on which a recurrent layer is a fully connected one: two layers of 40 units are the
-paper's network with tanh in place of ReLU.
+one time step, on which a recurrent layer acts as a fully connected one: two layers of 40 units are
+the paper's network with tanh in place of ReLU.
 """
 
 from __future__ import annotations

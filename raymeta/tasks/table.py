@@ -1,8 +1,8 @@
 """Few-shot classification of sequences from a long table.
 
-A task is a set of classes that no network has seen (`kind: classes`), or a group such as a patient
-with the classes that all groups have (`kind: groups`).  Where the table has group columns, no group
-is in two splits.  `kind: forecast` is in `raymeta.tasks.forecast`.
+A task is a set of unseen classes (`kind: classes`), or an unseen group such as a patient with
+classes that all groups share (`kind: groups`). No group is in two splits.  `kind: forecast` is in
+`raymeta.tasks.forecast`.
 
 Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 """
@@ -45,7 +45,7 @@ from raymeta.tasks.sampling import (
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
 
-_SHOWN = 3  # names that a message lists
+_SHOWN = 3  # most names listed in a message
 
 
 def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> TaskDistribution:
@@ -126,7 +126,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     """An example is the rows of a sequence: `tasks.features`, in the units of the training data.
 
     Raises:
-        RunError: the network reads more than the features, which nobody hands it yet.
+        RunError: the network reads inputs besides the features, which is not supported.
     """
     if settings.kind == "forecast":
         raise RunError(
@@ -197,7 +197,7 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     classes = tuple(sorted(set(sequences.classes)))
 
     def large_enough(rows: list[int], place: str) -> list[int]:
-        """Leaves out small classes or groups, and tells of it."""
+        """Leaves out small classes or groups with a warning."""
         if settings.small_classes == "refuse":
             return rows
         small = _small(sizes(sequences.select(rows), task, classes), task, num_examples)
@@ -256,7 +256,7 @@ _TOO_SMALL = "of a class or group with too few sequences (tasks.small_classes)"
 
 
 def _small(found: Mapping[str, Mapping[str, int]], dealt_by: str | None, least: int) -> list[str]:
-    """The classes with fewer than `least` sequences, or the groups that have such a class.
+    """Finds the classes with fewer than `least` sequences, or the groups that have such a class.
 
     Args:
         found: sequences of each class by task, as `raymeta.tasks.dealt.sizes` counts them.
@@ -269,7 +269,7 @@ def _small(found: Mapping[str, Mapping[str, int]], dealt_by: str | None, least: 
 
 
 def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
-    """Classes that are to be new, and the units of every group column, each axis by itself."""
+    """Deals the classes, if tasks need unseen ones, and the units of every group column."""
     deal: dict[str, Mapping[str, Split]] = {}
     if settings.kind == "classes":
         deal[settings.target] = deal_units(
@@ -282,7 +282,7 @@ def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
 
 
 def _new_axis(settings: TableTasks) -> str:
-    """What is new at deployment beside the groups: the class, or only the sequence."""
+    """The axis that is new at deployment beside the groups: class or sequence."""
     return settings.target if settings.kind == "classes" else settings.sequence
 
 
@@ -306,7 +306,7 @@ def _note(dealt: Dealt, settings: TableTasks) -> str:
 
 
 def _feature_names(settings: TableTasks) -> list[str]:
-    """What the network reads at a time step, in the order of the numbers."""
+    """Names the network's inputs at a time step, in their order."""
     names = list(settings.features)
     if settings.missing == "mask":
         names += [f"{name} observed" for name in settings.features]
@@ -315,10 +315,10 @@ def _feature_names(settings: TableTasks) -> list[str]:
 
 
 def _features(sequences: Sequences, settings: TableTasks) -> Sequences:
-    """The sequences as the settings fill them in; NaN where nothing was observed so far.
+    """Fills the sequences in; NaN before the first observation.
 
     Raises:
-        DataError: a sequence has no number in a column between whose numbers it should be filled.
+        DataError: a sequence has no number in a column to interpolate.
     """
     found = []
     for row, x in enumerate(sequences.x):
@@ -344,7 +344,7 @@ def _features(sequences: Sequences, settings: TableTasks) -> Sequences:
 def _mean_and_deviation(
     settings: TableTasks, features: Sequence[str], training: Sequences
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the deviation of each feature over all steps that have it, `[D]` each."""
+    """Computes each feature's mean and deviation over the steps that have it, `[D]` each."""
     steps = np.concatenate(training.x)
     unseen = np.isnan(steps).all(axis=0)
     if unseen.any():
@@ -367,7 +367,7 @@ def _largest(standardised: Iterable[Sequences]) -> list[np.ndarray]:
 def _check_sizes(
     settings: TableTasks, features: Sequence[str], values: Sequence[np.ndarray]
 ) -> None:
-    """Refuses features of which networks would see infinities, or nothing.
+    """Refuses features that networks would see as infinite or constant zero.
 
     Raises:
         DataError: naming the first column for which one of the `values` `[D]` is not finite.
@@ -382,14 +382,14 @@ def _check_sizes(
 
 
 def _standardised(sequences: Sequences, mean: np.ndarray, deviation: np.ndarray) -> Sequences:
-    """The features in deviations from the mean; the mean where nothing was observed so far."""
+    """Standardises the features; unobserved ones get the mean."""
     with np.errstate(over="ignore", invalid="ignore"):
         x = (np.where(np.isnan(own), 0.0, (own - mean) / deviation) for own in sequences.x)
         return replace(sequences, x=tuple(x))
 
 
 def _means_and_deviations(examples: Examples) -> Tensor:
-    """Mean and standard deviation of every feature over the valid steps, `[E, N, 2 * D]`."""
+    """Computes every feature's mean and standard deviation over valid steps, `[E, N, 2 * D]`."""
     assert examples.lengths is not None, "sequences of a table have lengths"
     counts = examples.lengths[..., None].to(examples.x.dtype)
     steps = torch.arange(examples.x.shape[2], device=examples.x.device)

@@ -1,4 +1,4 @@
-"""Reads the files of a user's table, whatever its tasks are."""
+"""Reads the files of a user's table for any kind of tasks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
 from raymeta.tasks.settings import TableTasks
 
-# Tables in forms that are not read: a user who has some in the folder should know.
+# Suffixes of unsupported tables, about which users are warned.
 _OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")
 
 
 def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
-    """All sequences of the table, and a warning of files that are not read.
+    """Reads all sequences of the table, and warns of files that are not read.
 
-    Of a forecast a step is the target and then the features, and no sequence has a class.
+    For forecasts a step holds the target and then the features, and there are no classes.
 
     Raises:
         DataError: a file is broken, or a sequence is too long or in two files.

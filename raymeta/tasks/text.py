@@ -1,4 +1,4 @@
-"""Few-shot classification of texts from a table, in domains never seen before."""
+"""Few-shot classification of texts from a table, in unseen domains."""
 
 from __future__ import annotations
 

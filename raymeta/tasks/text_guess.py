@@ -1,4 +1,4 @@
-"""Guesses the settings of a table of labelled texts: its columns, and episodes that fit it."""
+"""Guesses the settings of a table of labelled texts: its columns and episodes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _DOMAINS = (
     "domain", "product", "product_category", "forum", "topic", "source", "dataset", "language",
     "lang", "author", "user", "user_id", "customer",
 )  # fmt: skip
-_WORDS = 3  # on average, from which a column holds texts and not names
-_MAX_SHOTS, _MAX_QUERIES = 5, 10  # what a first experiment asks for, where the data have it
+_WORDS = 3  # mean words above which a column holds texts, not names
+_MAX_SHOTS, _MAX_QUERIES = 5, 10  # the first experiment's shots and queries, if the data suffice
 _HELD_OUT = 0.2  # of the domains
 
 
 def text_column(columns: Mapping[str, Column]) -> str | None:
-    """The column of texts: of several words, seldom the same; None unless there is one such."""
+    """Finds the column of texts: several words, seldom repeated; None unless it is unique."""
     found = []
     for name, column in columns.items():
         if column.codes is None or column.numbers is not None or column.times is not None:
@@ -40,10 +40,10 @@ def text_column(columns: Mapping[str, Column]) -> str | None:
 def guess_texts(
     roles: Roles, text: str, *, target: str | None, task: Sequence[str], files: Mapping[str, Any]
 ) -> TextTasks:
-    """The settings of a table with a column of texts.
+    """Guesses the settings of a table with a column of texts.
 
     Args:
-        roles: of the table's columns; it learns what is found.
+        roles: of the table's columns; findings are added to them.
         text: the column of texts.
         target: the column of the labels, if it is known.
         task: the column of the domains, if it is known.
@@ -101,7 +101,7 @@ def guess_texts(
 def _chosen(
     roles: Roles, role: str, known: Sequence[str], given: str | None, option: str, what: str
 ) -> str:
-    """A column of labels that texts share, by its option or by its name."""
+    """Finds a column of labels that texts share, by its option or its name."""
     if given is not None:
         name = roles.given(given, option)
         if not _is_shared(roles.columns[name]):
