@@ -25,17 +25,16 @@ from raymeta.training.identity import Identity
 CHECKPOINT_NAME = "checkpoint.safetensors"
 META_PREFIX = "meta_params."
 FORMAT = 1
-# Of a file's header; that of a network with 16 layers has 60 kB.  A parser needs 25 times as much
-# memory.
+# Limit of a file's header; a network of 16 layers has 60 kB. Parsing takes 25 times as much memory.
 MAX_HEADER_BYTES = 1_000_000
 _LENGTH_BYTES = 8
 _FACTS = "facts.json"
-_METADATA = "raymeta"  # one key: safetensors writes several in any order
+_METADATA = "raymeta"  # a single key: safetensors does not keep the order of several
 
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint or model file holds."""
+    """The content of a checkpoint or model file."""
 
     tensors: Params
     identity: Identity
@@ -51,7 +50,7 @@ class State:
 
 
 def state_bytes(tensors: Params, identity: Identity) -> bytes:
-    """Tensors and the identity of their network as a file's content, for `parse`."""
+    """Serialises tensors and their network's identity, for `parse`."""
     facts = torch.frombuffer(bytearray(_json(identity.facts)), dtype=torch.uint8)
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     plain[_FACTS] = facts
@@ -69,7 +68,7 @@ def state_bytes(tensors: Params, identity: Identity) -> bytes:
 
 
 def model_bytes(meta_params: Params, identity: Identity, *, role: str, run: str) -> bytes:
-    """A network alone as a file's content, for `load_network`."""
+    """Serialises a network without training state, for `load_network`."""
     tensors = {META_PREFIX + name: value for name, value in meta_params.items()}
     return state_bytes(tensors, replace(identity, role=role, run=run))
 
@@ -91,14 +90,14 @@ def read_state(path: AnyPath) -> State:
 def load_network(
     path: AnyPath, expected: Identity, like: Params, *, role: str, run: str = ""
 ) -> Params:
-    """The network in a model file.
+    """Loads the network in a model file.
 
     Args:
         path: of the file.
-        expected: what the network must have been trained as.
+        expected: the identity that the network must have.
         like: tensors with the names, shapes and types that the network must have.
-        role: what the network must have been kept for.
-        run: the id of the run that it must be of; empty: of any.
+        role: the network's required role.
+        run: the id of the network's run; empty for any run.
 
     Raises:
         RunError: the file cannot be read, or holds another network.
@@ -140,7 +139,7 @@ def check_tensors(found: Params, expected: Params, origin: str) -> None:
 
 
 def parse(content: bytes, origin: str) -> State:
-    """What is in the content of a checkpoint or model file.
+    """Parses the content of a checkpoint or model file.
 
     Args:
         content: of the file.
@@ -155,7 +154,7 @@ def parse(content: bytes, origin: str) -> State:
         size = int.from_bytes(content[:_LENGTH_BYTES], "little")
         text = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + size]).get("__metadata__", {})
         metadata = json.loads(text.get(_METADATA, "{}"))
-    # Also what torch raises of shapes and types that no file of ours has.
+    # Includes torch's errors about impossible shapes and types.
     except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise RunError(
             f"{origin}: not a checkpoint of raymeta, or damaged: {str(error)[:200]}"
@@ -173,7 +172,7 @@ def parse(content: bytes, origin: str) -> State:
 
 
 def _check_header_length(start: bytes, origin: str) -> None:
-    """Refuses a header that a parser would take minutes and gigabytes for."""
+    """Refuses a header whose parsing would take minutes and gigabytes."""
     size = int.from_bytes(start, "little")
     if len(start) < _LENGTH_BYTES or size > MAX_HEADER_BYTES:
         raise RunError(
@@ -202,7 +201,7 @@ def _check_format(metadata: Any, tensors: Params, origin: str) -> None:
 
 
 def _checksum(tensors: Params, metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, and over the metadata."""
+    """Computes SHA-256 over the tensors' names, types, shapes and bytes, and the metadata."""
     digest = hashlib.sha256(_json(metadata))
     for name, value in sorted(tensors.items()):
         digest.update(_json([name, str(value.dtype), list(value.shape)]))

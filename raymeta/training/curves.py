@@ -23,7 +23,7 @@ def adaptation_curves(
     num_steps: int,
     group: Group | None = None,
 ) -> Tensor:
-    """The score of every query of the first episodes of `split` after 0 … S steps.
+    """Scores every query of the first episodes of `split` after 0 … S steps.
 
     Returns:
         Float64 `[E, M, S + 1]`, M queries an episode; the same on every rank, whatever their

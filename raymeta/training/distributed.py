@@ -1,4 +1,4 @@
-"""Data parallelism over episodes: who takes which, and how the shards add up.
+"""Data parallelism over episodes: sharding, and summing over ranks.
 
 `DistributedDataParallel` hooks into `backward()`, which exact meta-gradients do not use.  Instead
 each rank adds up the meta-gradients of its own episodes, and one all-reduce of one flat float64
@@ -19,7 +19,7 @@ COLLECTIVE_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Group:
-    """The data-parallel workers of one training run, as one of them sees it."""
+    """One rank's view of the data-parallel workers of a training run."""
 
     rank: int = 0
     world_size: int = 1

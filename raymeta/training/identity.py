@@ -1,4 +1,4 @@
-"""What a network was trained as: its settings, the shape of its input, and its data."""
+"""The identity of a network: its settings, the shape of its input, and its data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymeta.training.recipe import Recipe
 
 _MOST_SHOWN = 5  # differences in a message
 _LONGEST_VALUE = 60
-# Settings that decide how a network is trained or judged, but not which one it becomes.
+# Settings that affect how a network is trained or scored, but not the result.
 _UNBOUND = {"val_episodes", "max_skipped"}
 _DATA, _EPISODE = "data.", "episode."
 # Settings that follow from the data.
@@ -25,11 +25,11 @@ _OF_DATA = {"network.num_features", "network.vocabulary_size", "network.num_outp
 
 @dataclass(frozen=True)
 class Identity:
-    """What a network was trained as, in plain values that JSON keeps.
+    """The identity of a network, in plain JSON values.
 
     `settings` are its architecture, its learner, its training and the fingerprint of its data, by
-    dotted name.  `facts` are what it must know of its inputs, such as the vocabulary.  `role` is
-    what the run uses it for (empty for a checkpoint of a trial), `run` the id of that run.
+    dotted name.  `facts` are facts of its inputs, such as the vocabulary. `role` is its use in the
+    run (empty for a trial's checkpoint), `run` the id of that run.
     """
 
     settings: Mapping[str, Any]
@@ -41,7 +41,7 @@ class Identity:
     def of(
         cls, recipe: Recipe, tasks: TaskDistribution, network: NetworkSpec | None = None
     ) -> Identity:
-        """The identity of a network that `recipe` trains on `tasks`.
+        """Makes the identity of a network that `recipe` trains on `tasks`.
 
         Args:
             recipe: of the training.
@@ -65,16 +65,16 @@ class Identity:
         return cls(dict(_flat(settings)), facts)
 
     def of_recipe(self, recipe: Recipe) -> Identity:
-        """The identity of a network that `recipe` trains on the same data, which need not exist."""
+        """Makes the identity that `recipe` would give a network trained on the same data."""
         data = {k: v for k, v in self.settings.items() if k.startswith((_DATA, _EPISODE))}
         trained = dict(_flat(_trained_as(recipe, recipe.spec)))
         return replace(self, settings={**data, **trained})
 
     def check(self, expected: Identity, place: str) -> None:
-        """Refuses a network that was trained as something else.
+        """Refuses a network of another identity.
 
         Args:
-            expected: what the run's files and data ask for now.
+            expected: the identity that the run's files and data require now.
             place: the network's file, for the message.
 
         Raises:
@@ -124,7 +124,7 @@ def _difference(key: str, found: Identity, expected: Identity) -> str:
 
 
 def _fact_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between the facts of the data, in words."""
+    """Describes the differences between facts of the data."""
     for key in sorted({*was, *now}):
         before, after = was.get(key), now.get(key)
         if before == after:
@@ -143,7 +143,7 @@ def _fact_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted names and plain values."""
+    """Flattens nested settings to dotted names."""
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,7 +1,8 @@
 """Joint training: one network on all meta-training tasks at once, by ordinary gradient steps.
 
-With `training.pretrain_steps` it initialises meta-training: features learnt on all classes together
-are a better start than random ones (Chen et al. 2021, "Meta-Baseline").  With fine-tuning it is the
+With `training.pretrain_steps` it initialises meta-training: features learned on all classes
+together are a better start than random ones (Chen et al. 2021, "Meta-Baseline").  With fine-tuning
+it is the
 control that meta-training must beat.
 """
 
@@ -33,7 +34,7 @@ def train_joint(
     device: torch.device,
     group: Group | None = None,
 ) -> Params:
-    """The jointly trained network; its head has a row for every class of meta-training.
+    """Trains a network jointly; its head has a row for every class of meta-training.
 
     Args:
         tasks: the batch of a step is every example of the episodes of a meta-step.

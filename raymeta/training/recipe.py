@@ -28,10 +28,10 @@ class Recipe:
     problem: Problem
     seed: int
     dtype: torch.dtype
-    eval_steps: int  # adaptation steps of meta-validation and meta-test, of whatever takes steps
+    eval_steps: int  # adaptation steps of meta-validation and meta-test, for learners with steps
     graph: GraphMode = "auto"
     chunk_size: int | None = None  # episodes at once; None: as many as fit
-    memory_bytes: float = math.inf  # what a worker's meta-step may take
+    memory_bytes: float = math.inf  # limit of a worker's meta-step
     cuda_graph: bool = False
 
     @property
@@ -44,12 +44,12 @@ class Recipe:
 
 
 def build_recipe(experiment: Experiment, tasks: TaskDistribution) -> Recipe:
-    """The recipe of an experiment on its tasks."""
+    """Makes the recipe of an experiment on its tasks."""
     return recipe_for_inputs(experiment, tasks.input_spec)
 
 
 def recipe_for_inputs(experiment: Experiment, spec: InputSpec) -> Recipe:
-    """The recipe of an experiment whose tasks have such inputs, without the tasks themselves."""
+    """Makes the recipe of an experiment from its tasks' input spec alone."""
     problem = experiment.problem
     assert spec.problem == problem.name, "settings and loader name one problem"
     training, model = experiment.training, experiment.model.model_dump()
@@ -88,7 +88,7 @@ def recipe_for_inputs(experiment: Experiment, spec: InputSpec) -> Recipe:
 
 
 def initial_meta_params(recipe: Recipe, device: torch.device) -> Params:
-    """The meta-parameters before the first step, drawn from the recipe's seed."""
+    """Draws the initial meta-parameters from the recipe's seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
     params = init_params(recipe.spec, generator, recipe.dtype)
     meta_params = recipe.learner.init_meta_params(params, recipe.seed)

@@ -38,8 +38,8 @@ _COUNTERS = "counters"
 def build_trainer(
     experiment: Experiment, group: Group | None = None, device: torch.device | None = None
 ) -> Trainer:
-    """A trainer at step 0, for one rank of `group` (None: the only one) on `device` (None: CPU)."""
-    # A setting of the process, which may have trained in another precision before.
+    """Makes a trainer at step 0 for one rank of `group`; by default the only rank, on the CPU."""
+    # This setting is global: the process may have trained in another precision before.
     tf32 = experiment.training.precision == "tf32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     tasks = load_tasks(experiment)
@@ -52,7 +52,7 @@ def build_trainer(
 
 
 def estimate_memory(experiment: Experiment) -> int:
-    """The estimated peak of a worker's meta-step in bytes, without its process; see `memory`."""
+    """Estimates the peak of a worker's meta-step in bytes, without its process; see `memory`."""
     tasks = load_tasks(experiment)
     recipe = build_recipe(experiment, tasks)
     share = math.ceil(recipe.outer.meta_batch_size / experiment.resources.num_workers)
@@ -188,7 +188,7 @@ class Trainer:
         episodes = self.tasks.episodes("train", indices).to(self.device, self.recipe.dtype)
         recipe = self.recipe
         learner = recipe.learner.at_progress(self.step / recipe.outer.meta_steps)
-        # A learner that differs from step to step would have a CUDA graph for each.
+        # A learner that changes with each step would need a CUDA graph for each.
         is_lasting = learner == recipe.learner
         meta_gradient = self._meta_gradient if is_lasting else Learner.meta_gradient
         self.plan = plan_memory(
@@ -274,7 +274,7 @@ class Trainer:
         raise TrainingError(f"{found}; {self._remedy}")
 
     def serialize(self) -> bytes:
-        """The whole state in a checkpoint's form, for `restore`."""
+        """Serialises the whole state as a checkpoint, for `restore`."""
         counters = torch.tensor([self.step, self.num_skipped, self._skipped_in_a_row])
         return state_bytes(self._state() | {_COUNTERS: counters}, self._identity)
 
@@ -282,7 +282,7 @@ class Trainer:
         return {META_PREFIX + k: v for k, v in self.meta_params.items()} | self._optimizer.moments()
 
     def restore(self, content: bytes) -> None:
-        """Goes on from what `serialize` gave, by a trainer of the same recipe on the same data.
+        """Continues from what `serialize` returned in a trainer of the same recipe and data.
 
         Raises:
             RunError: the checkpoint is damaged, or of another network, recipe or data.
