@@ -27,8 +27,8 @@ from raymeta.storage.tune import usable_checkpoint
 from raymeta.training.checkpoint import CHECKPOINT_NAME, parse
 from raymeta.trial.workers import STEP_METRIC, WorkerGroup
 
-# In a configuration, beside the trial's own values:
-CONTINUED = "continued"  # which trial of an earlier session goes on, and from what
+# Keys of a configuration beside the trial's own values:
+CONTINUED = "continued"  # the trial of an earlier session to continue, and its checkpoints
 RUN_FOLDER = "run_folder"
 
 
@@ -36,7 +36,7 @@ _NOT_SEARCHED = {"experiment", CONTINUED, RUN_FOLDER}
 
 
 def own_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The trial's searched values in its configuration."""
+    """Extracts the trial's searched values from its configuration."""
     return {key: value for key, value in config.items() if key not in _NOT_SEARCHED}
 
 
@@ -58,7 +58,7 @@ class MetaTrial(tune.Trainable):
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes over another trial and keeps the workers."""
+        """Switches to another trial and keeps the workers."""
         self._start(new_config)
         return True
 
@@ -66,7 +66,7 @@ class MetaTrial(tune.Trainable):
         base = Experiment.model_validate(config["experiment"])
         self._experiment = with_values(base, own_values(config))
         self._workers.call("start", self._experiment.model_dump())
-        self._note = ""  # told with the next result
+        self._note = ""  # sent with the next result
         if CONTINUED in config:
             self._continue_from(config[CONTINUED]["checkpoints"])
 
@@ -92,7 +92,7 @@ class MetaTrial(tune.Trainable):
         would end the same way.  `outcome` and `training_error` tell how and why.
         """
         training = self._experiment.training
-        self._workers.check_nodes()  # the last checkpoint is written: nothing is lost
+        self._workers.check_nodes()  # the last checkpoint is written, so nothing is lost
         try:
             result = dict(self._workers.call("train", training.eval_every))
         except (TrainingError, ray.exceptions.RayTaskError) as error:
@@ -112,7 +112,7 @@ class MetaTrial(tune.Trainable):
         return result
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
-        """Saves a checkpoint; an outage of the storage is waited for, and is no failure."""
+        """Saves a checkpoint; waits out storage outages, which are not failures."""
         save = partial(super().save, checkpoint_dir)
         return save() if self._watch is None else self._watch.outlast(save)
 

@@ -26,7 +26,7 @@ STEP_METRIC = "meta_steps"
 
 
 class NodeLeavingError(ray.exceptions.RayActorError):
-    """A node of the trial is about to be reclaimed, as spot machines are: the trial moves on.
+    """A node of the trial, such as a spot machine, is about to be reclaimed: the trial moves on.
 
     Tune restarts the trial from its last checkpoint and counts no failure, as for an actor that
     was lost with its node.
@@ -48,11 +48,11 @@ class Worker:
         self._trainer: Trainer | None = None
 
     def node(self) -> str:
-        """The id of its node."""
+        """The id of the worker's node."""
         return _node_id()
 
     def free_address(self) -> str:
-        """Where rank 0 will listen: `tcp://HOST:PORT`."""
+        """Finds a free address for rank 0: `tcp://HOST:PORT`."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -86,7 +86,7 @@ class Worker:
             STEP_METRIC: trainer.step,
             **metrics,
             **scores,
-            # Episodes are adapted in batches here, as they are in use.
+            # Adapts episodes in batches here, as in use.
             "adaptation_seconds": spent / trainer.recipe.outer.val_episodes,
             "num_parameters": float(sum(v.numel() for v in trainer.meta_params.values())),
         }
@@ -128,7 +128,7 @@ class WorkerGroup:
                 "num_gpus": resources.gpus_per_worker,
             }
             if placement_group is not None:
-                # Tune leaves an empty first bundle out, so that worker bundles count from 0.
+                # Tune drops an empty first bundle: worker bundles then count from 0.
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group, placement_group_bundle_index=rank
                 )
@@ -187,7 +187,7 @@ class WorkerGroup:
                 ray.get(done)
         except ray.exceptions.RayError as error:
             if isinstance(getattr(error, "cause", None), TrainingError):
-                # All ranks give up at the same step and are ready for another trial.
+                # All ranks fail at the same step and are ready for another trial.
                 if waiting:
                     ray.wait(waiting, num_returns=len(waiting))
                 raise
