@@ -176,7 +176,7 @@ def shared_features(
     lengths: Tensor | None = None,
     masks: list[Tensor] | None = None,
 ) -> Tensor:
-    """What the head of one network would see of the examples of all episodes, `[E, N, F]`.
+    """The features that one network's head sees of the examples of all episodes, `[E, N, F]`.
 
     The arguments are those of `forward`, but no parameter has an episode axis, and a head is not
     needed: the episodes are one batch of E * N examples, so that neither a parameter nor its

@@ -1,7 +1,7 @@
-"""A recurrent network one time step after another: the same features as of whole sequences.
+"""Runs a recurrent network step by step, with the same features as on whole sequences.
 
-Every sequence of a batch is as long as the others so far.  A backward direction would have to see
-the end first, so that bidirectional networks have no such form.
+Every sequence of a batch is as long as the others so far.  Bidirectional networks cannot run so:
+the backward direction must see the end first.
 
 Shape legend: E episodes, N examples, D features, H hidden units, G gates, F features of the last
 layer.
@@ -20,7 +20,7 @@ from raymeta.nn.networks import NetworkSpec
 
 @dataclass(frozen=True)
 class State:
-    """What has to be known of the time steps so far.
+    """The state after the time steps so far.
 
     `hidden` and `cells` (LSTM only) are `[E, N, H]` of each layer.  For a mean over time, `total`
     `[E, N, F]` is the sum; for attention it is the weighted sum, `weight` `[E, N, 1]` the sum of
@@ -44,7 +44,7 @@ def first_state(spec: NetworkSpec, params: Mapping[str, Tensor], num_examples: i
         num_examples: N.
 
     Raises:
-        ValueError: the network has no form that goes step by step.
+        ValueError: the network cannot run step by step.
     """
     if spec.bidirectional:
         raise ValueError("a bidirectional network reads a sequence from its end too")
@@ -67,7 +67,7 @@ def first_state(spec: NetworkSpec, params: Mapping[str, Tensor], num_examples: i
 def next_features(
     spec: NetworkSpec, params: Mapping[str, Tensor], x: Tensor, state: State
 ) -> tuple[Tensor, State]:
-    """What the head sees `[E, N, F]` after one more step, and the state then.
+    """Takes one step; returns the head's input `[E, N, F]` and the new state.
 
     Args:
         spec: the network.

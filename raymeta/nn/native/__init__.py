@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("scans.cpp")
-# Without -ffast-math: NaN and infinity must come through as what they are.
+# Without -ffast-math: NaN and infinity must be preserved.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     *("-fno-math-errno", "-fno-trapping-math"),
@@ -65,7 +65,7 @@ def _cache_folder() -> Path:
 
 
 def _built(compiler: str, folder: Path) -> Path:
-    """The path of the library, which is built if it is missing."""
+    """Returns the library's path; builds it if it is missing."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603
     content = b"\0".join(
         [SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode()]
@@ -83,7 +83,7 @@ def _built(compiler: str, folder: Path) -> Path:
             text=True,
             timeout=300,
         )
-        made.replace(target)  # at once: another process may be looking for it
+        made.replace(target)  # atomic: another process may be looking for it
     return target
 
 

@@ -31,7 +31,7 @@ class _Argument(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Of a layer: episodes, time steps, examples, hidden units, and the width of all gates."""
+    """A layer's sizes: episodes, time steps, examples, hidden units, and the width of all gates."""
 
     episodes: int
     steps: int
@@ -51,7 +51,7 @@ class _Sizes(NamedTuple):
 
     @property
     def gates(self) -> tuple[int, ...]:
-        """The shape of anything that has a value for every gate and step."""
+        """The shape of tensors with a value for every gate and step."""
         return (self.episodes, self.steps, self.examples, self.width)
 
     def sources(self, cell: Cell) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ def _call(scan: str, cell: Cell, sizes: _Sizes, dtype: torch.dtype, *arguments: 
             or tensor.dtype != (torch.bool if name == "valid" else dtype)
             or not tensor.is_cpu
             or not tensor.is_contiguous()
-            or tensor.is_neg()  # its memory holds the numbers with the other sign
+            or tensor.is_neg()  # its memory holds the negated numbers
         ):
             raise ValueError(
                 f"{scan}: {name} must be "
@@ -279,7 +279,7 @@ def _call(scan: str, cell: Cell, sizes: _Sizes, dtype: torch.dtype, *arguments: 
 
 
 def _told(tensor: Tensor | None) -> str:
-    """A tensor's shape, dtype and whatever else matters here, for a message."""
+    """Describes a tensor's shape, dtype, device and layout for a message."""
     if tensor is None:
         return "None"
     dense = "" if tensor.is_contiguous() else ", not contiguous"
@@ -288,7 +288,7 @@ def _told(tensor: Tensor | None) -> str:
 
 @functools.cache
 def _function(name: str, dtype: torch.dtype) -> Any:
-    """An entry of `scans.cpp`, its arguments declared: a wrong number or kind is an error."""
+    """Gets an entry of `scans.cpp` with declared argument types, so that wrong calls raise."""
     compiled = library()
     if compiled is None or dtype not in _DTYPES:
         raise ValueError(f"there are no compiled scans for {dtype} here")
