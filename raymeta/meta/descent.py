@@ -75,7 +75,7 @@ class DescentLearner(GradientLearner, ABC):
             graph_steps=graph_steps,
             step_weights=self.step_weights,
         )
-        # Made again, since their graph would have been in memory all the time.
+        # Recompute these: keeping their graph would have cost memory all the time.
         again = self.episode_params(spec, leaves, support, masks)
         again = {name: value for name, value in again.items() if value.requires_grad}
         if again:

@@ -1,4 +1,4 @@
-"""Learners whose features all episodes share; what answers from them is had in closed form.
+"""Learners with features shared by all episodes and answers in closed form.
 
 No parameter has a copy for each episode, and no gradient step is taken: a meta-gradient is an
 ordinary gradient through one pass over the examples of all episodes.
@@ -23,13 +23,13 @@ from raymeta.meta.learner import Learner
 from raymeta.nn.networks import NetworkSpec, Params, expand_params, is_head, shared_features
 from raymeta.problem import Problem
 
-# Beside the meta-parameters, of an adapted network.
+# Names in an adapted network beside the meta-parameters.
 _FEATURES, _TARGETS = "support.features", "support.targets"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The examples of E episodes as their features.
+    """The features of the examples of E episodes.
 
     `support` is `[E, N, F]` and `query` `[E, M, F]`; `targets` are those of the support set, int64
     `[E, N]` or float `[E, N, O]`.  `num_outputs` is O.
@@ -110,11 +110,11 @@ class EmbeddingLearner(Learner, ABC):
         query: Examples,
         num_steps: int,
     ) -> Iterator[Tensor]:
-        """The only outputs there are, those after the support sets were seen."""
+        """The only outputs: those after the support sets were seen."""
         self._check_steps(num_steps)
         with torch.no_grad():
             found = self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
-        # Outside: whoever takes it, and may leave the generator open, keeps gradients as they were.
+        # Outside the block: a caller may leave the generator open, and must keep its gradient mode.
         yield found
 
     def adapted_params(
@@ -176,7 +176,7 @@ class EmbeddingLearner(Learner, ABC):
 
 
 def support_of(adapted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """The support's features `[E, N, F]` and targets in `adapted_params`; None for other ones."""
+    """The support's features `[E, N, F]` and targets in `adapted_params`, if they have any."""
     if _FEATURES not in adapted:
         return None
     return adapted[_FEATURES], adapted[_TARGETS]
@@ -205,5 +205,5 @@ def _embedded(
 
 
 def logarithm(value: float, like: Tensor) -> Tensor:
-    """A learned positive number's first value, as a meta-parameter `[1]` keeps it."""
+    """The meta-parameter `[1]` that starts a learned positive number: its logarithm."""
     return torch.tensor([value], dtype=torch.float64, device=like.device).log().to(like.dtype)

@@ -1,4 +1,4 @@
-"""The gradient of a loss after adaptation, with as much of the graph in memory as one likes.
+"""The gradient of a loss after adaptation, with a chosen part of the graph in memory.
 
 Shape legend: E episodes, S adaptation steps.
 """
@@ -39,7 +39,7 @@ class MetaGradient:
         """The sums of every episode's gradients `[E, ...]`, losses and scores `[E]`.
 
         They are added up in float64: the sum of float32 shards then hardly depends on how the
-        episodes were dealt out.  Gradients of a shared head's rows are added up as well.
+        episodes were dealt out.  The gradients of a shared head's rows are also added up.
         """
         return cls(
             grads={
@@ -112,8 +112,8 @@ def gradient_through_adaptation(
         range(first, min(first + SEGMENT, num_steps - kept))
         for first in range(0, num_steps - kept, SEGMENT)
     ]
-    # The parameters after each segment, in one block: tensors that outlive a step, scattered among
-    # all those that do not, would leave holes in the memory.
+    # Keep the parameters after each segment in one block: long-lived tensors scattered among
+    # short-lived ones would fragment the memory.
     ends = {name: theta[name].new_empty(len(segments), *theta[name].shape) for name in adapted}
 
     def start_of(number: int) -> Params:

@@ -1,4 +1,4 @@
-"""What a meta-learner is: how it starts, what its meta-gradient is, and how it adapts.
+"""The interface of a meta-learner: its start, its meta-gradient and its adaptation.
 
 Shape legend: E episodes, S adaptation steps.
 """
@@ -34,11 +34,11 @@ class Learner(LearnerSettings, ABC):
     """A meta-learning algorithm and its settings; pure functions of parameters and episodes.
 
     To add one: a file in `raymeta/meta/learners/` with a frozen dataclass of this base, a line in
-    LEARNERS, and its settings and section if experiment files are to choose it.  The contract tests
-    run over every member of LEARNERS.
+    LEARNERS, and a class of settings in `raymeta/meta/settings.py`. The contract tests run over
+    every member of LEARNERS.
 
     `name` is its key in LEARNERS and in experiment files.  `keeps_graphs` tells whether its
-    meta-gradient keeps the graphs of adaptation steps, the memory of which is planned then.
+    meta-gradient keeps graphs of adaptation steps, whose memory must be planned.
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class Learner(LearnerSettings, ABC):
 
     @property
     def remedy(self) -> str:
-        """What to change where its gradients are not finite."""
+        """What a user should change if its gradients are not finite."""
         return "lower training.outer_lr"
 
     @property
@@ -55,9 +55,9 @@ class Learner(LearnerSettings, ABC):
         return False
 
     def at_progress(self, progress: float) -> Learner:
-        """The learner of a meta-step, of which `progress` (0 … 1) is the share of steps before it.
+        """The learner at a meta-step; `progress` (0 … 1) is the share of meta-steps before it.
 
-        One whose meta-gradient does not change in the course of meta-training is always itself.
+        A learner with a constant meta-gradient returns itself.
         """
         del progress
         return self
@@ -65,8 +65,8 @@ class Learner(LearnerSettings, ABC):
     def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
         """The meta-parameters, given a network's initial parameters; neither has an episode axis.
 
-        A network's parameters keep their names; what else is learned has names of its own.  `seed`
-        is that of what is drawn at random beside them.
+        A network's parameters keep their names; further learned parameters have names of their own,
+        and `seed` draws them.
         """
         del seed
         return dict(params)
@@ -116,10 +116,10 @@ class Learner(LearnerSettings, ABC):
         support: Examples,
         num_steps: int,
     ) -> Params:
-        """All that answers need of a support set once it has been seen, for `adapted_outputs`.
+        """The result of adaptation to the support sets, for `adapted_outputs`.
 
-        The arguments are those of `query_outputs`.  What depends on the support set has an episode
-        axis.
+        The arguments are those of `query_outputs`. Tensors that depend on the support set have an
+        episode axis.
         """
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Learner(LearnerSettings, ABC):
 
     @abstractmethod
     def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
-        """The parameters, with an episode axis, by which the features of queries are made."""
+        """The parameters, with an episode axis, that compute the features of queries."""
 
     @abstractmethod
     def adapted_answers(
@@ -163,7 +163,7 @@ class Learner(LearnerSettings, ABC):
         *,
         graph_steps: int | None = None,
     ) -> MetaGradient:
-        """What the outer loop descends along: sums over the episodes, dropout on.
+        """The meta-gradient: sums over the episodes, with dropout.
 
         Args:
             spec: the network.
@@ -238,7 +238,7 @@ class GradientLearner(StepSettings, Learner, ABC):
         support: Examples,
         masks: list[Tensor] | None,
     ) -> Params:
-        """What φ_0 has beside the meta-parameters: functions of them and of the support set.
+        """The parts of φ_0 that are functions of the meta-parameters and the support set.
 
         Arguments and result have an episode axis; the result can be differentiated.
         """

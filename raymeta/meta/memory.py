@@ -1,4 +1,4 @@
-"""Memory of a meta-step: an estimate, and a plan that keeps within a limit.
+"""Estimates the memory of a meta-step and plans it within a limit.
 
 A worker can keep the graph of every adaptation step (fastest), or recompute the
 steps on the backward pass (memory that does not grow with their number; see
@@ -46,7 +46,7 @@ def plan_memory(
     """The plan for the episodes of a meta-step.
 
     Args:
-        learner: whose meta-gradient is taken.
+        learner: the learner of the meta-gradient.
         spec: the network.
         meta_params: without episode axis.
         episodes: all episodes of one worker; only their shapes matter.

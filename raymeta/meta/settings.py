@@ -16,13 +16,13 @@ SETTINGS: dict[str, type[LearnerSettings]] = {}
 
 
 def _setting(default: Any, **rules: Any) -> Any:
-    """A field with its rules as pydantic names them: `ge`, `gt`, `le`, `lt`, `description`."""
+    """Makes a field with pydantic's rules: `ge`, `gt`, `le`, `lt`, `description`."""
     return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSettings:
-    """What every learner has: the problems it cannot serve, each with the reason (`refuses`).
+    """The settings of every learner; `refuses` maps problems that it cannot serve to the reason.
 
     A subclass that names its `learner` registers itself in `SETTINGS`.
     """
@@ -52,7 +52,7 @@ class LearnerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings(LearnerSettings):
-    """What every learner has that adapts by gradient steps.
+    """The settings of learners that adapt by gradient steps.
 
     `inner_lr` is their rate, or the start of learned ones.  `inner_clip` bounds the norm of each
     episode's inner gradient over all adapted parameters; None leaves it.
@@ -75,7 +75,7 @@ class StepSettings(LearnerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientSettings(StepSettings):
-    """What every learner of a head has that adapts by gradient steps.
+    """The settings of learners that adapt a head by gradient steps.
 
     With `shared_head` the head of every way starts from one learned row, zero at first: which class
     got which label then makes no difference (Ye and Chao 2022, "How to Train Your MAML to Excel",
@@ -162,10 +162,10 @@ class CaviaSettings(StepSettings, learner="cavia"):
 
 @dataclass(frozen=True, kw_only=True)
 class ImamlSettings(GradientSettings, learner="imaml"):
-    """Implicit MAML: the meta-gradient at the end of adaptation, whatever the path to it.
+    """Implicit MAML: the meta-gradient depends on the end of adaptation, not on the path.
 
-    `proximity` (λ) pulls adapted parameters to their start; the end is the better approached the
-    more adaptation steps there are.  `solver_steps` are iterations of conjugate gradients.
+    `proximity` (λ) pulls adapted parameters to their start; more adaptation steps come nearer to
+    the optimum.  `solver_steps` are iterations of conjugate gradients.
     """
 
     adaptation_steps: int = _setting(16, ge=1, le=1000)

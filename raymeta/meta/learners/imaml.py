@@ -151,15 +151,15 @@ def conjugate_gradients(
         product = multiply(direction)
         curvature = dot(direction, product)
         if number == 0:
-            # Where even b is a direction of negative curvature, b stands for the solution.
+            # If even b is a direction of negative curvature, b itself is the solution.
             fallback = (curvature <= 0).to(squared.dtype)
             solution = add(solution, fallback, wanted)
-        is_open = is_open & ~(curvature <= 0)  # a NaN goes on, and is seen in the sum
+        is_open = is_open & ~(curvature <= 0)  # NaN continues and shows in the sum
         length = torch.where(is_open, squared / curvature, 0.0)
         solution = add(solution, length, direction)
         residual = add(residual, -length, product)
         before, squared = squared, dot(residual, residual)
-        # Of a residual that has vanished nothing is left to do.
+        # A vanished residual needs no further steps.
         ratio = torch.where(before > 0, squared / before, 0.0)
         direction = add(residual, ratio, direction)
     return solution

@@ -32,7 +32,7 @@ class MamlPlusPlus(MamlPlusPlusSettings, DescentLearner):
     name: ClassVar[str] = "maml_plus_plus"
 
     def at_progress(self, progress: float) -> Learner:
-        """Itself as soon as nothing changes any more."""
+        """Returns itself once both annealings are over."""
         if progress >= max(self.multi_step_share, self.first_order_share):
             return self
         settings = {field.name: getattr(self, field.name) for field in fields(MamlPlusPlus)}
@@ -70,5 +70,5 @@ class _Annealed(MamlPlusPlus):
 
     @property
     def has_step_losses(self) -> bool:
-        """As long as there are weights of several steps."""
+        """True while several steps have weights."""
         return self.step_weights is not None

@@ -89,7 +89,7 @@ def _support_reader(size: int) -> NetworkSpec:
 
 
 def _query_reader(size: int) -> NetworkSpec:
-    """Its input is [f'(x), r]: what the paper gives to the recurrent weights beside h is r."""
+    """Its input is [f'(x), r]: the paper feeds r to the recurrent weights beside h."""
     return NetworkSpec(num_outputs=1, cell="lstm", num_features=2 * size, hidden_size=size)
 
 

@@ -61,7 +61,7 @@ def _features(
     examples: Examples,
     masks: list[Tensor] | None,
 ) -> Tensor:
-    """What the head sees of the examples, `[E, N, F]`: the outputs of a head that changes nothing.
+    """The head's input, `[E, N, F]`: the outputs of an identity head.
 
     Every episode has a copy of the body, the gradients of which are kept apart.
     """

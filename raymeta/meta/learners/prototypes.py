@@ -51,10 +51,11 @@ class Prototypes(PrototypesSettings, EmbeddingLearner):
     def _logits(
         self, meta_params: Mapping[str, Tensor], query: Tensor, prototypes: Tensor
     ) -> Tensor:
-        """-a d(z, c) `[E, M, O]` up to what all prototypes `[E, O, F]` have in common."""
+        """-a d(z, c) `[E, M, O]` up to a constant over the prototypes `[E, O, F]`."""
         if self.distance == "cosine":
             prototypes, query = normalize(prototypes, dim=-1), normalize(query, dim=-1)
-        # |z - c|² without |z|², which no class has for itself; twice the cosine for unit vectors.
+        # |z - c|² without |z|², which is the same for all classes; for unit vectors twice the
+        # cosine.
         near = 2 * query @ prototypes.transpose(1, 2)
         if self.distance == "cosine":
             near = near / 2
