@@ -1,7 +1,7 @@
-"""How many trials a set of nodes can hold at once, and whether it can hold one at all.
+"""Computes how many trials a set of nodes can hold at once.
 
-Ray waits for ever for a trial that fits nowhere.  So this is worked out before anything starts: for
-the nodes that are there, and for those that a cluster may grow to.
+Ray waits forever for a trial that fits nowhere. So this is computed before anything starts, for
+existing nodes and for those that a cluster may grow to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STRATEGIES = {"pack": "PACK", "one_node": "STRICT_PACK", "spread": "STRICT_SPREA
 
 @dataclass(frozen=True)
 class Nodes:
-    """So many nodes of a kind, with what each has: CPU, GPU, memory in bytes, and Ray's others."""
+    """A number of equal nodes, and the resources of each as Ray counts them."""
 
     name: str
     resources: Mapping[str, float]
@@ -32,16 +32,16 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Placement:
-    """Trials at once, and the workers of them that one node of each kind holds."""
+    """The trials at once, and how many of their workers one node of each kind holds."""
 
     trials: int
     workers_per_node: Mapping[str, int]
 
 
 def placement_bundles(resources: Resources) -> list[dict[str, float]]:
-    """The resource bundles of one trial: the trial actor's first, then one a worker.
+    """The resource bundles of one trial: first the trial actor's, then one per worker.
 
-    The actor of a one-worker trial is the worker; otherwise it only waits, and takes nothing.
+    The actor of a one-worker trial is the worker; other actors only wait and take no resources.
     """
     worker = worker_bundle(resources)
     if resources.num_workers == 1:
@@ -50,7 +50,7 @@ def placement_bundles(resources: Resources) -> list[dict[str, float]]:
 
 
 def worker_bundle(resources: Resources) -> dict[str, float]:
-    """What one data-parallel worker takes."""
+    """The resources of one data-parallel worker."""
     worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker > 0:
         worker["GPU"] = resources.gpus_per_worker
@@ -61,14 +61,14 @@ def worker_bundle(resources: Resources) -> dict[str, float]:
 
 
 def place_trials(resources: Resources, nodes: Sequence[Nodes]) -> Placement:
-    """How many trials `nodes` hold at once.
+    """Computes how many trials `nodes` hold at once.
 
     Args:
         resources: of one trial.
         nodes: all kinds of nodes, each as many times as there may be.
 
     Raises:
-        ResourceError: not a single one fits; what it lacks is named.
+        ResourceError: not a single trial fits; the message names the missing resource.
     """
     worker = worker_bundle(resources)
     needed = resources.num_workers
@@ -88,7 +88,7 @@ def place_trials(resources: Resources, nodes: Sequence[Nodes]) -> Placement:
 
 
 def _workers_on(kind: Nodes, worker: Mapping[str, float]) -> int:
-    """How many workers one node holds; a share of a GPU is a share of one and the same GPU."""
+    """The workers that one node holds; a share of a GPU cannot span two GPUs."""
     rooms = []
     for name, amount in worker.items():
         there = kind.resources.get(name, 0.0)
@@ -100,7 +100,7 @@ def _workers_on(kind: Nodes, worker: Mapping[str, float]) -> int:
 
 
 def _most_spread(rooms: Sequence[tuple[int, int]], needed: int, most: int) -> int:
-    """The most trials whose workers are all on different nodes.
+    """The largest number of trials whose workers are all on different nodes.
 
     There is room for `t` of them if `sum(min(room, t))` over the nodes reaches `t * needed`.
     """

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What an episode asks for, and how its answers are judged.
+    """The kind of answers that an episode asks for, and how they are scored.
 
     `metric` names the score in tables, `val_metric` its mean over validation episodes in results.
-    `loss(outputs, targets)` is what adaptation and meta-training minimise, `score(outputs,
-    targets)` what episodes are judged by; both are `[E]`.  `query_scores` are `[E, N]`, one for
+    Adaptation and meta-training minimise `loss(outputs, targets)`; `score(outputs, targets)` judges
+    episodes; both are `[E]`.  `query_scores` are `[E, N]`, one for
     every example; their mean is the score.  Outputs are `[E, N, O]`; targets are
     int64 `[E, N]` (classification) or float `[E, N, O]` (regression).  An episode with an output
     that is not finite has NaN for all its scores.  `mean_outputs` averages the answers `[R, E, N,
@@ -91,7 +91,7 @@ def _squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _huber(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean of Huber's loss, whose bend is at 1: wars and strikes must not lead the training."""
+    """The mean of Huber's loss with its bend at 1, against outliers such as strikes."""
     import torch.nn.functional as F  # noqa: PLC0415  (slow)
 
     return F.huber_loss(outputs, targets, reduction="none").mean(dim=(1, 2))

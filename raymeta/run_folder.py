@@ -46,7 +46,7 @@ from raymeta.storage.paths import AnyPath, RemotePath, StorageError, path_at, re
 
 DEFAULT_ROOT = Path("runs")
 ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
-LOCK_S = 10  # to wait for a process that is about to end
+LOCK_S = 10  # seconds to wait for a process that is about to end
 _FOLDERS = {"models", "search", "tune", "refit", "refit/tune"}  # those that raymeta writes to
 
 
@@ -54,7 +54,7 @@ _FOLDERS = {"models", "search", "tune", "refit", "refit/tune"}  # those that ray
 class Run:
     """A run folder, on this machine or in a storage that Arrow knows.
 
-    `part` says whose trials are meant: the search's, or those of the `refit`.
+    `part` selects the trials: the search's, or the `refit`'s.
     """
 
     path: AnyPath
@@ -86,7 +86,7 @@ class Run:
             check_run_name(name)
         stem = name or run_name(experiment)
         if keep_data:
-            list(data_files(experiment))  # what cannot be copied is refused before a folder is made
+            list(data_files(experiment))  # refuse what cannot be copied before making the folder
         for number in range(1, 1000):
             path = root.resolve() / (stem if number == 1 else f"{stem}-{number}")
             try:
@@ -107,14 +107,14 @@ class Run:
             if keep_data:
                 experiment = copy_data(experiment, path)
             run.write_json(FORMAT_FILE, RunOrigin.now(experiment, fingerprint).to_json())
-            # The last one: it makes the folder a run.
+            # Written last: this file makes the folder a run.
             write_file(run.experiment_file, to_yaml(experiment).encode())
             return run
         raise RunError(f"{root}: too many runs called {stem}")
 
     @classmethod
     def open(cls, name: str, root: AnyPath) -> Run:
-        """The run at a path, or of a name under `root`.
+        """Opens the run at a path, or of a name under `root`.
 
         Raises:
             RunError: there is no such run, or its storage cannot be reached.
@@ -134,7 +134,7 @@ class Run:
 
     @property
     def refit(self) -> Run:
-        """The same run, for the trials of its refit."""
+        """The same run with the refit's trials selected."""
         return replace(self, part="refit")
 
     @property
@@ -154,13 +154,13 @@ class Run:
 
     @property
     def importance(self) -> dict[str, float]:
-        """Searched keys' shares of the metric's variance, the greatest first; empty if unknown."""
+        """Each searched key's share of the metric's variance, sorted; empty if unknown."""
         shares: dict[str, float] | None = self.read_json("search/importance.json")
         return shares or {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the run against a second search, whose files would mix with ours.
+        """Locks the run against a second search.
 
         The lock ends with the process.  Storage without locks, as buckets are, is not locked.
 
@@ -173,12 +173,12 @@ class Run:
         self._check_links(self.path)
         lock = self.path / ".lock"
         try:
-            # Neither a link's target nor what is in the file is touched.
+            # Neither a link's target nor the file's content is touched.
             file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise RunError(f"{lock}: is a link, not a lock; remove it") from error
-            yield  # the next file to be written meets the same error, and says so
+            yield  # the next write meets the same error and reports it
             return
         try:
             last = time.monotonic() + LOCK_S
@@ -195,7 +195,7 @@ class Run:
 
     @property
     def is_locked(self) -> bool | None:
-        """Whether a process is at work in the run; None where storage has no locks."""
+        """Whether a process works in the run; None in storage without locks."""
         if isinstance(self.path, RemotePath):
             return None
         try:
@@ -211,7 +211,7 @@ class Run:
         return False
 
     def _check_links(self, folder: Path) -> None:
-        """Refuses links by which a file of the run would be written elsewhere."""
+        """Refuses links that would redirect writes out of the run."""
         top = Path(str(self.path)).resolve()
         for entry in os.scandir(folder):
             if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(top):
@@ -224,7 +224,7 @@ class Run:
                 self._check_links(inner)
 
     def check_owner(self) -> None:
-        """Refuses the folder of another user: what is in it decides what a resumed run does.
+        """Refuses another user's folder: its files control what a resumed run does.
 
         Raises:
             RunError: another user owns the folder or one of its files.
@@ -241,7 +241,7 @@ class Run:
                 )
 
     def _own_uid(self) -> int:
-        """The user whom new files in the folder belong to: some storage maps users."""
+        """The owner of new files in the folder: some storage maps users."""
         uid = os.geteuid()
         if Path(str(self.path)).stat().st_uid == uid:
             return uid
@@ -257,12 +257,12 @@ class Run:
             probe.unlink()
 
     def watch(self, say: Callable[[str], object] = lambda _: None) -> StorageWatch:
-        """Watches the folder during a search: it may be removed, or its storage be away."""
+        """Watches the folder during a search for removal and storage outages."""
         return StorageWatch(self.path, "experiment.yaml", say)
 
     @property
     def has_format(self) -> bool:
-        """Whether raymeta 0.2 or later made it: the folders of 0.1 say nothing of themselves."""
+        """Whether raymeta 0.2 or later made the folder: version 0.1 kept no run.json."""
         return self.origin is not None or (self.path / "trials.jsonl").is_file()
 
     @property
@@ -286,7 +286,7 @@ class Run:
         return self._load(self.experiment_file)
 
     def unresolved_experiment(self) -> Experiment:
-        """The experiment as its file has it, where data in the run folder have no full path."""
+        """The experiment as in its file, with paths relative to the run folder."""
         return _read(self.experiment_file)
 
     def best_experiment(self) -> Experiment:
@@ -340,7 +340,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """The time spent on the run so far, over all sessions."""
+        """Seconds spent on the run so far, over all sessions."""
         content = self.read_json("time.json")
         spent = content.get("seconds", 0.0) if isinstance(content, dict) else 0.0
         return float(spent) if isinstance(spent, int | float) else 0.0
@@ -365,7 +365,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`done`, or how far it came."""
+        """`done`, or the phase that the run reached."""
         if (self.path / "results.json").is_file():
             return "done"
         if self.has_best:
@@ -374,7 +374,7 @@ class Run:
 
 
 def _read(file: AnyPath) -> Experiment:
-    """An experiment in a run folder.
+    """Reads an experiment in a run folder.
 
     Raises:
         RunError: it cannot be read, or is not valid.
@@ -388,7 +388,7 @@ def _read(file: AnyPath) -> Experiment:
 
 
 def _is_locked(file: int) -> bool:
-    """Whether the lock is ours now; True as well if the file system has no locks."""
+    """Takes the lock; returns whether it is held, or True if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -397,15 +397,15 @@ def _is_locked(file: int) -> bool:
 
 
 def is_run_name(name: str) -> bool:
-    """Whether a folder of a run may have this name: never a path, an option or a hidden file."""
+    """Whether a run folder may have this name: not a path, an option or a hidden file."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", name) is not None
 
 
 def check_run_name(name: str) -> None:
-    """Refuses what cannot name the folder of a run.
+    """Refuses a name that no run folder can have.
 
     Raises:
-        RunError: saying what a name takes.
+        RunError: stating the rule for names.
     """
     if not is_run_name(name):
         raise RunError(
@@ -420,7 +420,7 @@ def run_name(experiment: Experiment) -> str:
 
 
 def runs(runs_dir: str | AnyPath = DEFAULT_ROOT) -> list[Run]:
-    """All runs under a folder or URI, the oldest first.
+    """Lists all runs under a folder or URI, oldest first.
 
     Raises:
         RunError: the storage cannot be reached.

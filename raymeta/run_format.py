@@ -1,4 +1,4 @@
-"""What a run began with (RUN/run.json), and whether it can go on with what is there now.
+"""RUN/run.json: what a run began with, to check whether it can continue.
 
 Runs of raymeta 0.1 have no such file.
 """
@@ -20,7 +20,7 @@ from raymeta.storage.paths import AnyPath, read_regular
 
 FORMAT = 1  # of run folders
 FORMAT_FILE = "run.json"
-# The libraries that numbers depend on.
+# Libraries that affect results.
 LIBRARIES = ("torch", "ax-platform", "botorch")
 _MOST_SHOWN = 8  # differences in a message
 _LONGEST_VALUE = 60
@@ -48,7 +48,7 @@ class RunOrigin:
         return cls(FORMAT, _plain(experiment), data, versions, name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `read_origin`."""
+        """Converts to plain values for `read_origin`."""
         return asdict(self)
 
     def check_format(self, place: AnyPath) -> None:
@@ -104,7 +104,7 @@ class RunOrigin:
 
 
 def read_origin(file: AnyPath) -> RunOrigin | None:
-    """Reads what `RunOrigin.to_json` gave; None if there is no such file.
+    """Reads what `RunOrigin.to_json` made; None if there is no such file.
 
     Raises:
         RunError: the file is damaged.

@@ -53,14 +53,14 @@ class Watcher(Protocol):
         """A trial started, reported, ended or failed."""
 
     def phase(self, text: str) -> None:
-        """What is being done besides trials, or what was found damaged."""
+        """A phase besides trials began, or damage was found."""
 
 
 @dataclass(frozen=True)
 class Report:
     """A finished run: `best` is the experiment with the best trial's values in it.
 
-    `ended_by` is what ended the search, in words: the number of trials, or a stop rule.
+    `ended_by` names what ended the search: the number of trials, or a stop rule.
     """
 
     run: Run
@@ -72,12 +72,12 @@ class Report:
     ended_by: str = ""
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the answer and the meta-test, without scripts."""
+        """The notebook view: the answer and the meta-test, without scripts."""
         return report_summary(self.meta_test, self.run)
 
 
 def load_report(run: Run) -> Report | None:
-    """The report of a finished run; None if the run is not finished.
+    """Loads the report of a finished run; None if it is not finished.
 
     Raises:
         RunError: a file of the run is damaged.
@@ -105,10 +105,10 @@ def start(
     watcher: Watcher,
     verbose: bool,
 ) -> Report:
-    """Begins a run of its own folder, and takes it to its meta-test.
+    """Begins a run in a new folder and takes it to its meta-test.
 
     Args:
-        prepared: the experiment and what was checked of it.
+        prepared: the checked experiment.
         root: the folder of run folders.
         name: of the run folder; None for one by experiment, date and time.
         keep_data: copies `tasks.data_dir` into the run folder.
@@ -130,7 +130,7 @@ def start(
 
 
 def resume(run: Run, watcher: Watcher, verbose: bool) -> Report:
-    """Goes on with a run; a refusal leaves everything as it was."""
+    """Continues a run; a refusal changes nothing."""
     origin = run.origin
     experiment = run.experiment()
     if origin is not None:
@@ -151,7 +151,7 @@ def resume(run: Run, watcher: Watcher, verbose: bool) -> Report:
     origin.check_environment(prepared.tasks.fingerprint, run.path)
     watcher.started(run, experiment)
     with run.locked():
-        trials = logged_trials(run)  # as the process that held the lock has left them
+        trials = logged_trials(run)  # as the previous holder of the lock left them
         if trials.earlier is None:
             TrialLog(run).begin(prepared.earlier, prepared.sources.trials)
         is_unfinished = bool(unfinished_trials(experiment, run, trials))
@@ -170,7 +170,7 @@ def resume(run: Run, watcher: Watcher, verbose: bool) -> Report:
 
 @contextmanager
 def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[int]:
-    """Ray during a search, and how many trials run at once; one that ran before goes on running."""
+    """Starts Ray for a search; yields the number of trials at once. A running Ray is kept."""
     was_running = ray.is_initialized()
     try:
         yield start_ray(experiment.resources, verbose, watcher.phase)
@@ -179,7 +179,7 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
             stop_ray()
 
 
-# Beside the model files: what is said of the network, and what says that there is one.
+# Files beside the model files that describe the network or mark it as finished.
 _OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
 
 
@@ -207,8 +207,8 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
     if run.has_best:
         is_same = with_values(run.experiment(), found.values) == run.best_experiment()
         if is_same and found.refitted == Refitted.of(run):
-            return  # the trials that ran again have changed nothing
-        # What is there belongs to another network.
+            return  # the repeated trials changed nothing
+        # These files belong to another network.
         networks = list_matching(run.path / "models", "*.safetensors")
         records = [run.path / name for name in _OF_THE_NETWORK]
         for file in (*records, *networks):
@@ -216,7 +216,7 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
     for name, checkpoint in found.checkpoints.items():
         keep_network(run, name, checkpoint)
     found.refitted.keep(run)
-    # This file says that the search is done.
+    # This file marks the search as done.
     run.keep_best(found.values)
     if experiment.search.space:
         watcher.phase("explaining the search")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-HALVES = ("_half_a", "_half_b")  # suffixes of a metric, whose mean over half of the units it is
+HALVES = ("_half_a", "_half_b")  # suffixes of a metric's means over the two halves of the units
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The unit `[Q]` of every query, numbered from 0, and how many units there are."""
+    """The unit `[Q]` of every query, numbered from 0, and the number of units."""
 
     of_query: np.ndarray
     num_units: int
@@ -49,7 +49,7 @@ class _Axis:
         return cls(codes.reshape(-1), len(names))
 
     def tiled(self, count: int) -> _Axis:
-        """The same units of the queries `[Q]` again and again, `[count * Q]`."""
+        """Repeats the units of the queries `[Q]`, `[count * Q]`."""
         return _Axis(np.tile(self.of_query, count), self.num_units)
 
     def is_within(self, other: _Axis) -> bool:
@@ -127,14 +127,14 @@ class Units:
 
     @property
     def are_enough(self) -> bool:
-        """Whether an axis has two units or more, or none is known."""
+        """Whether an axis has two or more units, or no axis is known."""
         return not self.counts or len(self.single) < len(self.counts)
 
     def halves(self, values: np.ndarray) -> tuple[float, float]:
         """The means of the values `[E, M]` over two halves of the units.
 
-        They are halves of the axis with the fewest units: what holds for one writer of two may not
-        hold for the other.  Episodes are halved if no axis has two units.
+        The axis with the fewest units is halved: what holds for one of two writers may not hold for
+        the other.  Episodes are halved if no axis has two units.
         """
         is_first = self._rarest.of_query % 2 == 0
         flat = values.reshape(-1)
