@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raymeta.errors import SearchError
+from raymeta.errors import SearchError, shown
 from raymeta.experiment.parameter import Parameter
 
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -84,6 +84,22 @@ def _read(text: str, names: str) -> tuple[dict[str, float], float, int]:
     if end is None or not weights:
         raise ValueError(text)
     return weights, float(end[2]), 1 if end[1] == "<=" else -1
+
+
+def listed(name: str, constraints: Sequence[str]) -> tuple[str, ...]:
+    """The constraints as a tuple of texts.
+
+    Raises:
+        SearchError: they are one text, of which each character would be a constraint, or no texts.
+    """
+    if isinstance(constraints, str):
+        raise SearchError(f"{name} must be a list of texts, but got {constraints!r}; put it in [ ]")
+    for constraint in constraints:
+        if not isinstance(constraint, str):
+            raise SearchError(
+                f"{name} must be texts such as 'x + 2 * y <= 3', but got {shown(constraint)}"
+            )
+    return tuple(constraints)
 
 
 def check_feasible(

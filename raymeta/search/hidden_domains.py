@@ -5,7 +5,6 @@ Trainables would get the domain objects themselves.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import deque
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
@@ -18,7 +17,7 @@ from raymeta.errors import SearchError
 
 # Tune hides functions and objects of a `param_space` behind these marks (tune/impl/placeholder.py).
 _FUNCTION_MARK, _OBJECT_MARK = "__fn_ph", "__ref_ph"
-_PLAIN_TYPES = (str, bytes, bool, int, float, type, ModuleType)  # types without domains
+_PLAIN_TYPES = (str, bytes, bool, int, float, ModuleType)  # types without domains
 
 
 def has_domain(value: Any) -> bool:
@@ -80,6 +79,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yields a value's parts, each with its path from the value."""
     if isinstance(value, Mapping):
         yield from ((f"/{key}", inner) for key, inner in value.items())
+        yield from ((f"[key {number}]", key) for number, key in enumerate(value))
     elif isinstance(value, list | tuple | set | frozenset | deque | ValuesView | ItemsView):
         yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
     elif getattr(getattr(value, "dtype", None), "kind", "") == "O":  # an array of objects
@@ -87,11 +87,27 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, functools.partial):
         yield from ((f"({number})", inner) for number, inner in enumerate(value.args))
         yield from ((f"({name}=)", inner) for name, inner in value.keywords.items())
-    elif hasattr(value, "__dict__"):  # a dataclass or another record
-        yield from ((f".{name}", inner) for name, inner in vars(value).items())
-    elif dataclasses.is_dataclass(value):  # one with slots
-        names = (f.name for f in dataclasses.fields(value))
-        yield from ((f".{name}", getattr(value, name)) for name in names)
+    elif isinstance(value, type):  # a class may serve as a record, too
+        yield from _attributes(value)
+    else:
+        yield from ((f".{name}", inner) for name, inner in getattr(value, "__dict__", {}).items())
+        yield from _attributes(type(value))
+        slots = [name for kind in type(value).__mro__ for name in _names_of_slots(kind)]
+        held = ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+        yield from ((f".{name}", inner) for name, inner in held)
+
+
+def _attributes(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yields the attributes of a class and its bases that are domains."""
+    for base in kind.__mro__:
+        for name, held in vars(base).items():
+            if isinstance(held, sample.Domain):
+                yield f".{name}", held
+
+
+def _names_of_slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else list(slots)
 
 
 def is_mark(value: Any) -> bool:

@@ -21,14 +21,15 @@ class Observation:
     """The contents of one result.
 
     Attributes:
-        step: the progress in `step_metric`; None where the result has none.
+        step: the progress in `step_metric`, which may be a fraction of an epoch; None where the
+            result has none.
         values: mean and standard error (None if not reported) of each metric; empty with a problem.
         problem: why the result cannot be used, None if it can.
         is_mistake: whether the problem is a mistake in the trainable, such as a list for a number,
             rather than the outcome of a trial, such as NaN.
     """
 
-    step: int | None
+    step: float | None
     values: Mapping[str, tuple[float, float | None]]
     problem: str | None = None
     is_mistake: bool = False
@@ -36,8 +37,6 @@ class Observation:
 
 def observe(result: Mapping[str, Any], settings: SearchSettings) -> Observation:
     """Reads all metrics of the search from a flat result of Tune."""
-    step = _number(result.get(settings.step_metric))
-    is_step = step is not None and math.isfinite(step)
     values: dict[str, tuple[float, float | None]] = {}
     for metric in settings.metrics:
         reported = result.get(metric)
@@ -48,9 +47,19 @@ def observe(result: Mapping[str, Any], settings: SearchSettings) -> Observation:
             return Observation(None, {}, f"{metric} {said}", is_mistake)
         if not math.isfinite(mean):
             return Observation(None, {}, f"{metric} is {mean}")
-        sem = _number(result.get(metric + settings.sem_suffix))
+        sem_name = metric + settings.sem_suffix
+        sem = _number(result.get(sem_name))
+        if (sem is None and result.get(sem_name) is not None) or (sem is not None and sem < 0):
+            said = f"{sem_name} (a standard error, >= 0) is {_shown(result[sem_name])}"
+            return Observation(None, {}, said, is_mistake=True)
         values[metric] = (mean, sem if sem is not None and math.isfinite(sem) else None)
-    return Observation(int(step) if is_step and step is not None else None, values)
+    name = settings.step_metric
+    step = _number(result.get(name))
+    if result.get(name) is not None and (step is None or not math.isfinite(step)):
+        said = f"{name} (the step_metric) is {_shown(result[name])}"
+        return Observation(None, {}, said, is_mistake=True)
+    is_whole = step is not None and step == int(step)
+    return Observation(int(step) if is_whole and step is not None else step, values)
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from raymeta.search.space import Point
 
 Status = Literal["running", "completed", "early_stopped", "failed", "abandoned"]
 Source = Literal["given", "sobol", "bo", "random", "fallback", "earlier"]
-Curve = list[tuple[int, float, float | None]]  # (step, mean, standard error or None)
+Curve = list[tuple[float, float, float | None]]  # (step, mean, standard error or None)
 
 
 def pareto_front(

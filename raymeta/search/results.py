@@ -31,7 +31,7 @@ class TrialSummary:
     @property
     def steps(self) -> int:
         """Meta-steps at the last report."""
-        return self.record.curve[-1][0] if self.record.curve else 0
+        return int(self.record.curve[-1][0]) if self.record.curve else 0
 
     @property
     def value(self) -> float:

@@ -19,6 +19,7 @@ from raymeta.experiment.parameter import Parameter
 from raymeta.ray_patches import correct_trial_count
 from raymeta.search.ax_process import AxProcess, session_id
 from raymeta.search.candidates import CandidateQueue
+from raymeta.search.constraints import listed
 from raymeta.search.objectives import (
     metric_names,
     objectives_of,
@@ -100,7 +101,7 @@ class AxSearcher(Searcher):
         )
         self._metrics = metric_names(metric)
         self._modes = mode
-        self._constraints = tuple(constraints)
+        self._constraints = listed("constraints", constraints)
         self._given = given_points(points_to_evaluate)  # to be tried first
         self._earlier, self._sources, self._why_not = list(earlier), sources, why_not
         self._space: TuneSpace | None = None

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from raymeta.acquisitions import AUTO, BY_NAME
 from raymeta.errors import SearchError
-from raymeta.search.constraints import NUMBER
+from raymeta.search.constraints import NUMBER, listed
 
 Mode = Literal["min", "max"]
 Model = Literal["auto", "gp", "gp-ensemble", "saas"]
@@ -122,6 +122,12 @@ class SearchSettings:
                 raise SearchError(
                     f"{name} must be one of {', '.join(allowed)}, but got {getattr(self, name)!r}"
                 )
+        listed("outcome_constraints", self.outcome_constraints)
+        for name in ("step_metric", "sem_suffix"):
+            if not isinstance(getattr(self, name), str):
+                raise SearchError(f"{name} must be a text, but got {getattr(self, name)!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise SearchError(f"seed must be a whole number >= 0, but got {self.seed!r}")
         for name in ("num_sobol", "max_steps"):
             number = getattr(self, name)
             is_whole = isinstance(number, int) and not isinstance(number, bool) and number > 0

@@ -39,6 +39,7 @@ class Trials:
         self.mistake: SearchError | None = None  # mistake of the trainable that ends the search
         self._num_unusable = 0  # trials that ended without a usable value
         self._has_warned_of_step = False
+        self._has_warned_of_repeat = False
 
     @property
     def num_running(self) -> int:
@@ -92,9 +93,12 @@ class Trials:
             self._stop_for(trial_id, observation)
         elif observation.problem is None and observation.step is None:
             self._warn_of_missing_step(settings)
-        elif observation.step is not None and _add(record, observation.step, observation):
-            record.latest_s = self.spent_s
-            return True
+        elif observation.step is not None:
+            if _add(record, observation.step, observation):
+                record.latest_s = self.spent_s
+                return True
+            if _contradicts(record, observation.step, observation):
+                self._warn_of_repeated_step(observation.step, settings)
         return status_before != "running"
 
     def end(
@@ -176,15 +180,16 @@ class Trials:
                 self._warn_of_missing_step(settings)
             last = record.curve[-1][0] if record.curve else 0
             step = max(last + 1, settings.max_steps or 0)
-        _add(record, step, observation)
+        if not _add(record, step, observation) and _contradicts(record, step, observation):
+            self._warn_of_repeated_step(step, settings)
         is_whole = settings.max_steps is None or step >= settings.max_steps
         return "completed" if is_whole else "early_stopped"
 
     def _stop_for(self, trial_id: str, observation: Observation) -> None:
         """Records a mistake of the trainable, which ends the search."""
         message = (
-            f"a metric of the search must be one number, but in trial {trial_id} "
-            f"{observation.problem}; report float(...)"
+            f"the search needs plain numbers, but in trial {trial_id} {observation.problem}; "
+            "report float(...)"
         )
         if self.mistake is None:
             _log.warning("%s", message)
@@ -204,6 +209,16 @@ class Trials:
                 num_ended,
             )
 
+    def _warn_of_repeated_step(self, step: float, settings: SearchSettings) -> None:
+        if not self._has_warned_of_repeat:
+            self._has_warned_of_repeat = True
+            _log.warning(
+                "several results differ at %s %s (the step_metric), and only the first counts; "
+                "report a step_metric that grows from result to result",
+                settings.step_metric,
+                step,
+            )
+
     def _warn_of_missing_step(self, settings: SearchSettings) -> None:
         if not self._has_warned_of_step:
             self._has_warned_of_step = True
@@ -214,7 +229,14 @@ class Trials:
             )
 
 
-def _add(record: TrialRecord, step: int, observation: Observation) -> bool:
+def _contradicts(record: TrialRecord, step: float, observation: Observation) -> bool:
+    """Whether an observation gives the latest step another value."""
+    last_step, last_mean, _ = record.curve[-1]
+    mean, _ = next(iter(observation.values.values()))
+    return step == last_step and mean != last_mean
+
+
+def _add(record: TrialRecord, step: float, observation: Observation) -> bool:
     """Adds an observation to the curves; returns False for a repeated one."""
     if record.curve and step <= record.curve[-1][0]:
         return False  # Tune's last result again, or a retry on its way back

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+from ray import tune
 
 from raymeta.errors import SearchError
 from raymeta.experiment.parameter import Parameter
+from raymeta.search import AxSearcher
 from raymeta.search.ax_model import AxModel
 from raymeta.search.records import TrialRecord
 from raymeta.search.sampling import PointSampler
@@ -113,3 +116,19 @@ def test_random_points_differ_where_constraints_leave_a_corner(name: str) -> Non
     points = [sampler.draw(rng) for _ in range(30)]
     assert all(space.contains(point) for point in points)
     assert len({tuple(point.values()) for point in points}) >= 29
+
+
+@pytest.mark.parametrize(
+    ("constraints", "message"),
+    [
+        ("x + y <= 1", r"constraints must be a list of texts, but got 'x \+ y <= 1'; put it in"),
+        ([5], "constraints must be texts such as 'x \\+ 2 \\* y <= 3', but got 5"),
+        ([None], "constraints must be texts .*, but got None"),
+    ],
+)
+def test_constraints_that_are_no_list_of_texts_are_refused(constraints: Any, message: str) -> None:
+    space = {"x": tune.uniform(0, 1), "y": tune.uniform(0, 1)}
+    with pytest.raises(SearchError, match=message):
+        AxSearcher(space, metric="loss", mode="min", constraints=constraints)
+    with pytest.raises(SearchError, match=f"outcome_{message}"):
+        AxSearcher(space, metric="loss", mode="min", outcome_constraints=constraints)

@@ -79,3 +79,28 @@ def test_a_missing_metric_is_named(result: dict[str, Any], said: str) -> None:
 
 def test_a_long_value_is_cut_in_the_message() -> None:
     assert len(observe({"loss": "x" * 9999}, SETTINGS).problem or "") < 200
+
+
+@pytest.mark.parametrize("step", [0.25, np.float64(1.5), Decimal("2.75")])
+def test_fractions_of_an_epoch_are_steps(step: Any) -> None:
+    assert observe({"loss": 0.5, "epoch": step}, SETTINGS).step == float(step)
+
+
+@pytest.mark.parametrize("step", ["1", [1], math.nan, np.array([1, 2])], ids=repr)
+def test_a_step_that_is_no_number_is_a_mistake(step: Any) -> None:
+    found = observe({"loss": 0.5, "epoch": step}, SETTINGS)
+    assert found.is_mistake
+    assert "epoch (the step_metric) is " in (found.problem or "")
+
+
+@pytest.mark.parametrize("sem", [-0.1, "0.1", [0.1]], ids=repr)
+def test_a_standard_error_that_is_none_is_a_mistake(sem: Any) -> None:
+    found = observe({"loss": 0.5, "loss_sem": sem, "epoch": 1}, SETTINGS)
+    assert found.is_mistake
+    assert "loss_sem (a standard error, >= 0) is " in (found.problem or "")
+
+
+def test_an_unknown_standard_error_is_none() -> None:
+    for sem in (None, math.nan):
+        found = observe({"loss": 0.5, "loss_sem": sem, "epoch": 1}, SETTINGS)
+        assert found.values == {"loss": (0.5, None)}

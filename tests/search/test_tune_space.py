@@ -29,6 +29,25 @@ class Schedule:
         return self.rate
 
 
+class Slotted:
+    """A record without a `__dict__`."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
+
+
+class Config:
+    """Settings as attributes of a class."""
+
+    rate = DOMAIN
+
+
+class Inherited(Config):
+    """Further settings."""
+
+
 @pytest.mark.parametrize(
     ("domain", "expected"),
     [
@@ -93,6 +112,10 @@ def test_nested_keys_are_joined_and_constants_kept_apart() -> None:
         (partial(max, DOMAIN), r"x\(0\): a Float domain within a partial"),
         (partial(dict, lr=[DOMAIN]), r"x\(lr=\)\[0\]: a Float domain within a partial"),
         (Schedule(DOMAIN), r"x\.rate: a Float domain within a Schedule"),
+        (Slotted(DOMAIN), r"x\.rate: a Float domain within a Slotted"),
+        (Config, r"x\.rate: a Float domain within a type"),
+        (Inherited(), r"x\.rate: a Float domain within a Inherited"),
+        ([{DOMAIN: 1}], r"x\[0\]\[key 0\]: a Float domain within a list"),
         ({"a/b": tune.uniform(0, 1)}, "x/a/b: keys of a search space must be strings without '/'"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
