@@ -10,7 +10,7 @@
   slots, for trials of different lengths: the share of the time in which slots are busy.
   `cluster/SCALING.md` draws the conclusions.
 
-    python scripts/bench_cluster.py [--only faults throughput scale] [--json FILE]
+    python scripts/bench_cluster.py [--quick] [--only faults throughput scale] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ ROUNDS = 3  # of each measurement on the hosts
 NOTICE_S, TIMEOUT_S = 30, 180
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
 ENDED, RUNNING = (100, 400), (8, 125, 1000)  # trials, where a candidate's time is measured
+QUICK_ENDED, QUICK_RUNNING = (20,), (8,)
 # Candidates that are made together, and whose mean time is taken; the searcher asks for as many as
 # trials run, up to 64.
 MOST_TOGETHER = 16
@@ -184,18 +185,20 @@ def _shown(what: str, times: list[float]) -> Row:
 # -------------------------------------------------------------------- scale
 
 
-def scale_rows() -> list[Row]:
-    """Measured costs, and a simulation that lives on them."""
+def scale_rows(ended: Sequence[int], running: Sequence[int]) -> list[Row]:
+    """Measured costs by the numbers of trials, and a simulation that uses them."""
     rows = [_loop_row(), *_event_rows()]
-    costs = {(n, p): _candidate_seconds(n, p) for n in ENDED for p in RUNNING}
+    costs = {(n, p): _candidate_seconds(n, p) for n in ended for p in running}
     rows += [
         (f"a candidate with {n} trials ended and {p} running", f"{seconds:.2f} s")
         for (n, p), seconds in costs.items()
     ]
     for gpus in GPUS_PER_TRIAL:
         slots = SLOTS // gpus
+        if slots not in running:  # the quick form measures no such candidate
+            continue
         for hours in HOURS:
-            busy = _busy_share(slots, 3600 * hours, costs[ENDED[-1], slots])
+            busy = _busy_share(slots, 3600 * hours, costs[ended[-1], slots])
             name = f"{SLOTS} GPUs, {gpus} a trial, trials of {hours:g} h: slots busy"
             rows.append((name, f"{100 * busy:.1f} %"))
     return rows
@@ -322,12 +325,18 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "faults": fault_rows,
         "throughput": throughput_rows,
-        "scale": scale_rows,
+        "scale": lambda: scale_rows(ENDED, RUNNING),
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument(
+        "--quick", action="store_true", help="scale with few trials and without the simulation"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.only = ["scale"]
+        parts["scale"] = partial(scale_rows, QUICK_ENDED, QUICK_RUNNING)
     sys.path.insert(0, str(ROOT))
     from tests.cluster.hosts import missing  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
 """Does meta-validation rank configurations as the meta-test does, and which learner wins?
 
-    python scripts/bench_selection.py [EXPERIMENT] [--configurations 24] [--deals 3] [--json FILE]
+    python scripts/bench_selection.py [EXPERIMENT] [--quick]
 
 Draws configurations at random from the experiment's search space, the file's own first, as many of
 each learner as of every other; trains each on several deals of the data (`tasks.split_seed`); and
@@ -99,6 +99,14 @@ def control_scores(experiment: Experiment, deal: int) -> dict[str, float]:
     }
 
 
+QUICK = [
+    "training.meta_steps=10",
+    "training.eval_every=10",
+    "training.val_episodes=20",
+    "evaluation.num_episodes=40",
+]
+
+
 def half_width(values: Sequence[float]) -> float:
     """Half the 95 % interval of the mean of more deals."""
     count = len(values)
@@ -192,7 +200,8 @@ def show(found: Mapping[str, Any], experiment: Experiment) -> None:
 def add_row(table: Table, label: str, values: Sequence[float]) -> None:
     """A contestant's mean with its interval, and its score on each deal."""
     mean, spread = statistics.fmean(values), half_width(list(values))
-    table.add_row(label, f"{mean:.3f} ± {spread:.3f}", "  ".join(f"{v:.3f}" for v in values))
+    shown = f"{mean:.3f}" if math.isnan(spread) else f"{mean:.3f} ± {spread:.3f}"
+    table.add_row(label, shown, "  ".join(f"{v:.3f}" for v in values))
 
 
 def main() -> None:
@@ -201,10 +210,16 @@ def main() -> None:
     parser.add_argument("experiment", nargs="?", default="pen")
     parser.add_argument("--configurations", type=int, default=24)
     parser.add_argument("--deals", type=int, default=3)
+    parser.add_argument(
+        "--quick", action="store_true", help="4 configurations, 1 deal, trainings of ten steps"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--show", type=Path, help="an earlier run's JSON file")
     options = parser.parse_args()
+    if options.quick:
+        options.configurations, options.deals = 4, 1
+        options.overrides = [*QUICK, *options.overrides]
     experiment = load_experiment(options.experiment, options.overrides)
     if options.show is not None:
         found = json.loads(options.show.read_text(encoding="utf-8"))
