@@ -131,13 +131,18 @@ def _override_value(key: str, text: str) -> Any:
     return document.data
 
 
-def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Merges a file with its bases; fills `places` with the line of every key."""
+def _read(
+    source: str, places: Places, seen: tuple[str, ...], named: str = "experiment"
+) -> dict[str, Any]:
+    """Merges a file with its bases; fills `places` with the line of every key.
+
+    `named` says in messages what named the file.
+    """
     path = path_at(source)
     is_shipped = source in shipped_experiments()
     if is_shipped:
         path = Path(str(resources.files("raymeta.experiment.shipped") / f"{source}.yaml"))
-    text = _text(source, path)
+    text = _text(source, path, named)
     here = str(path.resolve())
     if here in seen:
         raise ExperimentError(f"base: {' -> '.join([*seen, here])} never ends; remove one")
@@ -158,7 +163,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
         path_at(base)  # refuses what can be no path
         beside = path.parent / base
         parent = str(beside) if beside.is_file() else base
-        inherited = _read(parent, places, (*seen, here))
+        inherited = _read(parent, places, (*seen, here), f"base{place('base', own_places)}")
         # A search space is not merged: it replaces the inherited one.
         own, other = data.get("search"), inherited.get("search")
         if isinstance(own, dict) and "space" in own and isinstance(other, dict):
@@ -170,7 +175,7 @@ def _read(source: str, places: Places, seen: tuple[str, ...]) -> dict[str, Any]:
     return data
 
 
-def _text(source: str, path: AnyPath) -> str:
+def _text(source: str, path: AnyPath, named: str) -> str:
     try:
         return yaml_lines.read_file(path)
     except (OSError, ValueError) as error:  # ValueError: no text, or no path
@@ -178,7 +183,7 @@ def _text(source: str, path: AnyPath) -> str:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         hint = difflib.get_close_matches(source, names, n=1) if len(source) <= _MAX_NAME else []
         raise ExperimentError(
-            f"experiment {shown(source)} is neither a readable file ({reason}) nor one of the "
+            f"{named} {shown(source)} is neither a readable file ({reason}) nor one of the "
             f"shipped ones: {', '.join(names)}" + (f". Did you mean {hint[0]}?" if hint else "")
         ) from None
 
@@ -198,6 +203,12 @@ def _document(name: str, text: str) -> Document:
     if not isinstance(document.data, dict):
         got = shown(document.data)
         raise ExperimentError(f"{name}: expected a mapping of sections, but got {got}")
+    if not all(isinstance(key, str) for key in document.data):
+        # `lines` has keys as they are written: those that the data have otherwise are no text.
+        written = (key for key in document.lines if len(key) == 1 and key[0] not in document.data)
+        key = next(written)
+        at = f"{name}, line {document.lines[key]}"
+        raise ExperimentError(f"{at}: keys must be text, but got {key[0]!s:.80}; remove it")
     return document
 
 

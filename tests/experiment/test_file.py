@@ -184,7 +184,10 @@ def test_an_override_of_a_base_is_located_in_the_file(refusal: Refusal) -> None:
 
 @pytest.mark.parametrize(
     ("base", "complaint"),
-    [("nowhere", "experiment 'nowhere' is neither"), ("3", "base must be a name or a path")],
+    [
+        ("nowhere", "base (own.yaml, line 3) 'nowhere' is neither"),
+        ("3", "base must be a name or a path"),
+    ],
 )
 def test_a_base_that_cannot_be_read_is_named(refusal: Refusal, base: str, complaint: str) -> None:
     assert complaint in refusal(MINIMAL + f"base: {base}\n")
@@ -285,7 +288,7 @@ def test_messages_name_key_rule_value_and_place(
     ("text", "complaint"),
     [
         (MINIMAL.replace("name: a", "name: a b"), r"^name must match "),
-        (MINIMAL + "1: 2\n", r"^1 must be"),
+        (MINIMAL + "1: 2\n", r"^own\.yaml, line 3: keys must be text, but got 1; remove it"),
         (SEARCHED + "    model.cell: {choices: [gru]}\n", r"choices must have at least 2 items"),
     ],
 )
@@ -423,6 +426,17 @@ def test_an_experiment_that_does_not_exist_is_refused(source: str, complaint: st
     assert message.startswith(f"experiment {source!r} is neither a readable file")
     assert ", ".join(shipped_experiments()) in message
     assert complaint in message
+
+
+def test_a_base_that_does_not_exist_is_refused_with_the_line_that_names_it(load: Load) -> None:
+    with pytest.raises(ExperimentError, match=r"^base \(own\.yaml, line 2\) 'nowhere' is neither"):
+        load("name: a\nbase: nowhere\n")
+
+
+@pytest.mark.parametrize("key", ["~", "1", "2020-01-01", "true"])
+def test_a_key_that_is_no_text_is_refused_with_its_place(load: Load, key: str) -> None:
+    with pytest.raises(ExperimentError, match=r"^own\.yaml, line 2: keys must be text, but got "):
+        load(f"base: pen\n{key}: 1\n")
 
 
 # Search spaces
