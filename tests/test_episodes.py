@@ -236,7 +236,7 @@ def test_examples_of_another_number_of_features_are_refused() -> None:
 
 
 @every_source
-def test_another_training_seed_draws_other_meta_training_episodes_alone(name: str) -> None:
+def test_another_training_seed_changes_only_meta_training_episodes(name: str) -> None:
     tasks = {"source": name} | SOURCES[name]
     given = {"name": name, "tasks": tasks, "training": {"seed": 1}}
     other, own = load_tasks(Experiment.model_validate(given)), distribution(name)

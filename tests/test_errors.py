@@ -22,7 +22,7 @@ def test_a_long_line_is_shortened_in_the_middle() -> None:
     assert told.endswith("xxx; remove it")
 
 
-def test_of_many_lines_the_first_are_told_and_the_others_counted() -> None:
+def test_of_many_lines_the_first_are_reported_and_the_others_counted() -> None:
     told = str(ExperimentError("\n".join(f"line {n}" for n in range(1000)))).splitlines()
     assert told[0] == "line 0"
     kept = len(told) - 1

@@ -25,7 +25,7 @@ REMEDY = "validation overflows; lower evaluation.adaptation_steps, and start a n
         ([], "go on with"),
     ],
 )
-def test_a_run_of_overflowed_trials_is_not_told_to_go_on(
+def test_a_run_of_overflowed_trials_is_not_advised_to_resume(
     tmp_path: Path, statuses: list[Status], message: str
 ) -> None:
     run = Run.create(tmp_path, tiny_experiment())

@@ -192,7 +192,7 @@ def test_an_experiment_file_uses_every_new_part(tree: Path) -> None:
         ("acquisition: mean", "acquisition: men", "'mean', 'log_nei'"),
     ],
 )
-def test_mistakes_about_new_parts_are_told_like_any_other(
+def test_mistakes_about_new_parts_are_reported_like_any_other(
     tree: Path, before: str, after: str, message: str
 ) -> None:
     text = (tree / "own.yaml").read_text()

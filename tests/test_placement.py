@@ -55,7 +55,7 @@ def test_so_many_trials_fit(settings: dict[str, object], trials: int) -> None:
     assert place_trials(resources, [HEAD, BOX, SMALL]).trials == trials
 
 
-def test_it_is_told_how_many_workers_a_node_holds() -> None:
+def test_the_number_of_workers_per_node_is_reported() -> None:
     placement = place_trials(Resources(gpus_per_worker=0.5), [HEAD, BOX])
     assert placement.workers_per_node == {"head": 0, "box": 4}
 

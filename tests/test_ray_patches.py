@@ -42,7 +42,7 @@ def fail_for_memory() -> list[Exception]:
     return told
 
 
-def test_ray_alone_ends_the_search_of_an_actor_that_was_killed_for_memory() -> None:
+def test_unpatched_ray_ends_the_search_when_an_actor_runs_out_of_memory() -> None:
     with pytest.raises(RuntimeError, match="unexpected exception"):
         fail_for_memory()
 
@@ -51,7 +51,7 @@ def test_an_actor_that_was_killed_for_memory_is_lost_as_any_other() -> None:
     with out_of_memory_is_a_lost_actor():
         (error,) = fail_for_memory()
     assert isinstance(error, ray.exceptions.RayActorError)
-    test_ray_alone_ends_the_search_of_an_actor_that_was_killed_for_memory()  # undone
+    test_unpatched_ray_ends_the_search_when_an_actor_runs_out_of_memory()  # undone
 
 
 # ------------------------------------------------------------------- the restored trial counter
@@ -91,7 +91,7 @@ def test_the_searcher_corrects_the_counter_that_tune_restores(
     assert restored_counter(tmp_path, Corrected(), limited=limited) == 7  # undone
 
 
-def test_ray_alone_restores_its_own_counter_after_the_searcher(tmp_path: Path) -> None:
+def test_unpatched_ray_restores_its_counter_after_the_searcher(tmp_path: Path) -> None:
     """A searcher that sets the counter itself is overruled."""
 
     class Setting(Corrected):

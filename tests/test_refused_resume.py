@@ -236,7 +236,7 @@ def test_a_link_in_place_of_the_lock_harms_nothing(run: Run, tmp_path: Path) -> 
     assert run.experiment().name == "pen-maml"
 
 
-def test_what_is_in_the_lock_file_stays(run: Run) -> None:
+def test_locking_keeps_the_content_of_the_lock_file(run: Run) -> None:
     (Path(str(run.path)) / ".lock").write_text("mine")
     with run.locked():
         pass

@@ -42,7 +42,7 @@ def test_runs_made_at_once_get_folders_of_their_own(tmp_path: Path, experiment: 
 
 
 @pytest.mark.parametrize("root", ["taken", "taken/runs"])
-def test_a_file_in_the_way_is_told_with_the_remedy(
+def test_a_file_in_the_way_is_reported_with_the_remedy(
     tmp_path: Path, experiment: Experiment, root: str
 ) -> None:
     (tmp_path / "taken").write_text("a file")
@@ -51,7 +51,7 @@ def test_a_file_in_the_way_is_told_with_the_remedy(
     assert (tmp_path / "taken").read_text() == "a file"
 
 
-def test_a_read_only_root_is_told_with_the_remedy(
+def test_a_read_only_root_is_reported_with_the_remedy(
     read_only_folder: Path, experiment: Experiment
 ) -> None:
     with pytest.raises(RunError, match=r"cannot be made: .*; name a writable one with --runs-dir"):

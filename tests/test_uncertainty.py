@@ -173,7 +173,7 @@ def test_with_two_units_on_an_axis_at_least_87_of_100_intervals_hold_the_true_me
     assert coverage(2, 10, sizes, 400)[0] >= 0.87
 
 
-def test_intervals_over_episodes_alone_miss_the_true_mean_of_other_units() -> None:
+def test_intervals_over_episodes_only_miss_the_true_mean_of_other_units() -> None:
     assert coverage(3, 10, EFFECTS["both"], 200)[1] < 0.5
 
 

@@ -59,7 +59,7 @@ def test_the_title_names_ways_and_shots_of_the_tasks(name, title):
     assert title in str(_score_table(report).title)  # type: ignore[arg-type]
 
 
-def test_an_ensemble_is_no_control_and_seeds_are_told_with_their_spread():
+def test_an_ensemble_is_not_a_control_and_seeds_show_their_spread():
     tuned = replace(row("tuned", 0.8), seeds=(0.79, 0.81, 0.805))
     ensemble = row("ensemble", 0.9, Score(-0.1, 0.02))
     judged = MetaTest("accuracy", True, 600, UNITS, "", (tuned, ensemble, BEATEN))

@@ -63,7 +63,7 @@ def test_commands_work_on_an_ascii_terminal(tmp_path, arguments):
     assert (done.stdout + done.stderr).isascii()
 
 
-def test_a_warning_about_data_is_one_line_and_told_once(capsys, monkeypatch):
+def test_a_warning_about_data_is_one_line_and_printed_once(capsys, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)

@@ -102,7 +102,7 @@ def test_what_another_process_does_is_shown_until_its_results(
     assert watching.is_finished is True
 
 
-def test_a_run_whose_process_is_gone_is_not_watched_forever(
+def test_watching_ends_when_the_process_of_the_run_is_gone(
     run: Run, driver: subprocess.Popen[str]
 ) -> None:
     watching = Watching(run)

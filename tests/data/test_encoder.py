@@ -43,7 +43,7 @@ def split(vectors: np.ndarray, tokens: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(vectors, np.cumsum([len(ids) for ids in tokens])[:-1])
 
 
-def test_vectors_are_the_last_states_of_each_text_alone(original: Path) -> None:
+def test_vectors_do_not_depend_on_other_texts_in_the_batch(original: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder = Encoder(str(original), MAX_TOKENS)
     tokens = encoder.tokenize(TEXTS)
@@ -189,7 +189,7 @@ def test_a_missing_package_is_named_with_the_command(
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "s3://bucket/model", "a/b/c"])
-def test_what_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
+def test_an_encoder_that_is_neither_folder_nor_hub_name_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="must be a folder, or a name of the Hugging Face hub"):
         encoder_files(name)
 

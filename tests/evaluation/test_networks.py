@@ -242,7 +242,7 @@ def refitted(folder: Path, control_steps: int) -> Run:
 
 
 @pytest.mark.parametrize("control_steps", [3, 6])
-def test_every_training_of_a_refit_is_opened_as_what_it_was_trained_as(tmp_path, control_steps):
+def test_every_training_of_a_refit_opens_with_its_own_identity(tmp_path, control_steps):
     run = refitted(tmp_path, control_steps)
     own, networks = open_networks(run, CPU, lambda _: None)
     (further,) = open_further(run, CPU)
@@ -256,7 +256,7 @@ def test_every_training_of_a_refit_is_opened_as_what_it_was_trained_as(tmp_path,
         open_further(run, CPU)
 
 
-def test_the_record_of_a_refit_is_read_back_and_goes_with_the_refit(tmp_path):
+def test_the_record_of_a_refit_is_read_back_and_removed_without_one(tmp_path):
     run, _ = begin(tmp_path, "pen")
     assert Refitted.of(run) == NO_REFIT
     Refitted((0, 2), 9).keep(run)

@@ -42,9 +42,7 @@ def test_a_name_and_a_source_are_enough(source: str) -> None:
         ("sinusoid", "regression", "val_loss", "min"),
     ],
 )
-def test_the_source_decides_what_is_optimised(
-    source: str, kind: str, metric: str, mode: str
-) -> None:
+def test_the_source_determines_the_metric(source: str, kind: str, metric: str, mode: str) -> None:
     found = experiment(source)
     assert (found.problem.name, found.metric, found.mode) == (kind, metric, mode)
 

@@ -159,9 +159,7 @@ def test_a_task_of_fewer_classes_than_ways_has_its_own_probabilities(run_of: Run
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_attributions_are_complete_whatever_the_precision_of_the_training(
-    run_of: RunOf, precision: str
-) -> None:
+def test_attributions_are_complete_at_any_training_precision(run_of: RunOf, precision: str) -> None:
     model = raymeta.load(str(run_of("table", PROTOTYPES, f"training.precision={precision}").path))
     adapted = adapted_of(model, "table")
     x, _ = task_of("table", 4, seed=1)
@@ -173,7 +171,7 @@ def test_attributions_are_complete_whatever_the_precision_of_the_training(
 
 
 @pytest.mark.parametrize("temperature", [0.3, 4.0])
-def test_calibrated_probabilities_are_what_is_explained(run_of: RunOf, temperature: float) -> None:
+def test_explanations_are_of_calibrated_probabilities(run_of: RunOf, temperature: float) -> None:
     model = raymeta.load(str(run_of("table", PROTOTYPES).path))
     model = replace(model, calibration=Calibration(temperature))
     x, _ = task_of("table", 4, seed=1)
@@ -336,7 +334,7 @@ def test_words_of_an_encoder_are_its_tokens(
     assert_complete(adapted.attribute(["good red books!", "blue"]))
 
 
-def test_a_file_of_an_older_raymeta_is_explained_from_zeros_alone(run_of: RunOf) -> None:
+def test_a_file_of_an_older_raymeta_is_explained_only_from_zeros(run_of: RunOf) -> None:
     adapted = adapted_of(raymeta.load(str(run_of("table", PROTOTYPES).path)), "table")
     old = replace(adapted, support=None)
     x, _ = task_of("table", 3, seed=1)

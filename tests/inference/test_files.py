@@ -95,7 +95,7 @@ def test_an_edited_best_yaml_is_refused_naming_the_key(
         raymeta.load(str(moved.path))
 
 
-def test_what_is_no_finished_run_is_refused(moved: Run, run_of: RunOf, tmp_path: Path) -> None:
+def test_anything_but_a_finished_run_is_refused(moved: Run, run_of: RunOf, tmp_path: Path) -> None:
     other = run_of("table", "learner=prototypes", "seed=4")
     own = Path(str(moved.model_file("tuned")))
     own.write_bytes(Path(str(other.model_file("tuned"))).read_bytes())

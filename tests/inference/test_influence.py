@@ -85,7 +85,7 @@ def test_several_networks_are_averaged(run_of: RunOf) -> None:
 
 
 @pytest.mark.parametrize("learner", ["prototypes", "matching", "proto_maml"])
-def test_an_example_that_is_alone_in_its_class_takes_the_class_with_it(
+def test_leaving_out_the_only_example_of_a_class_removes_the_class(
     run_of: RunOf, learner: str
 ) -> None:
     model = raymeta.load(str(run_of("table", f"learner={learner}").path))

@@ -461,7 +461,7 @@ def test_score_is_the_share_of_right_answers():
     assert case.meta_gradient().score.item() == pytest.approx(expected)
 
 
-def test_learned_rates_start_at_the_given_rate_for_adapted_parameters_alone():
+def test_learned_rates_start_at_the_given_rate_and_only_for_adapted_parameters():
     params = random_params(ReferenceNetwork(**asdict(SPEC)))
     maml = Maml(adaptation_steps=4, inner_lr=0.2, learn_inner_lr=True, adapt="head")
     rates = {k: v for k, v in maml.init_meta_params(params).items() if RATE_PREFIX in k}

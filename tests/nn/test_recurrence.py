@@ -127,7 +127,7 @@ def test_states_and_both_derivatives_are_those_of_single_steps(cell, sizes, padd
 
 
 @every_cell
-def test_derivatives_by_the_weight_alone_are_those_of_single_steps(cell):
+def test_derivatives_by_the_weight_match_single_steps(cell):
     inputs, weight, bias, valid = problem(cell, padding="behind")
     assert bias is not None
     layer = (inputs.detach(), weight, bias.detach(), valid)

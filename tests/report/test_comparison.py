@@ -30,7 +30,7 @@ def test_the_lead_is_the_mean_difference_with_the_interval_over_units() -> None:
     assert opposite.mean == pytest.approx(-lead.score.mean)
 
 
-def test_a_pairing_cancels_what_is_hard_for_both() -> None:
+def test_pairing_cancels_the_difficulty_of_shared_queries() -> None:
     first = query_scores(0)
     better = QueryScores(first.own + 0.01, first.unadapted, first.controls, first.queries)
     lead = paired_lead(first, better, 1)

@@ -42,7 +42,7 @@ def lines(*controls: Row) -> list[str]:
     return [text for text, _ in verdict_lines(judged)]
 
 
-def test_only_a_meta_test_in_which_the_network_is_ahead_of_each_says_that_all_are_beaten():
+def test_all_controls_count_as_beaten_only_if_each_one_is():
     assert lines(BEATEN, row("unadapted", 0.2, Score(0.6, 0.5))) == [
         "every control is beaten: the network is ahead of each by more than 0"
     ]
@@ -129,7 +129,7 @@ def test_points_that_are_random_because_the_model_failed_are_named_apart():
     ]
 
 
-def test_skipped_steps_and_the_reasons_of_trials_without_a_result_are_told():
+def test_skipped_steps_and_the_reasons_of_trials_without_a_result_are_reported():
     trials = LoggedTrials(
         {"a": record("given"), "b": record("bo", "abandoned"), "c": record("bo", "failed")},
         errors={"b": "lower maml.inner_lr", "c": "Traceback\n  …\nRayActorError: it died\n"},
@@ -170,7 +170,7 @@ def test_the_report_says_whether_validation_separates_the_finished_trials() -> N
     assert text == "4 trials came to their end: too few to say that the best is better"
 
 
-def test_what_became_of_a_refit_is_told(tmp_path):
+def test_the_result_of_a_refit_is_shown(tmp_path):
     run = Run.create(tmp_path, load_experiment("pen", ["search.refit={steps: 2, seeds: 2}"]))
     log = TrialLog(run.refit)
     Path(str(run.refit.trials_dir)).mkdir()
@@ -235,7 +235,7 @@ def test_an_ensemble_is_no_control_and_seeds_widen_the_first_interval():
     assert "the first row's, and what it is ahead by, also over 3 seeds" in interval_lines(result)
 
 
-def test_calibration_and_measures_in_own_units_are_told_where_there_are_some() -> None:
+def test_calibration_and_measures_in_own_units_are_reported_where_there_are_some() -> None:
     judged = MetaTest("accuracy", True, 600, UNITS, "", (row("tuned", 0.8), BEATEN))
     assert reliability_lines(judged) == []
     assert own_units_table(judged) == ([], [])

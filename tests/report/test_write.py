@@ -67,7 +67,7 @@ def test_it_asks_the_network_for_nothing(page: str) -> None:
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
 
 
-def test_an_unfinished_run_says_what_it_has_and_invents_nothing(tmp_path: Path) -> None:
+def test_the_page_of_an_unfinished_run_shows_only_what_it_has(tmp_path: Path) -> None:
     run = Run.create(tmp_path, load_experiment("pen-maml"), "half")
     TrialLog(run).set("a", TrialRecord({}, "given", "running", [(100, 0.5, None)]))
     text = text_of(report_page(read_facts(run)))
@@ -77,7 +77,7 @@ def test_an_unfinished_run_says_what_it_has_and_invents_nothing(tmp_path: Path) 
     assert "The meta-test</h2>" not in text
 
 
-def test_a_run_of_0_1_says_what_it_did_not_record() -> None:
+def test_a_run_of_0_1_names_what_it_lacks() -> None:
     old = Path(__file__).parents[1] / "run_of_0_1" / "old"
     text = text_of(report_page(read_facts(Run(old))))
     assert "raymeta 0.1 did not record them" in text

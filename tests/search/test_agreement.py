@@ -54,7 +54,7 @@ def test_the_fewest_trials_can_show_that_they_differ() -> None:
 
 
 @pytest.mark.parametrize("pair", [(0.2, 0.2), (0.2, 0.3)])
-def test_equal_trials_are_not_told_apart(pair: tuple[float, float]) -> None:
+def test_equal_trials_are_not_distinguished(pair: tuple[float, float]) -> None:
     found = agreement(trials([pair] * 6))
     assert found is not None
     assert found.is_chance

@@ -237,7 +237,7 @@ def stopped_and_finished(gain: float = 0.3) -> dict[str, TrialRecord]:
     return records
 
 
-def test_a_stopped_trial_counts_with_what_it_would_have_come_to() -> None:
+def test_a_stopped_trial_counts_with_its_estimated_final_value() -> None:
     model = new_model([UNIT], records=stopped_and_finished())
     model.propose({})
     ((_, mean, sem),) = [row for row in observations(model) if row[0] == "stopped"]
@@ -245,7 +245,7 @@ def test_a_stopped_trial_counts_with_what_it_would_have_come_to() -> None:
     assert 0.01 < sem < 0.1  # less certain than one that was measured
 
 
-def test_the_estimate_follows_what_is_learnt_later() -> None:
+def test_the_estimate_changes_with_later_results() -> None:
     records = stopped_and_finished()
     model = new_model([UNIT], records={k: records[k] for k in ("t0", "t1", "stopped")})
     model.propose({})
@@ -277,7 +277,7 @@ CONDITIONAL = [
 ]
 
 
-def test_a_conditional_parameter_is_there_under_its_condition_alone() -> None:
+def test_a_conditional_parameter_exists_only_under_its_condition() -> None:
     model = new_model(CONDITIONAL)
     trials = run_trials(model, 8, lambda p: p["x"] + p.get("gate", 0.0))
     for point, _ in trials:
@@ -479,7 +479,7 @@ def test_baselines_ignore_the_results(method: str) -> None:
     assert {source for _, source in runs[0]} == {method}
 
 
-def test_an_earlier_search_is_learnt_from() -> None:
+def test_an_earlier_search_is_learned_from() -> None:
     earlier = [finished({"x": x}, x, "earlier") for x in (0.1, 0.4, 0.6, 0.8)]
     model = new_model([UNIT], earlier=earlier)
     ((point, source),) = run_trials(model, 1, lambda point: point["x"])

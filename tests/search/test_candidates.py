@@ -138,7 +138,7 @@ def test_a_slow_model_prepares_a_candidate_while_trials_run() -> None:
     assert search.suggest() == 200.0  # without the latest result, but at once
 
 
-def test_a_slot_waits_for_a_fresh_candidate_no_longer_than_its_patience() -> None:
+def test_a_slot_waits_for_a_fresh_candidate_up_to_a_limit() -> None:
     search = searched(trial_seconds=100.0, model_seconds=1.0)
     search.queue.suggest()  # collects the proposal for a trial that does not start
     assert search.suggest() is None

@@ -61,7 +61,7 @@ def test_without_choices_it_is_botorchs_model() -> None:
     torch.testing.assert_close(*means, rtol=1e-9, atol=1e-12)
 
 
-def test_a_choice_alone_is_learnt_by_its_values() -> None:
+def test_a_space_of_one_choice_is_learned() -> None:
     x = (torch.arange(9, dtype=torch.float64) % 3)[:, None]
     y = torch.tensor([0.0, 5.0, -5.0], dtype=torch.float64)[x[:, 0].long()][:, None]
     model = CategoricalGP(x, y, [0], torch.full_like(y, NOISE))

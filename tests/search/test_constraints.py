@@ -126,7 +126,7 @@ def test_random_points_differ_where_constraints_leave_a_corner(name: str) -> Non
         ([None], "constraints must be texts .*, but got None"),
     ],
 )
-def test_constraints_that_are_no_list_of_texts_are_refused(constraints: Any, message: str) -> None:
+def test_constraints_other_than_a_list_of_texts_are_refused(constraints: Any, message: str) -> None:
     space = {"x": tune.uniform(0, 1), "y": tune.uniform(0, 1)}
     with pytest.raises(SearchError, match=message):
         AxSearcher(space, metric="loss", mode="min", constraints=constraints)

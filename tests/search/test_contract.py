@@ -100,7 +100,7 @@ def end(searcher: AxSearcher, trial_id: str, fate: str) -> None:
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_every_trial_ends_in_ax_as_what_it_was(
+def test_every_trial_ends_in_ax_with_its_own_status(
     configuration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if configuration != "defaults":

@@ -73,7 +73,7 @@ def test_a_point_known_to_fail_gives_way_to_the_nearest_that_is_not() -> None:
         nearest_allowed(space, {"x": 0.9}, tried, rng, lambda _: "no memory")
 
 
-def test_a_value_of_a_choice_that_fails_is_told_from_the_others() -> None:
+def test_a_failing_value_of_a_choice_is_distinguished_from_the_others() -> None:
     space = Space((CELL, Parameter(name="x", low=0, high=1, when=("cell", ("gru", "lstm")))))
     feasibility = Feasibility(
         space, [{"cell": "rnn"}, {"cell": "gru", "x": 0.5}], [{"cell": "lstm", "x": 0.5}]

@@ -166,7 +166,7 @@ def test_every_record_holds_the_end_of_its_trial(killed: Killed) -> None:
         assert value == pytest.approx(STEPS * record.point["x"])
 
 
-def test_the_search_learnt_all_the_while(killed: Killed) -> None:
+def test_the_model_learned_during_the_whole_search(killed: Killed) -> None:
     sources = Counter(record.source for record in killed.records.values())
     assert sources["given"] >= 1
     assert sources["bo"] > NUM_TRIALS // 2

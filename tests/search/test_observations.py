@@ -39,7 +39,7 @@ def test_a_truth_value_is_a_metric(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, np.float64("nan"), 10**400, np.array([np.nan])]
 )
-def test_what_is_not_finite_is_an_outcome_of_the_trial(value: Any) -> None:
+def test_a_metric_that_is_not_finite_is_an_outcome_of_the_trial(value: Any) -> None:
     found = observe({"loss": value, "epoch": 1}, SETTINGS)
     assert found.problem in ("loss is nan", "loss is inf")
     assert not found.is_mistake
@@ -60,7 +60,7 @@ def test_what_is_not_finite_is_an_outcome_of_the_trial(value: Any) -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_number_is_a_mistake_that_names_the_metric(value: Any) -> None:
+def test_a_metric_other_than_a_number_is_a_mistake_that_names_it(value: Any) -> None:
     found = observe({"loss": value, "epoch": 1}, SETTINGS)
     assert found.is_mistake
     assert found.problem is not None
@@ -87,14 +87,14 @@ def test_fractions_of_an_epoch_are_steps(step: Any) -> None:
 
 
 @pytest.mark.parametrize("step", ["1", [1], math.nan, np.array([1, 2])], ids=repr)
-def test_a_step_that_is_no_number_is_a_mistake(step: Any) -> None:
+def test_a_step_other_than_a_number_is_a_mistake(step: Any) -> None:
     found = observe({"loss": 0.5, "epoch": step}, SETTINGS)
     assert found.is_mistake
     assert "epoch (the step_metric) is " in (found.problem or "")
 
 
 @pytest.mark.parametrize("sem", [-0.1, "0.1", [0.1]], ids=repr)
-def test_a_standard_error_that_is_none_is_a_mistake(sem: Any) -> None:
+def test_an_invalid_standard_error_is_a_mistake(sem: Any) -> None:
     found = observe({"loss": 0.5, "loss_sem": sem, "epoch": 1}, SETTINGS)
     assert found.is_mistake
     assert "loss_sem (a standard error, >= 0) is " in (found.problem or "")

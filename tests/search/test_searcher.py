@@ -190,19 +190,19 @@ def given_records(searcher: AxSearcher) -> dict[str, TrialRecord]:
 @pytest.mark.parametrize(
     "space", [5, "abc", [tune.uniform(0, 1)]], ids=lambda value: type(value).__name__
 )
-def test_a_space_that_is_none_is_refused(space: Any) -> None:
+def test_an_invalid_space_is_refused(space: Any) -> None:
     with pytest.raises(SearchError, match="space must be a Space, a list of parameters or"):
         AxSearcher(space, metric="score", mode="max")
 
 
 @pytest.mark.parametrize("points", ["abc", {"x": 1.0}, [("x", 1.0)], ["abc"]], ids=str)
-def test_points_that_are_no_list_of_dictionaries_are_refused(points: Any) -> None:
+def test_points_other_than_a_list_of_dictionaries_are_refused(points: Any) -> None:
     with pytest.raises(SearchError, match="points_to_evaluate must be a list of dictionaries"):
         new_searcher([SPACE[0]], points_to_evaluate=points)
     new_searcher([SPACE[0]], points_to_evaluate=None)  # as Tune's other searchers have it
 
 
-def test_every_trial_ends_as_what_it_was(searched: AxSearcher) -> None:
+def test_every_trial_ends_with_its_own_status(searched: AxSearcher) -> None:
     statuses = {name: record.status for name, record in given_records(searched).items()}
     assert statuses == {name: name for name in GIVEN} | {"retried": "completed"}
 
@@ -393,7 +393,7 @@ def test_a_new_fit_frees_the_slots_of_the_one_before() -> None:
     assert [r.status for r in searcher.records.values()] == ["abandoned", "running"]
 
 
-def test_a_trial_begun_after_the_last_save_is_taken_up() -> None:
+def test_a_trial_begun_after_the_last_save_is_recovered() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1)
     flat = {"config/x": 3.0, "config/folder": "elsewhere"}  # as Tune hands results over
     searcher.on_trial_result("a", result(1, 1.0) | flat)
@@ -426,7 +426,7 @@ def test_results_may_be_scalars_of_numpy_and_torch(kind: Any) -> None:
         ([], {}, "abandoned"),  # stopped before it ran
     ],
 )
-def test_an_end_is_told_from_result_error_and_budget(
+def test_the_status_of_an_ended_trial_follows_from_result_error_and_budget(
     results: list[dict[str, Any]], end: dict[str, Any], status: str
 ) -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}])
@@ -509,7 +509,7 @@ def test_given_points_of_a_nested_space_are_tried_first() -> None:
     assert searcher.records["a"].point == {"net/x": 0.25}
 
 
-def test_a_failure_within_ax_is_told_in_one_message() -> None:
+def test_a_failure_within_ax_is_reported_in_one_message() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1)
     wait_for_point(searcher, "a")
     searcher.records["a"].point = {"x": "one"}  # which Ax cannot take up
@@ -546,7 +546,7 @@ def test_settings_of_another_type_are_refused_at_once(
         new_searcher([SPACE[0]], **settings)
 
 
-def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
+def test_several_metrics_are_reported_with_the_mode_of_each(tmp_path: Path) -> None:
     searcher = AxSearcher(metric=["score", "cost"], mode=["max", "min"], num_sobol=3)
     assert not run_scored(tmp_path, searcher, max_concurrent_trials=1).errors
     assert searcher.settings.objectives == (("score", "max"), ("cost", "min"))
@@ -589,7 +589,7 @@ def test_what_cannot_be_searched_is_refused_before_the_first_trial(
         AxSearcher(**settings).suggest("a")
 
 
-def test_an_earlier_search_is_learnt_from_where_it_fits_the_space() -> None:
+def test_an_earlier_search_is_used_where_it_fits_the_space() -> None:
     earlier = [
         TrialRecord({"x": x}, "earlier", "completed", [(BUDGET, x, SEM)]) for x in (1.0, 2.0, 3.0)
     ]
@@ -648,7 +648,7 @@ def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(s
 @pytest.mark.parametrize(
     "missing", ["tuner.pkl", "experiment_state-*", "search_gen_state-*", "searcher-state-*"]
 )
-def test_a_search_killed_before_its_first_save_was_whole_is_not_taken_for_saved(
+def test_a_search_killed_during_its_first_save_does_not_count_as_saved(
     missing: str, saved: Path
 ) -> None:
     assert not is_saved(saved / "nothing")

@@ -28,7 +28,7 @@ def record(
     return TrialRecord(point, "sobol", status, curve, began_s=5, latest_s=5 + seconds)
 
 
-def test_a_stopped_trial_counts_as_if_it_had_gone_on_and_a_failed_one_does_not_count() -> None:
+def test_a_stopped_trial_is_extrapolated_and_a_failed_one_ignored() -> None:
     assert seconds_of(record(0, 12), 6) == 12
     assert seconds_of(record(0, 12, "early_stopped"), 24) == 48
     assert seconds_of(record(0, 12, "early_stopped"), None) == 12

@@ -202,7 +202,7 @@ def test_values_are_brought_to_the_nearest_step_inside(
         ({"low": 3}, "x: give `low` and `high`, or `choices`"),
     ],
 )
-def test_a_range_that_is_none_is_refused(limits: dict[str, Any], message: str) -> None:
+def test_an_invalid_range_is_refused(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(SearchError, match=message):
         Space((Parameter(name="x", **limits),))
 

@@ -155,7 +155,7 @@ BUDGET = {"step_metric": "epoch", "max_steps": 9}
         ("the Tuner's param_space", "repeated and limited", BUDGET),
     ],
 )
-def test_every_trial_is_learnt_from(
+def test_every_trial_is_learned_from(
     spaces: str, wrapper: str, steps: dict[str, Any], tmp_path: Path
 ) -> None:
     space, param_space = SPACES[spaces]
@@ -169,7 +169,7 @@ def test_every_trial_is_learnt_from(
     assert len(searcher.records) == len(XS)
 
 
-def test_several_metrics_are_learnt_from(tmp_path: Path) -> None:
+def test_several_metrics_are_learned_from(tmp_path: Path) -> None:
     searcher = AxSearcher(
         metric=["loss", "cost"], mode=["min", "max"], points_to_evaluate=GIVEN, num_sobol=2
     )
@@ -214,7 +214,7 @@ def is_whole(state: bytes) -> bool:
         return False
 
 
-def test_restore_needs_the_trainable_alone(interrupted: Path) -> None:
+def test_restore_needs_only_the_trainable(interrupted: Path) -> None:
     tuner = tune.Tuner.restore(str(interrupted), Reported)
     results = tuner.fit()
     assert len(results) == 4
@@ -227,7 +227,7 @@ def test_restore_needs_the_trainable_alone(interrupted: Path) -> None:
     assert [record["status"] for record in state["records"].values()] == ["completed"] * 4
 
 
-def test_a_trial_that_only_tune_remembers_is_learnt_from(interrupted: Path) -> None:
+def test_a_trial_that_only_tune_remembers_is_learned_from(interrupted: Path) -> None:
     (file,) = interrupted.glob("searcher-state-*")
     state = json.loads(file.read_text())
     first = next(iter(state["records"]))
@@ -260,7 +260,7 @@ def test_restore_with_another_range_is_refused(interrupted: Path) -> None:
         tuner.fit()
 
 
-def test_objects_that_tune_does_not_save_are_asked_for(
+def test_restoring_asks_for_objects_that_tune_does_not_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")

@@ -72,7 +72,7 @@ def test_misranked_pairs_are_counted() -> None:
     assert misranked(samples, targets, paired=True).tolist() == by_hand
 
 
-def test_what_is_said_of_a_trial_left_out_is_what_the_others_say() -> None:
+def test_leave_one_out_predictions_come_from_the_other_trials() -> None:
     own = fitted(hill(0.6), XS[::2])
     inputs = own.train_inputs[0]
     samples = _left_out(own, inputs, 400_000, torch.Generator().manual_seed(0))

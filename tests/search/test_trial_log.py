@@ -69,7 +69,7 @@ def test_a_whole_record_needs_nothing_of_tunes(run: Run) -> None:
     assert (found.records, found.notes) == (RECORDS, [])
 
 
-def test_whole_lines_missing_at_the_end_are_told_and_lose_no_trial(run: Run) -> None:
+def test_whole_lines_missing_at_the_end_are_reported_and_lose_no_trial(run: Run) -> None:
     lines = log_file(run).read_bytes().splitlines(keepends=True)
     for count in range(1, len(lines)):
         log_file(run).write_bytes(b"".join(lines[:count]))
@@ -79,7 +79,7 @@ def test_whole_lines_missing_at_the_end_are_told_and_lose_no_trial(run: Run) -> 
         assert any("is taken from Tune's files" in note for note in found.notes)
 
 
-def test_any_missing_lines_are_told_and_lose_no_trial(run: Run) -> None:
+def test_any_missing_lines_are_reported_and_lose_no_trial(run: Run) -> None:
     lines = log_file(run).read_bytes().splitlines(keepends=True)
     for begin in range(len(lines) - 1):
         for end in range(begin + 1, len(lines)):
@@ -90,7 +90,7 @@ def test_any_missing_lines_are_told_and_lose_no_trial(run: Run) -> None:
                 assert found.records[trial_id] == RECORDS[trial_id]
 
 
-def test_repeated_lines_are_told_and_change_nothing(run: Run) -> None:
+def test_repeated_lines_are_reported_and_change_nothing(run: Run) -> None:
     """Else the start of a trial, once more, would make an ended trial a running one."""
     content = log_file(run).read_bytes()
     for line in content.splitlines(keepends=True)[:-1]:
@@ -120,7 +120,7 @@ def test_a_trial_of_tunes_whose_name_is_no_folder_is_left_out(run: Run) -> None:
     assert logged_trials(run).records == RECORDS
 
 
-def test_a_run_that_does_not_say_what_it_is_is_refused(run: Run) -> None:
+def test_a_run_without_an_identity_is_refused(run: Run) -> None:
     (Path(str(run.path)) / "run.json").unlink()
     with pytest.raises(RunError, match=r"run\.json is missing; put back a copy of it"):
         logged_trials(run)

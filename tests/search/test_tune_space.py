@@ -178,7 +178,7 @@ POINT = {"net/dropout": 0.1, "net/n": 3, "x": 0.5, "clip": "None"}
     ],
     ids=str,
 )
-def test_what_is_clearly_meant_is_the_parameters_own_value(changes: dict[str, Any]) -> None:
+def test_equal_values_of_another_type_become_the_parameters_own(changes: dict[str, Any]) -> None:
     config = {"net": {"dropout": 0.1, "n": 3}, "x": 0.5, "clip": None} | changes
     point = POINTS.point(config)
     assert point == POINT
@@ -213,7 +213,7 @@ def test_what_is_clearly_meant_is_the_parameters_own_value(changes: dict[str, An
     ],
     ids=str,
 )
-def test_what_is_no_point_is_refused_by_key_rule_and_value(
+def test_an_invalid_point_is_refused_with_key_rule_and_value(
     changes: dict[str, Any], message: str
 ) -> None:
     config = {"net": {"dropout": 0, "n": 3}, "x": 0.5, "clip": None} | changes

@@ -99,7 +99,7 @@ def test_every_source_is_served_as_it_predicts_in_process(service_of: Any, sourc
     np.testing.assert_allclose(found["probabilities"], adapted.predict_proba(x), rtol=1e-9)
 
 
-def test_a_task_is_told_with_its_end_and_its_warnings(service_of: Any) -> None:
+def test_a_task_is_reported_with_its_end_and_its_warnings(service_of: Any) -> None:
     service = service_of()
     task_id = new_id(KEEP_S, service.tasks.clock())
     x, y = task_of("table", 3)
@@ -231,7 +231,7 @@ def test_the_model_says_what_it_expects(service_of: Any) -> None:
     assert found["limits"]["tasks"] == 3
 
 
-def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_token_is_made_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "new" / "token"
     token, is_new = _token(file)
     assert is_new

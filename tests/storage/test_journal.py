@@ -40,7 +40,7 @@ def test_entries_are_read_back_in_order(file: AnyPath) -> None:
     assert (found.damaged, found.cut) == ([], None)
 
 
-def test_every_flipped_bit_loses_one_line_or_two_and_is_told(tmp_path: Path) -> None:
+def test_every_flipped_bit_loses_one_line_or_two_and_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
     content = write(file)
     for number in range(len(content)):
@@ -55,7 +55,9 @@ def test_every_flipped_bit_loses_one_line_or_two_and_is_told(tmp_path: Path) -> 
             assert len(whole) >= len(ENTRIES) - 2
 
 
-def test_every_cut_loses_what_is_behind_it_and_an_unfinished_line_is_told(tmp_path: Path) -> None:
+def test_every_cut_loses_what_is_behind_it_and_an_unfinished_line_is_reported(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "journal.jsonl"
     content = write(file)
     for size in range(len(content)):
@@ -81,7 +83,7 @@ def missing(numbers: str) -> str:
     return f"lines are missing or out of place before line {numbers} of "
 
 
-def test_lines_that_are_missing_repeated_or_moved_are_told(file: AnyPath) -> None:
+def test_lines_that_are_missing_repeated_or_moved_are_reported(file: AnyPath) -> None:
     one, two, three = write(file).splitlines(keepends=True)
     for lines, complaints in [
         ([two, three], [missing("1")]),

@@ -69,7 +69,7 @@ def test_storage_that_stays_away_is_given_up_with_the_remedy(
         watch.check()
 
 
-def test_a_removed_folder_is_told_at_once(folder: Path) -> None:
+def test_a_removed_folder_is_reported_at_once(folder: Path) -> None:
     watch = StorageWatch(folder, "file")
     watch.check()
     shutil.rmtree(folder)
@@ -112,7 +112,7 @@ def test_a_missing_file_in_a_folder_that_is_there_is_no_outage(folder: Path) -> 
         StorageWatch(folder, "file").outlast((folder / "absent").read_bytes)
 
 
-def test_a_removed_folder_in_a_bucket_is_told(bucket: str) -> None:
+def test_a_removed_folder_in_a_bucket_is_reported(bucket: str) -> None:
     folder = path_at(bucket) / "one"
     (folder / "file").write_bytes(b"")
     watch = StorageWatch(folder, "file")

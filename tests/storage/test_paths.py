@@ -25,7 +25,7 @@ def folder(bucket: str) -> RemotePath:
     return found / "folder"
 
 
-def test_what_is_written_is_read(folder: RemotePath) -> None:
+def test_written_files_are_read_back(folder: RemotePath) -> None:
     file = folder / "deep" / "file.bin"
     assert not file.is_file()
     file.write_bytes(b"one")
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(folder: RemotePath) -> None:
     assert not file.is_dir()
 
 
-def test_a_removed_folder_is_gone_with_all_that_was_in_it(folder: RemotePath) -> None:
+def test_removing_a_folder_removes_its_content(folder: RemotePath) -> None:
     for name in ("one", "deep/two"):
         (folder / "removed" / name).write_bytes(b"1")
     (folder / "kept").write_bytes(b"1")
@@ -115,7 +115,7 @@ def test_places_of_this_machine_are_paths(tmp_path: Path) -> None:
     ("uri", "message"),
     [("quux://bucket/runs", "no storage that Arrow can open"), ("s3://", "name a bucket")],
 )
-def test_what_is_no_storage_is_refused(uri: str, message: str) -> None:
+def test_an_unknown_storage_is_refused(uri: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
         path_at(uri)
 

@@ -334,7 +334,7 @@ def test_facts_and_deal_are_json(source: str, tmp_path: Path) -> None:
 
 
 @every_reader
-def test_data_files_are_exactly_what_is_read(source: str, tmp_path: Path) -> None:
+def test_data_files_lists_exactly_the_files_that_are_read(source: str, tmp_path: Path) -> None:
     experiment = written(source, tmp_path / "data")
     before = load_tasks(experiment)
     (tmp_path / "data" / "README").write_text("not read")

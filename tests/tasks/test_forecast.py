@@ -218,7 +218,7 @@ def test_short_series_are_refused_or_left_out_and_counted(experiment: Load) -> N
     assert list(dealt.left_out.values()) == [1]
 
 
-def test_gaps_in_time_are_told(experiment: Load) -> None:
+def test_gaps_in_time_are_reported(experiment: Load) -> None:
     frame = sales()
     frame = frame[(frame.shop != "shop 3") | (frame.day.dt.day != 7)]
     with pytest.warns(match="1 series have gaps in day"):

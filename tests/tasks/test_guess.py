@@ -133,7 +133,7 @@ def test_a_folder_and_a_pattern_are_read_whole(tmp_path: Path) -> None:
         assert guess_tasks(location, target="kind").settings.data_files() == whole.data_files()
 
 
-def test_what_is_no_feature_is_told(tmp_path: Path) -> None:
+def test_unusable_columns_are_reported(tmp_path: Path) -> None:
     frame = table().assign(constant=1.5, note="text")
     frame["row"] = np.arange(len(frame))
     frame["height"] = frame.recording.map(lambda name: len(name) + 0.5 * int(name[1]))
@@ -224,7 +224,7 @@ def test_what_cannot_be_guessed_is_refused_with_the_option_that_tells_it(
     assert len(str(error.value)) < 1500
 
 
-def test_the_options_settle_what_is_open(tmp_path: Path) -> None:
+def test_options_settle_open_roles(tmp_path: Path) -> None:
     frame = (
         table()
         .assign(other=lambda f: f.recording)

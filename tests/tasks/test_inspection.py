@@ -91,7 +91,7 @@ def test_an_episode_shows_sequences_of_the_test_by_name(inspect: Inspect) -> Non
         ({"kind": "groups", "num_ways": 3}, "num_ways: 8, num_shots: 1, num_queries: 1"),
     ],
 )
-def test_data_that_are_not_enough_are_told_with_the_numbers_that_fit(
+def test_data_that_are_not_enough_are_reported_with_the_numbers_that_fit(
     inspect: Inspect, changes: dict[str, Any], fits: str
 ) -> None:
     found = inspect(rows(), **changes)
@@ -104,7 +104,7 @@ def test_data_that_are_not_enough_are_told_with_the_numbers_that_fit(
     assert again.is_sound
 
 
-def test_a_column_that_may_be_groups_is_told_until_it_is_named(inspect: Inspect) -> None:
+def test_a_column_that_may_be_groups_is_reported_until_it_is_named(inspect: Inspect) -> None:
     found = inspect(rows(), kind="groups", num_ways=8)
     (room,) = [finding for finding in found.findings if finding.subject == "room"]
     assert "add it to tasks.groups" in room.text
@@ -114,7 +114,7 @@ def test_a_column_that_may_be_groups_is_told_until_it_is_named(inspect: Inspect)
     assert not [finding for finding in found.findings if finding.subject == "room"]
 
 
-def test_windows_of_one_recording_in_two_splits_are_told(inspect: Inspect) -> None:
+def test_windows_of_one_recording_in_two_splits_are_reported(inspect: Inspect) -> None:
     frame, chosen = rows(), inspect(rows()).dealt.chosen
     one, other = (chosen[split].groups["recording"][0] for split in ("train", "test"))
     window = frame[frame.recording == one].x.to_numpy()[:9]

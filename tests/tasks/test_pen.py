@@ -653,9 +653,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split_seed", [0, 1, 99])
-def test_a_copy_of_a_writers_file_is_refused_whatever_its_name(
-    tmp_path: Path, split_seed: int
-) -> None:
+def test_a_copied_writer_is_refused_under_any_file_name(tmp_path: Path, split_seed: int) -> None:
     for path in PEN_DIR.iterdir():
         shutil.copy(path, tmp_path)
     # Blank lines and comments are no difference.

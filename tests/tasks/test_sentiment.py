@@ -95,7 +95,7 @@ def test_held_out_domain_occurs_in_meta_test_only(tmp_path: Path, test_domain: s
     assert UNKNOWN not in first["train"]
 
 
-def test_held_out_domain_keeps_what_it_shares_with_others(tmp_path: Path) -> None:
+def test_a_held_out_domain_keeps_sentences_that_others_share(tmp_path: Path) -> None:
     def half_shared(domain: str, label: int, number: int) -> str:
         return marked(domain if number % 2 else "everywhere", label, number)
 

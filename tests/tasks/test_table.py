@@ -153,7 +153,7 @@ def test_parquet_and_csv_are_the_same_data(load: Load, tmp_path: Path) -> None:
     assert torch.equal(one.support.x, other.support.x)
 
 
-def test_rows_are_ordered_by_time_whatever_their_order_in_the_file(load: Load) -> None:
+def test_rows_in_any_order_are_sorted_by_time(load: Load) -> None:
     expected = load().episodes("test", range(5))
     table = gestures()
     shuffled = table.sample(frac=1, random_state=1)
@@ -594,7 +594,7 @@ def test_a_link_out_of_the_folder_is_refused(load: Load, tmp_path: Path) -> None
             load_tasks(load_experiment(str(tmp_path / "own.yaml"), [f"tasks.files={files}"]))
 
 
-def test_tables_in_other_forms_are_told_when_all_are_read(load: Load, tmp_path: Path) -> None:
+def test_unread_tables_are_reported_if_all_files_were_asked_for(load: Load, tmp_path: Path) -> None:
     (tmp_path / "more.csv.gz").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"1 files are not read.*more.csv.gz"):
         load()

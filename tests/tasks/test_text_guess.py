@@ -42,7 +42,7 @@ def test_texts_labels_and_domains_are_found_and_the_file_is_read_as_it_is(tmp_pa
     assert inspection.findings[0].text.startswith("no equal sequence is in two splits")
 
 
-def test_the_options_settle_what_is_open(tmp_path: Path) -> None:
+def test_options_settle_open_roles(tmp_path: Path) -> None:
     frame = rows().rename(columns={"intent": "what", "language": "where"})
     location = written(tmp_path, frame)
     with pytest.raises(DataError, match=r"which column is the class of a text.*--target"):

@@ -55,7 +55,7 @@ def test_chunks_and_graphs_change_no_step(name: str, graph: str) -> None:
     torch.testing.assert_close(chunks.meta_params, once.meta_params, rtol=1e-9, atol=1e-9)
 
 
-def test_a_learner_is_told_the_share_of_meta_steps_that_are_done(
+def test_a_learner_receives_the_share_of_finished_meta_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[float] = []

@@ -416,7 +416,7 @@ def test_an_overflow_in_further_validation_steps_names_both_keys(
 
 
 @pytest.mark.parametrize(("meta_steps", "eval_every"), [(1, 1), (4, 4), (5, 2)])
-def test_a_run_without_a_finite_meta_step_is_an_error_whatever_its_length(
+def test_a_run_without_a_finite_meta_step_is_an_error_at_any_length(
     tiny: Tiny, meta_steps: int, eval_every: int
 ) -> None:
     experiment = tiny("sinusoid", f"training.meta_steps={meta_steps}", "training.max_skipped=20")

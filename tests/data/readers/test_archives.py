@@ -127,7 +127,7 @@ def test_a_broken_file_is_refused_with_its_line(
     assert len(str(refused.value)) <= MAX_MESSAGE
 
 
-def test_missing_columns_are_told_with_those_that_there_are(tmp_path: Path) -> None:
+def test_missing_columns_are_reported_with_those_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "demo.ts").write_text(TS)
     with pytest.raises(DataError, match="has no column 'dim0'; did you mean 'dim_0'"):
         read_columns(tmp_path / "demo.ts", ["case_id", "dim0"])

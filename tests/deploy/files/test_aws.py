@@ -185,7 +185,7 @@ def test_the_stated_resources_of_a_gpu_machine_are_those_ray_finds(config: dict[
     assert stated == found
 
 
-def test_ray_down_deletes_what_it_started(config: dict[str, Any]) -> None:
+def test_ray_down_deletes_the_machines_it_started(config: dict[str, Any]) -> None:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415
 
     head, worker = launched(config, "head", 1), launched(config, "gpu", 1)

@@ -122,7 +122,7 @@ def test_the_application_of_the_manifest_is_one_that_serve_and_raymeta_take() ->
         ("authOptions: {mode: token}", "", "rayClusterConfig.authOptions.mode must be token"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_service_is_named_with_its_key(
+def test_mistakes_in_a_service_are_named_with_their_keys(
     tmp_path: Path, old: str, new: str, told: str
 ) -> None:
     text = filled_in("kuberay-serve.yaml")

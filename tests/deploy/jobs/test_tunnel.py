@@ -87,7 +87,7 @@ def test_a_second_signal_does_not_break_off_the_end(
     assert are_gone(children)
 
 
-def test_a_tunnel_that_does_not_open_is_told_with_its_reason(
+def test_a_tunnel_that_does_not_open_is_reported_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]

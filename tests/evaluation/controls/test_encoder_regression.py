@@ -62,7 +62,7 @@ def judged(tasks: TaskDistribution, untrained: Untrained) -> Judgement:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
-def test_pooled_vectors_that_tell_the_classes_apart_are_learnt(untrained, named):
+def test_pooled_vectors_that_tell_the_classes_apart_are_learned(untrained, named):
     assert judged(clouds(named=named), untrained).scores.tolist() == [[1.0] * 10] * 20
 
 

@@ -132,7 +132,7 @@ def waves(num_steps: int = 60, poison: float | None = None) -> TaskDistribution:
     )
 
 
-def test_frequencies_are_told_apart_at_any_phase(contest_of_tasks):
+def test_frequencies_are_distinguished_at_any_phase(contest_of_tasks):
     scores = MiniRocketRidge().judge(contest_of_tasks(waves(), 50)).scores
     assert scores.mean() > 0.95
     assert class_mean_scores(waves(), "test", 50).mean() < 0.75

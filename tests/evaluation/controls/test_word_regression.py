@@ -37,7 +37,7 @@ def opinions(*, fixed_labels: bool = True, named: bool = True) -> TaskDistributi
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
-def test_words_that_tell_the_classes_apart_are_learnt(untrained, named):
+def test_words_that_tell_the_classes_apart_are_learned(untrained, named):
     tasks = opinions(named=named)
     own = Network(tasks, untrained("sentiment").recipe, {})
     judgement = WordRegression().judge(Contest(own, torch.zeros(20, 10, 4), {}))

@@ -294,7 +294,7 @@ def test_the_meta_gradient_of_regression_is_that_of_a_plain_loop(
         Case(learner, problem="regression").check(plain, graph_steps)
 
 
-def test_meta_sgd_learns_rates_that_weight_decay_leaves_alone() -> None:
+def test_weight_decay_does_not_shrink_the_rates_of_meta_sgd() -> None:
     case = Case(META_SGD)
     rates = [name for name in case.meta_params if not is_decayed(name)]
     assert rates == [f"inner_lr.{name}" for name, _ in case.network.named_parameters()]

@@ -281,7 +281,7 @@ def test_adaptation_steps_are_refused(name: str) -> None:
         case.learner.adaptation_scores(SPEC, case.problem, case.meta_params, case.episodes, 1)
 
 
-def test_the_context_follows_from_the_seed_alone() -> None:
+def test_the_context_depends_only_on_the_seed() -> None:
     params = random_params(ReferenceNetwork(**asdict(SPEC)))
     one, same, other = (Matching().init_meta_params(params, seed) for seed in (1, 1, 2))
     name = "query_lstm.rnn.weight_ih_l0"

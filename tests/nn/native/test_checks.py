@@ -37,7 +37,7 @@ def test_every_argument_that_does_not_fit_is_refused(cell: Cell, native: str) ->
     assert all(len(message) < 500 for _, message in results.values())
 
 
-def test_a_network_says_what_it_takes_and_what_it_got() -> None:
+def test_a_refusal_names_the_expected_and_the_given_input() -> None:
     program = (
         "import torch; from raymeta.nn.networks import *\n"
         "spec = NetworkSpec(num_outputs=2, num_features=5)\n"

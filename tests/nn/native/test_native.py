@@ -77,7 +77,7 @@ def test_without_a_compiler_the_results_are_the_same(tmp_path):
     assert float(without.stdout.split()[1]) == pytest.approx(float(usual), rel=1e-6)
 
 
-def test_a_compiler_that_fails_is_told_and_done_without(tmp_path):
+def test_a_compiler_that_fails_is_reported_and_done_without(tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo 'is broken' >&2; exit 1; }\n")
     compiler.chmod(0o755)
