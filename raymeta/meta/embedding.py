@@ -131,6 +131,11 @@ class EmbeddingLearner(Learner, ABC):
             features = shared_features(spec, meta_params, support.x, support.lengths)
         return {**meta_params, _FEATURES: features, _TARGETS: support.y}
 
+    def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
+        """As for every learner; the meta-parameters are the same for all episodes."""
+        own = {k: adapted[k][index : index + 1].clone() for k in (_FEATURES, _TARGETS)}
+        return {**adapted, **own}
+
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:

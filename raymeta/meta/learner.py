@@ -122,6 +122,13 @@ class Learner(LearnerSettings, ABC):
         axis.
         """
 
+    def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
+        """What `adapted_params` found of one of its episodes, as a batch of that one.
+
+        What is its own is copied: whoever keeps one task must not keep the memory of all.
+        """
+        return {name: value[index : index + 1].clone() for name, value in adapted.items()}
+
     @abstractmethod
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
