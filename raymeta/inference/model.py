@@ -18,6 +18,7 @@ import torch
 from raymeta.episodes import Examples, batch_of
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
+from raymeta.evaluation.familiarity import Reference, descriptions
 from raymeta.inference.adapted import Adapted, check_onnx
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
@@ -48,12 +49,14 @@ class _Task:
 class Model:
     """A trained network, or several trainings of one configuration; `raymeta.load` opens it.
 
-    `networks` are the meta-parameters of each.
+    `networks` are the meta-parameters of each.  `reference` tells whether support examples look
+    like those of meta-training; None for runs that were meta-tested by an older raymeta.
     """
 
     trained: Trained
     networks: tuple[Params, ...]
     calibration: Calibration = NO_CALIBRATION
+    reference: Reference | None = None
 
     def adapt(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> Adapted:
         """Adapts to the support examples of a new task, as the meta-test adapts to an episode.
@@ -76,7 +79,8 @@ class Model:
             DataError: saying which example or label breaks which rule.
 
         Warns:
-            DataWarning: there are fewer examples (of a class) than the network was trained with.
+            DataWarning: there are fewer examples (of a class) than the network was trained with, or
+                they do not look like those of meta-training (`Adapted.familiarity`).
         """
         raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
         return self.adapt_to(raw if y is None else replace(raw, y=y))
@@ -132,6 +136,10 @@ class Model:
                     "adaptation steps on these examples; see that they are in the units of the "
                     "training data"
                 )
+            familiarity = found[place].familiarity
+            if familiarity is not None and familiarity.is_unlike_training:
+                name = f"task {place + 1}: " if len(tasks) > 1 else ""
+                warnings.warn(f"{name}{familiarity.warning}", DataWarning, stacklevel=4)
         return [found[place] for place in range(len(tasks))]
 
     def _adapted_together(self, tasks: Sequence[_Task]) -> list[Adapted]:
@@ -144,11 +152,19 @@ class Model:
             )
             for network in self.networks
         ]
+        described = None
+        if self.reference is not None:
+            described = descriptions(recipe, self.networks[0], support, networks[0])
         found = []
         for number, task in enumerate(tasks):
+            familiarity = None
+            if self.reference is not None and described is not None:
+                familiarity = self.reference.familiarity(described[number])
             own = tuple(recipe.learner.task_params(params, number) for params in networks)
             known = Support.of(recipe, own, task.support, task.rows)
-            found.append(Adapted(task.trained, own, task.labels, known, self.calibration))
+            found.append(
+                Adapted(task.trained, own, task.labels, known, self.calibration, familiarity)
+            )
         return found
 
     def influence(

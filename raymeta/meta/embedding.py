@@ -145,6 +145,24 @@ class EmbeddingLearner(Learner, ABC):
             features = shared_features(spec, own, query.x, query.lengths)
             return self.adapted_answers(spec, adapted, features)
 
+    def predictive_scale(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor | None:
+        """As for every learner."""
+        own = _meta_params(adapted)
+        with torch.no_grad():
+            features = shared_features(spec, own, query.x, query.lengths)
+            known = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
+            return self.scale_of(own, known)
+
+    def scale_of(
+        self,
+        meta_params: Mapping[str, Tensor],  # noqa: ARG002
+        embedded: Embedded,  # noqa: ARG002
+    ) -> Tensor | None:
+        """`predictive_scale` `[E, M, O]` from the features."""
+        return None
+
     def adapted_network(
         self,
         spec: NetworkSpec,  # noqa: ARG002

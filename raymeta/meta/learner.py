@@ -135,6 +135,18 @@ class Learner(LearnerSettings, ABC):
     ) -> Tensor:
         """The last outputs `[E, N, O]` of `query_outputs`, from `adapted_params`."""
 
+    def predictive_scale(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],  # noqa: ARG002
+        query: Examples,  # noqa: ARG002
+    ) -> Tensor | None:
+        """The standard deviation `[E, N, O]` that the learner expects of each target.
+
+        None for a learner that expects none.  The arguments are those of `adapted_outputs`.
+        """
+        return None
+
     @abstractmethod
     def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
         """The parameters, with an episode axis, by which the features of queries are made."""
