@@ -13,7 +13,7 @@ import torch
 
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
-from raymeta.evaluation.familiarity import keep_reference
+from raymeta.evaluation.familiarity import FAMILIARITY_FILE, keep_reference
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -181,7 +181,10 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 
 
 # Beside the model files: what is said of the network, and what says that there is one.
-_OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+_OF_THE_NETWORK = (
+    *(RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE),
+    *(CALIBRATION_FILE, FAMILIARITY_FILE),
+)
 
 
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
