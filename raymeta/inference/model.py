@@ -36,13 +36,14 @@ class _Task:
     """A task's support set, prepared as a batch of one episode.
 
     `trained` is for its number of classes, `labels` are the classes `[K]`; `rows` are the places
-    that the examples have among those of their user.
+    that the examples have among those of their user.  `name` begins messages.
     """
 
     trained: Trained
     support: Examples
     labels: np.ndarray | None
     rows: list[int]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Model:
         for number, (x, y) in enumerate(supports, start=1):
             try:
                 raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
-                tasks.append(self._support(raw if y is None else replace(raw, y=y)))
+                raw = raw if y is None else replace(raw, y=y)
+                tasks.append(replace(self._support(raw), name=f"task {number}: "))
             except DataError as error:
                 raise DataError(f"task {number}: {error}") from None
         return self._adapted(tasks)
@@ -128,18 +130,6 @@ class Model:
                 chunk = places[start : start + EVALUATION_CHUNK]
                 batch = self._adapted_together([tasks[place] for place in chunk])
                 found |= dict(zip(chunk, batch, strict=True))
-        for place in range(len(tasks)):
-            if not _is_finite(found[place]):
-                name = f"task {place + 1}: " if len(tasks) > 1 else ""
-                raise DataError(
-                    f"{name}the network is not finite after {self.trained.recipe.num_steps} "
-                    "adaptation steps on these examples; see that they are in the units of the "
-                    "training data"
-                )
-            familiarity = found[place].familiarity
-            if familiarity is not None and familiarity.is_unlike_training:
-                name = f"task {place + 1}: " if len(tasks) > 1 else ""
-                warnings.warn(f"{name}{familiarity.warning}", DataWarning, stacklevel=4)
         return [found[place] for place in range(len(tasks))]
 
     def _adapted_together(self, tasks: Sequence[_Task]) -> list[Adapted]:
@@ -152,15 +142,24 @@ class Model:
             )
             for network in self.networks
         ]
+        is_finite = all(map(_is_finite, networks))
         described = None
         if self.reference is not None:
             described = descriptions(recipe, self.networks[0], support, networks[0])
         found = []
         for number, task in enumerate(tasks):
+            own = tuple(recipe.learner.task_params(params, number) for params in networks)
+            if not is_finite and not all(map(_is_finite, own)):
+                raise DataError(
+                    f"{task.name}the network is not finite after {recipe.num_steps} adaptation "
+                    "steps on these examples; see that they are in the units of the training data"
+                )
             familiarity = None
             if self.reference is not None and described is not None:
                 familiarity = self.reference.familiarity(described[number])
-            own = tuple(recipe.learner.task_params(params, number) for params in networks)
+                if familiarity.is_unlike_training:
+                    message = f"{task.name}{familiarity.warning}"
+                    warnings.warn(message, DataWarning, stacklevel=5)
             known = Support.of(recipe, own, task.support, task.rows)
             found.append(
                 Adapted(task.trained, own, task.labels, known, self.calibration, familiarity)
@@ -310,5 +309,5 @@ class Model:
             )
 
 
-def _is_finite(adapted: Adapted) -> bool:
-    return all(value.isfinite().all() for own in adapted.params for value in own.values())
+def _is_finite(params: Params) -> bool:
+    return all(value.isfinite().all() for value in params.values())
