@@ -52,12 +52,16 @@ class Examples:
 
 def joined(first: Examples, second: Examples) -> Examples:
     """Concatenates both sets episode by episode, padded to the longer one."""
-    longest = max(first.x.shape[2], second.x.shape[2])
-    needs_lengths = (
-        first.lengths is not None
-        or second.lengths is not None
-        or first.x.shape[2] != second.x.shape[2]
-    )
+    return _padded_together([first, second], dim=1)
+
+
+def batch_of(sets: Sequence[Examples]) -> Examples:
+    """Stacks batches of episodes with as many examples each, padded to the longest."""
+    return sets[0] if len(sets) == 1 else _padded_together(sets, dim=0)
+
+
+def _padded_together(sets: Sequence[Examples], dim: int) -> Examples:
+    longest = max(one.x.shape[2] for one in sets)
 
     def padded(x: Tensor) -> Tensor:
         behind = longest - x.shape[2]
@@ -70,10 +74,11 @@ def joined(first: Examples, second: Examples) -> Examples:
             examples.x.shape[:2], examples.x.shape[2], dtype=torch.int64, device=examples.x.device
         )
 
+    needs_lengths = any(one.lengths is not None or one.x.shape[2] != longest for one in sets)
     return Examples(
-        torch.cat([padded(first.x), padded(second.x)], dim=1),
-        torch.cat([first.y, second.y], dim=1),
-        torch.cat([lengths(first), lengths(second)], dim=1) if needs_lengths else None,
+        torch.cat([padded(one.x) for one in sets], dim=dim),
+        torch.cat([one.y for one in sets], dim=dim),
+        torch.cat([lengths(one) for one in sets], dim=dim) if needs_lengths else None,
     )
 
 

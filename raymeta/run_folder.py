@@ -13,6 +13,8 @@ RUN/best.yaml           the experiment with the best trial's values, and the ref
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
 RUN/scores.safetensors  the score of every query of the meta-test
+RUN/calibration.json    what meta-validation says of the answers' certainty
+RUN/familiarity.safetensors  what support examples of new tasks are compared with
 RUN/sealed.jsonl        the looks at the sealed deal
 RUN/time.json           the time spent
 RUN/.lock               locked by the process that searches

@@ -13,6 +13,7 @@ import torch
 
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
+from raymeta.evaluation.familiarity import FAMILIARITY_FILE, keep_reference
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -180,7 +181,10 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 
 
 # Files beside the model files that describe the network or mark it as finished.
-_OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+_OF_THE_NETWORK = (
+    *(RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE),
+    *(CALIBRATION_FILE, FAMILIARITY_FILE),
+)
 
 
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
@@ -250,12 +254,16 @@ def judge(
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
-    if own.recipe.problem.name == "classification":
+    problem = own.recipe.problem.name
+    if problem in ("classification", "regression"):  # networks of forecasts cannot be used yet
         watcher.phase("calibrating")
         together = [own, *further]
         calibration = keep_calibrations(run, together)
-        found = reliability(together, calibration, num_episodes)
-        result = replace(result, reliability=found)
+        if problem == "classification":
+            found = reliability(together, calibration, num_episodes)
+            result = replace(result, reliability=found)
+        watcher.phase("describing the tasks of meta-training")
+        keep_reference(run, own)
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)

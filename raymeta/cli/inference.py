@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from raymeta.cli.options import EnsembleOption, FolderArgument, RunsDirOption, open_console
-from raymeta.errors import DataError
+from raymeta.errors import DataError, DataWarning
 from raymeta.run_folder import DEFAULT_ROOT
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import path_at
 
 if TYPE_CHECKING:  # they import torch, which `raymeta --help` must not wait for
+    from raymeta.evaluation.familiarity import Familiarity
     from raymeta.inference.examples import RawExamples
     from raymeta.tasks.inputs import Inputs
 
@@ -96,7 +98,7 @@ def adapt(
         classes = f" of {len(adapted.labels)} classes ({listed}{more})"
     console.print(
         f"{output}: adapted to {len(raw)} examples{classes}; `raymeta predict {output} FILE` "
-        "predicts others",
+        f"predicts others; {_likeness(adapted.familiarity)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -112,6 +114,13 @@ def predict(
         ),
     ] = _STREAM,
     output: OutputOption = _STREAM,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Also writes intervals (lower, upper), or of classes those in the prediction set, "
+            "that hold the truth with this probability over new tasks; such as 0.9."
+        ),
+    ] = None,
     format_: FormatOption = "csv",
 ) -> None:
     """Predict examples of a task by a network that was adapted to it.
@@ -126,7 +135,10 @@ def predict(
     written = _format_of(output, format_)
     network = load_adapted(adapted)
     raw = _read(examples, format_, network.trained.inputs, with_targets=False)
-    _write(predictions(network, raw), output, written)
+    familiarity = network.familiarity
+    if familiarity is not None and familiarity.is_unlike_training:
+        warnings.warn(f"{adapted}: {familiarity.warning}", DataWarning, stacklevel=1)
+    _write(predictions(network, raw, coverage), output, written)
 
 
 def attribute(
@@ -265,6 +277,17 @@ def export(
         files.load_adapted(network).export(output, stream=stream)
         what = "predicts a time step after another" if stream else "predicts x"
     console.print(f"{output}: {what}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _likeness(familiarity: Familiarity | None) -> str:
+    """What is known of the likeness of support examples to meta-training; warnings say more."""
+    if familiarity is None:
+        return (
+            "whether they look like the tasks of meta-training is not known: the run was "
+            "meta-tested by an older raymeta; `raymeta evaluate RUN` makes it known"
+        )
+    likeness = "unlike" if familiarity.is_unlike_training else "like"
+    return f"they are {likeness} the tasks of meta-training (p = {familiarity.p_value:.2g})"
 
 
 def _read(name: str, kind: Format, inputs: Inputs, *, with_targets: bool) -> RawExamples:

@@ -1,11 +1,11 @@
-"""How far the class probabilities of a network can be trusted, from meta-validation tasks.
+"""How far the answers of a network can be trusted, from meta-validation tasks.
 
-A temperature divides the logits (Guo et al. 2017, "On Calibration of Modern Neural Networks",
-section 4.2).  A threshold makes prediction sets that hold the class with a stated probability.
-Both come from meta-validation episodes, never from meta-test ones, and never from a task's own
-support set, which is too small for either.
+A temperature divides the logits of classes (Guo et al. 2017, "On Calibration of Modern Neural
+Networks", section 4.2).  A threshold makes prediction sets that hold the class, or intervals that
+hold the value, with a stated probability.  All come from meta-validation episodes, never from
+meta-test ones, and never from a task's own support set, which is too small.
 
-Shape legend: R networks, E episodes, M queries, K classes.
+Shape legend: R networks, E episodes, M queries, K classes, O outputs.
 """
 
 from __future__ import annotations
@@ -30,42 +30,48 @@ from raymeta.training.curves import EVALUATION_CHUNK
 CALIBRATION_FILE = "calibration.json"
 NUM_EPISODES = 100  # meta-validation episodes for the temperature, and as many for the threshold
 _LARGEST = 20.0  # temperature, and the inverse of the smallest
+Rows = tuple[tuple[float, ...], ...]  # a number for each query [M] of each episode [E]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What meta-validation says of a network's probabilities.
+    """What meta-validation says of a network's answers.
 
     `temperature` divides logits; 1 leaves them.  `misfits` `[E][M]` are 1 - p of the true class in
-    further meta-validation episodes; None: not known, as of runs of earlier versions.
+    further meta-validation episodes.  `residuals` `[O][E][M]` are what a regression misses of each
+    output there, in units of the deviation that its learner expects, if it does.  None: not known,
+    as of runs of earlier versions.
     """
 
     temperature: float = 1.0
-    misfits: tuple[tuple[float, ...], ...] | None = None
+    misfits: Rows | None = None
+    residuals: tuple[Rows, ...] | None = None
 
     def threshold(self, coverage: float) -> float:
         """The largest misfit 1 - p of a class in a set that covers with this probability.
 
-        It is the quantile of the misfits with weight 1 / (E + 1) for each task, spread over its
-        queries, and as much at infinity: the set of a new query of a new task, exchangeable with
-        those of meta-validation, holds its class with at least this probability (Lee, Barber and
-        Willett 2023, "Distribution-free inference with hierarchical data", theorem 1).
+        See `task_quantile`.
 
         Raises:
             DataError: the coverage is not within (0, 1), or no episodes were kept.
         """
-        if not 0 < coverage < 1:
-            raise DataError(f"coverage must be > 0 and < 1, but got {coverage}")
+        _check_coverage(coverage)
         if self.misfits is None:
-            raise DataError(
-                "this network has no prediction sets: its run was not calibrated; `raymeta "
-                "evaluate RUN` does so, then adapt again"
-            )
-        values = np.array(self.misfits)
-        ordered = np.sort(values, axis=None)
-        each = 1 / ((len(values) + 1) * values.shape[1])
-        needed = math.ceil(coverage / each - 1e-9)
-        return float(ordered[needed - 1]) if needed <= len(ordered) else math.inf
+            raise DataError(_not_calibrated("prediction sets"))
+        return task_quantile(self.misfits, coverage)
+
+    def radius(self, coverage: float) -> np.ndarray:
+        """Half the width `[O]` of intervals that cover with this probability.
+
+        It is in the units of `residuals`.  See `task_quantile`; each output is covered for itself.
+
+        Raises:
+            DataError: the coverage is not within (0, 1), or no episodes were kept.
+        """
+        _check_coverage(coverage)
+        if self.residuals is None:
+            raise DataError(_not_calibrated("prediction intervals"))
+        return np.array([task_quantile(rows, coverage) for rows in self.residuals])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which `from_json` reads back."""
@@ -79,25 +85,70 @@ class Calibration:
             ValueError: it is something else.
         """
         temperature, misfits = float(content["temperature"]), content["misfits"]
-        rows = None if misfits is None else tuple(tuple(map(float, row)) for row in misfits)
-        is_sound = rows is None or (
-            len({len(row) for row in rows}) == 1
-            and all(0 <= value <= 1 for row in rows for value in row)
-        )
-        if not (0 < temperature < math.inf and is_sound):
+        residuals = content.get("residuals")  # unknown to files of earlier versions
+        rows = None if misfits is None else _rows(misfits, most=1.0)
+        outputs = None if residuals is None else tuple(_rows(one, math.inf) for one in residuals)
+        if not 0 < temperature < math.inf:
             raise ValueError("the calibration is damaged")
-        return cls(temperature, rows)
+        return cls(temperature, rows, outputs)
+
+
+def _rows(content: Any, most: float) -> Rows:
+    rows = tuple(tuple(map(float, row)) for row in content)
+    is_sound = len({len(row) for row in rows}) == 1
+    if not is_sound or not all(0 <= value <= most for row in rows for value in row):
+        raise ValueError("the calibration is damaged")
+    return rows
+
+
+def _check_coverage(coverage: float) -> None:
+    if not 0 < coverage < 1:
+        raise DataError(f"coverage must be > 0 and < 1, but got {coverage}")
+
+
+def _not_calibrated(what: str) -> str:
+    return (
+        f"this network has no {what}: its run was not calibrated for them; `raymeta evaluate RUN` "
+        "does so, then adapt again"
+    )
+
+
+def task_quantile(rows: Rows, coverage: float) -> float:
+    """What a number of a new task's query stays within, with this probability at least.
+
+    It is the quantile of `rows` `[E][M]` with weight 1 / (E + 1) for each task, spread over its
+    queries, and as much at infinity.  What has to be exchangeable are the tasks, the new one and
+    those of meta-validation; queries of a task may depend on each other in any way (Lee, Barber and
+    Willett 2023, "Distribution-free inference with hierarchical data", theorem 1).  The probability
+    is over new tasks: within a single one it may be more or less.
+    """
+    values = np.array(rows)
+    ordered = np.sort(values, axis=None)
+    each = 1 / ((len(values) + 1) * values.shape[1])
+    needed = math.ceil(coverage / each - 1e-9)
+    return float(ordered[needed - 1]) if needed <= len(ordered) else math.inf
 
 
 NO_CALIBRATION = Calibration()
 
 
 def calibrate(networks: Sequence[Network]) -> Calibration:
-    """Fits temperature and threshold of networks that answer together.
+    """Fits what the problem of networks that answer together asks for.
 
-    The temperature minimises the negative log-likelihood of `NUM_EPISODES` meta-validation
-    episodes; the misfits are of as many others.
+    Of classes, the temperature minimises the negative log-likelihood of `NUM_EPISODES`
+    meta-validation episodes; the misfits are of as many others, and so are residuals of values.
     """
+    if networks[0].recipe.problem.name == "classification":
+        return _calibrate_classes(networks)
+    residuals = []
+    for start in range(0, NUM_EPISODES, EVALUATION_CHUNK):
+        indices = range(start, min(start + EVALUATION_CHUNK, NUM_EPISODES))
+        residuals.append(_residuals(networks, indices))
+    by_output = torch.cat(residuals).permute(2, 0, 1)
+    return Calibration(residuals=tuple(tuple(map(tuple, rows)) for rows in by_output.tolist()))
+
+
+def _calibrate_classes(networks: Sequence[Network]) -> Calibration:
     logits, targets = _answers(networks, "val", range(NUM_EPISODES))
 
     def loss(log_temperature: float) -> float:
@@ -112,6 +163,40 @@ def calibrate(networks: Sequence[Network]) -> Calibration:
     right = _probabilities(logits, temperature).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     misfits = (1 - right).clamp(0, 1)
     return Calibration(temperature, tuple(map(tuple, misfits.tolist())))
+
+
+def joint_scale(values: Tensor, scales: Sequence[Tensor | None]) -> Tensor | None:
+    """The standard deviation that networks together expect, `[E, M, O]`; None if one expects none.
+
+    It is that of the mixture of their distributions: the mean of their variances, and the variance
+    of their means `values` `[R, E, M, O]`.
+    """
+    known = [scale for scale in scales if scale is not None]
+    if len(known) < len(scales):
+        return None
+    own = torch.stack(known).double().square().mean(dim=0)
+    return (own + values.double().var(dim=0, unbiased=False)).sqrt()
+
+
+def _residuals(networks: Sequence[Network], indices: range) -> Tensor:
+    """What networks together miss of meta-validation queries, `[E, M, O]`."""
+    first = networks[0].recipe
+    reference = next(iter(networks[0].params.values()))
+    episodes = networks[0].tasks.episodes("val", indices).to(reference.device, reference.dtype)
+    values, scales = [], []
+    for network in networks:
+        learner, spec = network.recipe.learner, network.recipe.spec
+        params = {name: value.detach() for name, value in network.params.items()}
+        adapted = learner.adapted_params(
+            spec, first.problem, params, episodes.support, network.recipe.num_steps
+        )
+        values.append(learner.adapted_outputs(spec, adapted, episodes.query))
+        scales.append(learner.predictive_scale(spec, adapted, episodes.query))
+    answers = torch.stack(values)
+    missed = (first.problem.mean_outputs(answers) - episodes.query.y.double()).abs()
+    scale = joint_scale(answers, scales)
+    found = missed if scale is None else missed / scale
+    return found.nan_to_num(nan=math.inf, posinf=math.inf).cpu()
 
 
 def reliability(

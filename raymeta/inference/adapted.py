@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from raymeta.errors import DataError
-from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, joint_scale
+from raymeta.evaluation.familiarity import Familiarity
 from raymeta.experiment.data_files import DATA
 from raymeta.experiment.file import with_values
 from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
@@ -43,7 +44,9 @@ class Adapted:
     the meta-test calls the ensemble.  `params` are what each has of the task.  `labels` `[K]` are
     the classes in the order of the outputs; None for regression.  `support` is what explanations
     need of the support set; files of an older raymeta have none.  Logits are divided by the
-    temperature of `calibration`.
+    temperature of `calibration`.  `familiarity` tells whether the support examples look like those
+    of meta-training; None where the run was meta-tested by an older raymeta, and nobody knows:
+    `raymeta evaluate RUN` makes it known, then adapt again.
     """
 
     trained: Trained
@@ -51,6 +54,7 @@ class Adapted:
     labels: np.ndarray | None = None
     support: Support | None = None
     calibration: Calibration = NO_CALIBRATION
+    familiarity: Familiarity | None = None
 
     def predict(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
         """The class of each example `[N]`, or its value `[N]` (`[N, O]` of several outputs).
@@ -101,10 +105,48 @@ class Adapted:
         Raises:
             DataError: as for `predict_proba`, or the network's run was not calibrated.
         """
+        if self.labels is None:
+            raise DataError("a regression has no prediction sets; use predict_interval")
+        members = self.set_members(read_examples(x, self.trained.inputs, axes=axes), coverage)
+        return [self.labels[row] for row in members]
+
+    def set_members(self, raw: RawExamples, coverage: float) -> np.ndarray:
+        """`predict_set` for examples that were read before, as booleans `[N, K]`."""
         most = self.calibration.threshold(coverage)
-        probabilities = self.predict_proba(x, axes=axes)
-        assert self.labels is not None, "it has probabilities"
-        return [self.labels[1 - row <= most] for row in probabilities]
+        return 1 - self.probabilities(raw) <= most
+
+    def predict_interval(
+        self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The lower and the upper end of an interval of each value, `[N]` each, or `[N, O]`.
+
+        On average over new tasks the interval holds the value with the probability `coverage` at
+        least.  That needs tasks that are exchangeable with those of meta-validation, nothing else:
+        no distribution of the errors, and queries of a task may depend on each other.  Within a
+        single task the share may be more or less.  Intervals are as wide as the learner expects to
+        err where it expects anything (`alpaca`), elsewhere all of one width; each output of several
+        is covered for itself.  Ends are infinite where meta-validation has too few tasks to tell.
+
+        Args:
+            x: as for `predict`.
+            coverage: within (0, 1).
+            axes: as for `predict`.
+
+        Raises:
+            DataError: as for `predict`, it predicts classes, or the network's run was not
+                calibrated.
+        """
+        return self.interval(read_examples(x, self.trained.inputs, axes=axes), coverage)
+
+    def interval(self, raw: RawExamples, coverage: float) -> tuple[np.ndarray, np.ndarray]:
+        """`predict_interval` for examples that were read before."""
+        if self.labels is not None:
+            raise DataError("classes have no prediction intervals; use predict_set")
+        radius = self.calibration.radius(coverage) * self._scales(raw)  # [N, O]
+        middle = self._outputs(raw).numpy()
+        ends = middle - radius, middle + radius
+        lower, upper = (end[:, 0] if end.shape[1] == 1 else end for end in ends)
+        return lower, upper
 
     def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
         """The mean score of the examples by the metric of the meta-test.
@@ -247,6 +289,7 @@ class Adapted:
             "labels": None if labels is None else labels.tolist(),
             "num_outputs": self.trained.recipe.spec.num_outputs,
             "calibration": self.calibration.to_json(),
+            "familiarity": None if self.familiarity is None else self.familiarity.to_json(),
         }
         # Copies: networks may have a tensor in common, which safetensors refuses.
         tensors = {
@@ -257,6 +300,23 @@ class Adapted:
         if self.support is not None:
             tensors |= self.support.to_tensors()
         return state_bytes(tensors, replace(self.trained.identity, facts=facts, role=ROLE))
+
+    def _scales(self, raw: RawExamples) -> np.ndarray:
+        """The unit of a regression's residuals: the deviation that is expected, `[N, O]`, or 1."""
+        trained, recipe = self.trained, self.trained.recipe
+        found = []
+        for part in _chunks(raw):
+            query = trained.examples(part, torch.zeros(len(part), dtype=torch.int64))
+            each = [recipe.learner.predictive_scale(recipe.spec, p, query) for p in self.params]
+            if any(scale is None for scale in each):
+                return np.ones((len(raw), recipe.spec.num_outputs))
+            values = torch.stack(
+                [recipe.learner.adapted_outputs(recipe.spec, p, query) for p in self.params]
+            )
+            scale = joint_scale(values, each)
+            assert scale is not None, "each network expects one"
+            found.append(scale[0])
+        return torch.cat(found).numpy()
 
     def _outputs(self, raw: RawExamples) -> Tensor:
         """The mean answers of the networks, float64: probabilities `[N, K]`, or values `[N, O]`."""

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from raymeta.episodes import Examples, InputSpec
 from raymeta.errors import ExperimentError, RaymetaError, RunError
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, calibration_of
+from raymeta.evaluation.familiarity import Reference, familiarity_from_json
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
@@ -58,7 +59,9 @@ def load(
     ]
     trained, _ = opened[0]
     networks = tuple(network for _, network in opened)
-    model = Model(trained, networks, calibration_of(found, len(networks)))
+    spec, problem = trained.recipe.spec, trained.recipe.problem.name
+    calibration = calibration_of(found, len(networks))
+    model = Model(trained, networks, calibration, Reference.read(found, spec, problem))
     _ = trained.inputs  # refuses facts that do not fit
     return model
 
@@ -168,7 +171,9 @@ def _adapted(state: State, file: AnyPath) -> Adapted:
     support = Support.from_tensors(state.tensors, recipe, len(params))
     # Files of earlier versions say nothing of it.
     calibration = Calibration.from_json(facts.get("calibration", NO_CALIBRATION.to_json()))
-    return Adapted(Trained(experiment, identity, recipe), params, labels, support, calibration)
+    familiarity = familiarity_from_json(facts.get("familiarity"))
+    trained = Trained(experiment, identity, recipe)
+    return Adapted(trained, params, labels, support, calibration, familiarity)
 
 
 def _check_answers(adapted: Adapted) -> None:

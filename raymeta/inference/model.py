@@ -6,7 +6,8 @@ Shape legend: R trainings, N examples, T time steps, C channels, K classes, O ou
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from raymeta.episodes import Examples
+from raymeta.episodes import Examples, batch_of
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
+from raymeta.evaluation.familiarity import Reference, descriptions
 from raymeta.inference.adapted import Adapted, check_onnx
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
@@ -26,18 +28,36 @@ from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
+from raymeta.training.curves import EVALUATION_CHUNK
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task's support set, prepared as a batch of one episode.
+
+    `trained` is for its number of classes, `labels` are the classes `[K]`; `rows` are the places
+    that the examples have among those of their user.  `name` begins messages.
+    """
+
+    trained: Trained
+    support: Examples
+    labels: np.ndarray | None
+    rows: list[int]
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained network, or several trainings of one configuration; `raymeta.load` opens it.
 
-    `networks` are the meta-parameters of each.
+    `networks` are the meta-parameters of each.  `reference` tells whether support examples look
+    like those of meta-training; None for runs that were meta-tested by an older raymeta.
     """
 
     trained: Trained
     networks: tuple[Params, ...]
     calibration: Calibration = NO_CALIBRATION
+    reference: Reference | None = None
 
     def adapt(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> Adapted:
         """Adapts to the support examples of a new task, as the meta-test adapts to an episode.
@@ -60,28 +80,91 @@ class Model:
             DataError: saying which example or label breaks which rule.
 
         Warns:
-            DataWarning: there are fewer examples (of a class) than the network was trained with.
+            DataWarning: there are fewer examples (of a class) than the network was trained with, or
+                they do not look like those of meta-training (`Adapted.familiarity`).
         """
         raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
         return self.adapt_to(raw if y is None else replace(raw, y=y))
 
     def adapt_to(self, raw: RawExamples) -> Adapted:
         """`adapt` to examples that were read before, with their targets."""
-        trained, support, labels, rows = self._support(raw)
-        recipe = trained.recipe
-        adapted = tuple(
+        (adapted,) = self._adapted([self._support(raw)])
+        return adapted
+
+    def adapt_many(
+        self, supports: Iterable[tuple[Any, Any]], *, axes: Axes | None = None
+    ) -> list[Adapted]:
+        """Adapts to many tasks, as `adapt` to each alone, in a fraction of the time.
+
+        Tasks with as many examples, and as many classes, are adapted together.
+
+        Args:
+            supports: the `x` and `y` of each task, as for `adapt`; `y` may be None for a DataFrame.
+            axes: as for `adapt`, of all tasks.
+
+        Raises:
+            DataError: as for `adapt`, naming the task.
+
+        Warns:
+            DataWarning: as for `adapt`.
+        """
+        tasks = []
+        for number, (x, y) in enumerate(supports, start=1):
+            try:
+                raw = read_examples(x, self.trained.inputs, axes=axes, with_targets=y is None)
+                raw = raw if y is None else replace(raw, y=y)
+                tasks.append(replace(self._support(raw), name=f"task {number}: "))
+            except DataError as error:
+                raise DataError(f"task {number}: {error}") from None
+        return self._adapted(tasks)
+
+    def _adapted(self, tasks: Sequence[_Task]) -> list[Adapted]:
+        """Networks adapted to each task."""
+        alike = defaultdict[tuple[int, int], list[int]](list)
+        for place, task in enumerate(tasks):
+            num_outputs = task.trained.recipe.spec.num_outputs
+            alike[num_outputs, task.support.y.shape[1]].append(place)
+        found: dict[int, Adapted] = {}
+        for places in alike.values():
+            for start in range(0, len(places), EVALUATION_CHUNK):
+                chunk = places[start : start + EVALUATION_CHUNK]
+                batch = self._adapted_together([tasks[place] for place in chunk])
+                found |= dict(zip(chunk, batch, strict=True))
+        return [found[place] for place in range(len(tasks))]
+
+    def _adapted_together(self, tasks: Sequence[_Task]) -> list[Adapted]:
+        """The same of tasks with as many examples and outputs, in one batch of episodes."""
+        recipe = tasks[0].trained.recipe
+        support = batch_of([task.support for task in tasks])
+        networks = [
             recipe.learner.adapted_params(
                 recipe.spec, recipe.problem, network, support, recipe.num_steps
             )
             for network in self.networks
-        )
-        if not all(value.isfinite().all() for params in adapted for value in params.values()):
-            raise DataError(
-                f"the network is not finite after {recipe.num_steps} adaptation steps on these "
-                "examples; see that they are in the units of the training data"
+        ]
+        is_finite = all(map(_is_finite, networks))
+        described = None
+        if self.reference is not None:
+            described = descriptions(recipe, self.networks[0], support, networks[0])
+        found = []
+        for number, task in enumerate(tasks):
+            own = tuple(recipe.learner.task_params(params, number) for params in networks)
+            if not is_finite and not all(map(_is_finite, own)):
+                raise DataError(
+                    f"{task.name}the network is not finite after {recipe.num_steps} adaptation "
+                    "steps on these examples; see that they are in the units of the training data"
+                )
+            familiarity = None
+            if self.reference is not None and described is not None:
+                familiarity = self.reference.familiarity(described[number])
+                if familiarity.is_unlike_training:
+                    message = f"{task.name}{familiarity.warning}"
+                    warnings.warn(message, DataWarning, stacklevel=5)
+            known = Support.of(recipe, own, task.support, task.rows)
+            found.append(
+                Adapted(task.trained, own, task.labels, known, self.calibration, familiarity)
             )
-        known = Support.of(recipe, adapted, support, rows)
-        return Adapted(trained, adapted, labels, known, self.calibration)
+        return found
 
     def influence(
         self,
@@ -111,29 +194,22 @@ class Model:
             support_x, self.trained.inputs, axes=axes, with_targets=support_y is None
         )
         query = read_examples(x, self.trained.inputs, axes=axes)
-        trained, support, labels, rows = self._support(
-            raw if support_y is None else replace(raw, y=support_y)
-        )
+        task = self._support(raw if support_y is None else replace(raw, y=support_y))
         return leave_one_out(
-            trained.recipe,
+            task.trained.recipe,
             self.networks,
-            support,
-            trained.examples(query, torch.zeros(len(query), dtype=torch.int64)),
-            labels,
-            rows,
+            task.support,
+            task.trained.examples(query, torch.zeros(len(query), dtype=torch.int64)),
+            task.labels,
+            task.rows,
             raw.ids or tuple(raw.names),
             query.ids or tuple(query.names),
             target=target,
             temperature=self.calibration.temperature,
         )
 
-    def _support(self, raw: RawExamples) -> tuple[Trained, Examples, np.ndarray | None, list[int]]:
-        """What networks are adapted to.
-
-        Returns:
-            How they were trained, for this number of classes; the prepared examples; the classes;
-            and the place in `raw` of each prepared example.
-        """
+    def _support(self, raw: RawExamples) -> _Task:
+        """What networks are adapted to."""
         trained, recipe = self.trained, self.trained.recipe
         rows = list(range(len(raw)))
         if trained.is_classification:
@@ -151,7 +227,7 @@ class Model:
             labels, targets = None, values_array(raw.y, len(raw), recipe.spec.num_outputs)
             self._warn_of_few(len(raw), "there are")
         examples = trained.examples(raw, targets)
-        return replace(trained, recipe=recipe), examples, labels, rows
+        return _Task(replace(trained, recipe=recipe), examples, labels, rows)
 
     @cached_property
     def is_open(self) -> bool:
@@ -231,3 +307,7 @@ class Model:
                 DataWarning,
                 stacklevel=5,
             )
+
+
+def _is_finite(params: Params) -> bool:
+    return all(value.isfinite().all() for value in params.values())

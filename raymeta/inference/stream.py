@@ -13,6 +13,8 @@ import torch
 
 from raymeta.errors import DataError
 from raymeta.inference.examples import read_examples
+from raymeta.inference.heads import affine_head
+from raymeta.nn.native.step import Steps, serves
 from raymeta.nn.networks import Params
 from raymeta.nn.stepwise import State, first_state, next_features
 from raymeta.tasks.inputs import Inputs
@@ -60,14 +62,14 @@ class Stream:
             ]
         except ValueError as error:
             raise DataError(f"this network cannot be streamed: {error}; use predict") from error
-        self._num_streams, self._temperature = num_streams, temperature
+        self._shape, self._temperature = (num_streams, len(inputs.channels)), temperature
+        self._compiled = self._compiled_steps()
 
     @property
     def num_steps(self) -> int:
         """The time steps so far."""
-        return self._states[0].num_steps
+        return self._states[0].num_steps if self._compiled is None else self._compiled.num_steps
 
-    @torch.no_grad()
     def step(self, x: Any) -> np.ndarray:
         """The answers to the sequences up to this step, as of `predict_proba` for all of it.
 
@@ -89,18 +91,43 @@ class Stream:
                 "on; begin a new stream"
             )
         values = np.asarray(x)
-        wanted = (self._num_streams, len(self._inputs.channels))
-        if values.shape == wanted[1:] and self._num_streams == 1:
+        if values.shape == self._shape[1:] and self._shape[0] == 1:
             values = values[None]
-        if values.shape != wanted:
+        if values.shape != self._shape:
             raise DataError(
-                f"a step must be [N, C] = {list(wanted)}, N streams of the channels "
+                f"a step must be [N, C] = {list(self._shape)}, N streams of the channels "
                 f"{', '.join(self._inputs.channels)}, but has the shape {list(values.shape)}"
             )
+        found = None
+        if self._compiled is None:
+            found = self._next(self._prepared(values))
+        elif values.dtype.kind in "fiub":
+            found = self._compiled.step(values)
+        else:
+            found = self._compiled.step(self._numbers(values))
+        if found is None:
+            self._prepared(values)  # raises, if that is where it was not finite
+            raise DataError(
+                "the network's answer is not finite; see that the step is in the units of the "
+                "training data"
+            )
+        return found
+
+    def _numbers(self, values: np.ndarray) -> np.ndarray:
+        """A step as float64, or an error that says why it is none."""
         raw = read_examples(values[:, None, :], self._inputs, axes="NTC")
-        names = [f"stream {number}" for number in range(1, self._num_streams + 1)]
-        prepared = torch.from_numpy(np.stack(self._inputs.prepare(raw.x, names))[:, 0])
-        now = prepared[None].to(self._recipe.dtype)
+        return np.concatenate(raw.x)
+
+    def _prepared(self, values: np.ndarray) -> torch.Tensor:
+        """A step `[1, N, D]` as the networks read it, or an error that says why it is none."""
+        names = [f"stream {number}" for number in range(1, self._shape[0] + 1)]
+        steps = [step[None] for step in self._numbers(values)]
+        prepared = torch.from_numpy(np.stack(self._inputs.prepare(steps, names))[:, 0])
+        return prepared[None].to(self._recipe.dtype)
+
+    @torch.no_grad()
+    def _next(self, now: torch.Tensor) -> np.ndarray | None:
+        """The answers by torch's operations; None if they are not finite."""
         learner, spec = self._recipe.learner, self._recipe.spec
         answers, states = [], []
         for own, network, state in zip(self._params, self._networks, self._states, strict=True):
@@ -112,9 +139,26 @@ class Stream:
             outputs = outputs[..., : self._num_classes]
         found: np.ndarray = self._recipe.problem.mean_outputs(outputs)[0].numpy()
         if not np.isfinite(found).all():
-            raise DataError(
-                "the network's answer is not finite; see that the step is in the units of the "
-                "training data"
-            )
+            return None
         self._states = states
         return found
+
+    def _compiled_steps(self) -> Steps | None:
+        """The same in one compiled call, some thirty times as fast; None where that has no form."""
+        recipe, scaling = self._recipe, self._inputs.scaling
+        if scaling is None or not serves(recipe.spec, recipe.dtype):
+            return None
+        heads = [affine_head(recipe.learner, recipe.spec, own) for own in self._params]
+        known = [head for head in heads if head is not None]
+        if len(known) < len(heads):
+            return None
+        return Steps(
+            recipe.spec,
+            [{name: value[0] for name, value in own.items()} for own in self._networks],
+            known,
+            num_streams=self._shape[0],
+            num_classes=self._num_classes,
+            temperature=self._temperature,
+            mean=scaling[0],
+            deviation=scaling[1],
+        )

@@ -37,14 +37,16 @@ class Support:
         cls, recipe: Recipe, params: Sequence[Params], examples: Examples, rows: Sequence[int]
     ) -> Support:
         """From the examples (a batch of one episode) that networks were adapted to."""
-        means = []
-        for own in params:
-            vectors = FloatNetwork(recipe, own).vectors(examples)
-            if examples.lengths is None:
-                means.append(vectors.mean(dim=(0, 1)))
-                continue
-            steps = torch.arange(vectors.shape[1])
-            means.append(vectors[steps < examples.lengths[0][:, None]].mean(dim=0))
+        steps = torch.arange(examples.x.shape[2])
+        inside = None if examples.lengths is None else steps < examples.lengths[0][:, None]
+
+        def mean(vectors: Tensor) -> Tensor:
+            return vectors.mean(dim=(0, 1)) if inside is None else vectors[inside].mean(dim=0)
+
+        if examples.x.is_floating_point():  # the same for all networks
+            means = [mean(examples.x[0].double())] * len(params)
+        else:
+            means = [mean(FloatNetwork(recipe, own).vectors(examples)) for own in params]
         return cls(tuple(means), torch.tensor(rows, dtype=torch.int64))
 
     def check(self, num_examples: int) -> None:
@@ -58,7 +60,8 @@ class Support:
 
     def to_tensors(self) -> Params:
         """As tensors of a file, for `from_tensors`."""
-        means = {f"{_MEANS}{number}": mean for number, mean in enumerate(self.means)}
+        # Copies: networks may have a mean in common, which safetensors refuses.
+        means = {f"{_MEANS}{number}": mean.clone() for number, mean in enumerate(self.means)}
         return {**means, _ROWS: self.rows}
 
     @classmethod

@@ -58,23 +58,37 @@ def table_of_examples(
     return table_examples(table, inputs, place, with_targets=with_targets)
 
 
-def predictions(adapted: Adapted, raw: RawExamples) -> pa.Table:
+def predictions(adapted: Adapted, raw: RawExamples, coverage: float | None = None) -> pa.Table:
     """The predictions for examples, one row each in their order.
 
     The column of the sequence's id comes first, if the examples have ids.  `prediction` is the
     class or the value (`prediction_1` … of several outputs), `probability_CLASS` the probability of
-    each class.
+    each class.  With `coverage`, `lower` and `upper` are the ends of intervals, or `in_set_CLASS`
+    says whether a class is in the prediction set; see `Adapted.predict_interval` and `predict_set`.
+
+    Raises:
+        DataError: as those methods do.
     """
     columns: dict[str, Any] = {}
     if adapted.labels is None:
         values = np.atleast_2d(adapted.predict_raw(raw).T)
-        names = [f"prediction_{n}" for n in range(1, len(values) + 1)]
-        columns |= dict(zip(["prediction"] if len(values) == 1 else names, values, strict=True))
+        ends = [""] if len(values) == 1 else [f"_{n}" for n in range(1, len(values) + 1)]
+        columns |= {f"prediction{end}": one for end, one in zip(ends, values, strict=True)}
+        if coverage is not None:
+            for name, found in zip(
+                ("lower", "upper"), adapted.interval(raw, coverage), strict=True
+            ):
+                rows = np.atleast_2d(found.T)
+                columns |= {f"{name}{end}": one for end, one in zip(ends, rows, strict=True)}
     else:
         found = adapted.probabilities(raw)
         columns["prediction"] = adapted.labels[found.argmax(axis=1)]
         for label, column in zip(adapted.labels.tolist(), found.T, strict=True):
             columns[f"probability_{label}"] = column
+        if coverage is not None:
+            members = adapted.set_members(raw, coverage)
+            for label, column in zip(adapted.labels.tolist(), members.T, strict=True):
+                columns[f"in_set_{label}"] = column
     sequence = adapted.trained.inputs.sequence
     if raw.ids and sequence is not None:
         if sequence in columns:

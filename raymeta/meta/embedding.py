@@ -131,6 +131,11 @@ class EmbeddingLearner(Learner, ABC):
             features = shared_features(spec, meta_params, support.x, support.lengths)
         return {**meta_params, _FEATURES: features, _TARGETS: support.y}
 
+    def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
+        """As for every learner; the meta-parameters are the same for all episodes."""
+        own = {k: adapted[k][index : index + 1].clone() for k in (_FEATURES, _TARGETS)}
+        return {**adapted, **own}
+
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:
@@ -139,6 +144,24 @@ class EmbeddingLearner(Learner, ABC):
         with torch.no_grad():
             features = shared_features(spec, own, query.x, query.lengths)
             return self.adapted_answers(spec, adapted, features)
+
+    def predictive_scale(
+        self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
+    ) -> Tensor | None:
+        """As for every learner."""
+        own = _meta_params(adapted)
+        with torch.no_grad():
+            features = shared_features(spec, own, query.x, query.lengths)
+            known = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
+            return self.scale_of(own, known)
+
+    def scale_of(
+        self,
+        meta_params: Mapping[str, Tensor],  # noqa: ARG002
+        embedded: Embedded,  # noqa: ARG002
+    ) -> Tensor | None:
+        """`predictive_scale` `[E, M, O]` from the features."""
+        return None
 
     def adapted_network(
         self,

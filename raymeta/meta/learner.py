@@ -122,11 +122,30 @@ class Learner(LearnerSettings, ABC):
         episode axis.
         """
 
+    def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
+        """What `adapted_params` found of one of its episodes, as a batch of that one.
+
+        What is its own is copied: whoever keeps one task must not keep the memory of all.
+        """
+        return {name: value[index : index + 1].clone() for name, value in adapted.items()}
+
     @abstractmethod
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:
         """The last outputs `[E, N, O]` of `query_outputs`, from `adapted_params`."""
+
+    def predictive_scale(
+        self,
+        spec: NetworkSpec,  # noqa: ARG002
+        adapted: Mapping[str, Tensor],  # noqa: ARG002
+        query: Examples,  # noqa: ARG002
+    ) -> Tensor | None:
+        """The standard deviation `[E, N, O]` that the learner expects of each target.
+
+        None for a learner that expects none.  The arguments are those of `adapted_outputs`.
+        """
+        return None
 
     @abstractmethod
     def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:

@@ -96,6 +96,14 @@ _ADAPT = _described(
     {
         "id": {"type": "string"},
         "classes": {"type": "array", "items": {}, "nullable": True},
+        "familiarity": {
+            "type": "object",
+            "nullable": True,
+            "properties": {
+                **{name: {"type": "number"} for name in ("distance", "threshold", "p_value")},
+                "is_unlike_training": {"type": "boolean"},
+            },
+        },
         "expires": {"type": "string", "format": "date-time"},
         "num_examples": {"type": "integer"},
         "warnings": {"type": "array", "items": {"type": "string"}},

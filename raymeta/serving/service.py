@@ -123,12 +123,16 @@ class Service:
         return self._answered(work)
 
     def _facts(self, task_id: str) -> dict[str, Any]:
-        labels = self.tasks.get(task_id).labels
+        adapted = self.tasks.get(task_id)
+        labels, familiarity = adapted.labels, adapted.familiarity
         end = end_of(task_id)
         assert end is not None, "the task was found"
         return {
             "id": task_id,
             "classes": None if labels is None else labels.tolist(),
+            "familiarity": None
+            if familiarity is None
+            else {**familiarity.to_json(), "is_unlike_training": familiarity.is_unlike_training},
             "expires": datetime.fromtimestamp(end, UTC).isoformat(timespec="seconds"),
         }
 

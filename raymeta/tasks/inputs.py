@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raymeta.tasks.settings import TaskSettings
 
 # Examples and their names in messages -> the network's input of each: float32 `[T, D]`, or int64
@@ -30,7 +32,8 @@ class Inputs:
     `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
     or a number if it is `numeric_target`.  `classes` are the ways' meanings if all tasks share
     their classes.  `stream_steps` is the longest sequence that can be read step by step; None if an
-    example must be prepared as a whole.
+    example must be prepared as a whole.  `scaling` of such a source is the mean and the deviation
+    `[C]` of the channels, by which `prepare` standardises every step and does no more.
 
     `features` names the D inputs of the network at a time step if they differ from the channels;
     `are_strokes` tells that the first three are x, y and whether the pen is on paper.
@@ -46,6 +49,7 @@ class Inputs:
     text: str | None = None
     classes: tuple[str, ...] = ()
     stream_steps: int | None = None
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
     features: tuple[str, ...] = ()
     are_strokes: bool = False
     words: Words | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,9 @@ def _prepared(
                 f"{name}: the column of strokes must number them in the order of their writing, "
                 "but a number is smaller than the one before it"
             )
-    return [strokes_to_features(*resample(strokes_of(points), num_points)) for points in examples]
+    resampled = [resample(strokes_of(points), num_points) for points in examples]
+    paths, pens = (np.stack(parts) for parts in zip(*resampled, strict=True))
+    return list(strokes_to_features(paths, pens))
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,8 @@ def _splits(recordings: Sequences, deal: Deal) -> list[Split | None]:
 def strokes_of(points: np.ndarray) -> tuple[np.ndarray, ...]:
     """Splits a recording's points `[P, 3]` into strokes `[P, 2]` by their last column."""
     ends = np.flatnonzero(np.diff(points[:, 2])) + 1
-    return tuple(np.split(points[:, :2], ends))
+    bounds = [0, *ends.tolist(), len(points)]
+    return tuple(points[start:end, :2] for start, end in pairwise(bounds))
 
 
 def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,16 +268,26 @@ def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarr
         the pen state `[T]`: 1 on paper, 0 in the air.
     """
     points = np.concatenate(strokes)
-    # The pen is up on the segment that leads to a stroke's first point.
-    on_paper = np.concatenate([np.r_[0.0, np.ones(len(s) - 1)] for s in strokes])
-    segment = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    position = np.r_[0.0, np.cumsum(segment)]
-    wanted = np.linspace(0.0, position[-1], num_points)
-    # A resting pen repeats points; interpolation needs distinct positions.
-    keep = np.r_[True, segment > 0]
-    path = np.stack([np.interp(wanted, position[keep], points[keep, axis]) for axis in (0, 1)], 1)
-    leading = np.clip(np.searchsorted(position[keep], wanted, side="left"), 1, None)
-    pen = on_paper[keep][np.minimum(leading, keep.sum() - 1)] if keep.sum() > 1 else wanted * 0 + 1
+    # The segment that leads to a stroke's first point is travelled with the pen up.
+    on_paper = np.ones(len(points))
+    on_paper[np.cumsum([0, *map(len, strokes[:-1])])] = 0.0
+    moves = points[1:] - points[:-1]
+    segment = np.sqrt((moves * moves).sum(axis=1))
+    position = np.zeros(len(points))
+    np.cumsum(segment, out=position[1:])
+    wanted = np.arange(num_points) * (position[-1] / (num_points - 1))
+    wanted[-1] = position[-1]
+    # A pen that rests repeats points; interpolation needs one point a position.
+    keep = np.ones(len(points), dtype=bool)
+    np.greater(segment, 0, out=keep[1:])
+    if not keep.all():
+        points, position, on_paper = points[keep], position[keep], on_paper[keep]
+    path = np.empty((num_points, 2))
+    for axis in (0, 1):
+        path[:, axis] = np.interp(wanted, position, points[:, axis])
+    last = len(points) - 1
+    leading = np.minimum(np.maximum(position.searchsorted(wanted), 1), last)
+    pen = on_paper[leading] if last else np.ones(num_points)
     path -= path.mean(axis=0)
     radius = np.sqrt((path**2).sum(axis=1).mean())
     return path / (radius or 1.0), pen

@@ -46,6 +46,7 @@ def sinusoid_inputs(settings: SinusoidTasks, facts: Mapping[str, Any]) -> Inputs
         target="y",
         numeric_target=True,
         stream_steps=1,
+        scaling=(np.zeros(1), np.ones(1)),
     )
 
 

@@ -152,6 +152,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         target=settings.target,
         classes=tuple(map(str, facts.get("classes", ()))),
         stream_steps=settings.max_steps,
+        scaling=(mean, deviation),
     )
 
 

@@ -76,6 +76,7 @@ def test_a_run_is_calibrated_and_its_sets_cover_held_out_tasks(tmp_path: Path) -
     model = raymeta.load(report.run.path)
     assert model.calibration.temperature == found.temperature
     assert len(model.calibration.misfits or ()) == 100
+    assert model.reference is not None  # of the likeness to meta-training
     # Held-out tasks: further episodes of meta-validation, and the meta-test's, of new writers.
     tasks = load_tasks(report.best)
     recipe = model.trained.recipe

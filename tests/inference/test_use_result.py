@@ -1,4 +1,4 @@
-"""The example of `scripts/use_result.py` runs as it stands."""
+"""The example of `scripts/use_result.py` runs as it stands: training to use, export and serving."""
 
 from __future__ import annotations
 
@@ -29,3 +29,5 @@ def test_a_network_goes_from_training_to_predictions(tmp_path: Path) -> None:
     assert "a new 7 is read as" in ended.stdout
     (run,) = tmp_path.iterdir()
     assert (run / "mine.raymeta").is_file()
+    assert "onnxruntime answers the same" in ended.stdout
+    assert "the server answers the same" in ended.stdout

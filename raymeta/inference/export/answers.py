@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 
 from raymeta.errors import DataError
 from raymeta.inference.export.network import BIAS, WEIGHT, onnx_form
 from raymeta.inference.export.nodes import Body, Nodes
+from raymeta.inference.heads import needs_unit_length
 from raymeta.inference.trained import Trained
 from raymeta.meta.embedding import EmbeddingLearner
 from raymeta.meta.learner import Learner
@@ -20,39 +20,9 @@ from raymeta.meta.learners.alpaca import NOISE, PRECISION, Alpaca
 from raymeta.meta.learners.matching import QUERY, SUPPORT, Matching
 from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.learners.ridge import PENALTY, SCALE, Ridge
-from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.networks import NetworkSpec
 
 Arrays = Mapping[str, np.ndarray]
-
-
-def affine_head(trained: Trained, params: Params) -> tuple[np.ndarray, np.ndarray] | None:
-    """The weights `[F, O]` and biases `[O]` of an adapted network's answers; None for attention.
-
-    The answers of most learners are an affine function of the features (of prototypes by cosine: of
-    the normalised ones), so that those to the unit vectors and to zero tell all of it.
-    """
-    learner, spec = trained.recipe.learner, trained.recipe.spec
-    if isinstance(learner, Matching):
-        return None
-    exact = {k: v.double() if v.is_floating_point() else v for k, v in params.items()}
-    size = spec.output_size
-    probes = torch.cat([torch.zeros(1, size), torch.eye(size)]).double()
-    found = learner.adapted_answers(spec, exact, probes[None])[0].numpy()
-    weights, bias = found[1:] - found[0], found[0]
-    other = torch.linspace(-1, 1, size, dtype=torch.float64)
-    told = learner.adapted_answers(spec, exact, other[None, None])[0, 0].numpy()
-    scaled = other / other.norm() if needs_unit_length(learner) else other
-    # An answer of minus infinity is that of a class without an example.
-    if not np.allclose(scaled.numpy() @ weights + bias, told, rtol=1e-8, atol=1e-8):
-        raise DataError(
-            f"learner {learner.name} cannot be exported: its answers have no known ONNX form"
-        )
-    return weights, bias
-
-
-def needs_unit_length(learner: Learner) -> bool:
-    """Whether answers are affine in the normalised features."""
-    return isinstance(learner, Prototypes) and learner.distance == "cosine"
 
 
 def normalised(nodes: Nodes, values: str) -> str:

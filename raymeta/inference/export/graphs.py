@@ -15,13 +15,12 @@ from importlib.metadata import version
 
 import numpy as np
 
+from raymeta.errors import DataError
 from raymeta.inference.export.adaptation import Adaptation
 from raymeta.inference.export.answers import (
-    affine_head,
     closed_form,
     head,
     is_closed_form,
-    needs_unit_length,
     normalised,
 )
 from raymeta.inference.export.network import (
@@ -34,6 +33,7 @@ from raymeta.inference.export.network import (
 )
 from raymeta.inference.export.nodes import Nodes
 from raymeta.inference.export.preparation import check_exportable, raw_input
+from raymeta.inference.heads import affine_head
 from raymeta.inference.stream import Stream
 from raymeta.inference.trained import Trained
 from raymeta.meta.embedding import support_of
@@ -187,14 +187,17 @@ def _is_adapted(params: Params) -> bool:
 def _answers(nodes: Nodes, trained: Trained, params: Params, features: str) -> str:
     """The outputs `[N, O]` of an adapted network."""
     learner = trained.recipe.learner
-    affine = affine_head(trained, params)
+    affine = affine_head(learner, trained.recipe.spec, params)
     if affine is not None:
-        if needs_unit_length(learner):
+        if affine.has_unit_length:
             features = normalised(nodes, features)
-        weights, bias = affine
-        return head(nodes, features, nodes.constant(weights.T), nodes.constant(bias))
+        weights, bias = nodes.constant(affine.weight.T), nodes.constant(affine.bias)
+        return head(nodes, features, weights, bias)
     embedded = support_of(params)
-    assert embedded is not None, "only learners of features attend to them"
+    if embedded is None:
+        raise DataError(
+            f"learner {learner.name} cannot be exported: its answers have no known ONNX form"
+        )
     support, targets = (value[0] for value in embedded)
     rows = targets.numpy()
     if trained.is_classification:

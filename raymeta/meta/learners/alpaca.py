@@ -51,6 +51,10 @@ class Alpaca(AlpacaSettings, EmbeddingLearner):
         """The posterior means `[E, M, O]`."""
         return self.posterior(meta_params, embedded)[0]
 
+    def scale_of(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """The posterior standard deviations `[E, M, O]`."""
+        return self.posterior(meta_params, embedded)[1].sqrt()
+
     def posterior(
         self, meta_params: Mapping[str, Tensor], embedded: Embedded
     ) -> tuple[Tensor, Tensor]:

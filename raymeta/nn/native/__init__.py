@@ -1,8 +1,8 @@
-"""Compiled scans for CPUs, built at first use where the machine has a C++ compiler.
+"""Compiled scans and steps for CPUs, built at first use where the machine has a C++ compiler.
 
-The library lies in the user's cache; its name is a hash of source, compiler, flags and processor.
-Without a compiler, or with RAYMETA_NATIVE=0, `raymeta.nn.recurrence` runs the same formulas on
-torch's own operations, more slowly.
+The library lies in the user's cache; its name is a hash of sources, compiler, flags and processor.
+Without a compiler, or with RAYMETA_NATIVE=0, `raymeta.nn.recurrence` and `raymeta.nn.stepwise` run
+the same formulas on torch's own operations, more slowly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("scans.cpp")
+_FOLDER = Path(__file__).parent
+SOURCES = (_FOLDER / "scans.cpp", _FOLDER / "step.cpp")
+HEADERS = (_FOLDER / "products.h",)
 # Without -ffast-math: NaN and infinity must be preserved.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
@@ -31,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled scans; None if they cannot be built or loaded, which is logged."""
+    """The compiled functions; None if they cannot be built or loaded, which is logged."""
     if os.environ.get("RAYMETA_NATIVE") == OFF:
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
@@ -67,9 +69,8 @@ def _cache_folder() -> Path:
 def _built(compiler: str, folder: Path) -> Path:
     """Returns the library's path; builds it if it is missing."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout  # noqa: S603
-    content = b"\0".join(
-        [SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode()]
-    )
+    texts = [file.read_bytes() for file in (*HEADERS, *SOURCES)]
+    content = b"\0".join([*texts, version, " ".join(FLAGS).encode(), _processor().encode()])
     target = folder / f"scans-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if target.is_file():
         return target
@@ -77,7 +78,7 @@ def _built(compiler: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         made = Path(temporary) / target.name
         subprocess.run(  # noqa: S603
-            [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
+            [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)],
             capture_output=True,
             check=True,
             text=True,
