@@ -13,6 +13,7 @@ import torch
 
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
+from raymeta.evaluation.forecast_errors import ERRORS_FILE, coverage_in_meta_test, keep_errors
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -180,7 +181,14 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 
 
 # Beside the model files: what is said of the network, and what says that there is one.
-_OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+_OF_THE_NETWORK = (
+    RESULTS_FILE,
+    SCORES_FILE,
+    "best.yaml",
+    REFIT_FILE,
+    CALIBRATION_FILE,
+    ERRORS_FILE,
+)
 
 
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
@@ -256,6 +264,11 @@ def judge(
         calibration = keep_calibrations(run, together)
         found = reliability(together, calibration, num_episodes)
         result = replace(result, reliability=found)
+    if own.recipe.problem.name == "forecast":
+        watcher.phase("measuring errors of forecasts on meta-validation")
+        together = [own, *further]
+        errors = keep_errors(run, together)
+        result = replace(result, coverage=coverage_in_meta_test(errors, together, num_episodes))
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)

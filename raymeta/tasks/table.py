@@ -130,8 +130,8 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     """
     if settings.kind == "forecast":
         raise RunError(
-            "a network that was trained with tasks.kind: forecast cannot be used on other data "
-            "yet: its examples are scaled by a whole past, which nobody hands it"
+            "a network that was trained with tasks.kind: forecast takes the past of whole series: "
+            "`raymeta forecast RUN FILE`, or raymeta.load_forecaster(RUN)"
         )
     if settings.missing != "refuse" or settings.time_differences:
         raise RunError(
