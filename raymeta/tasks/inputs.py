@@ -24,6 +24,8 @@ class Inputs:
 
     An example is numbers `[T, C]` with the `channels` in this order, or a text where there are
     none.  `prepare` makes of it what the network reads, by the same functions as in training.
+    Numbers may be missing (NaN) if `may_miss`.  If `is_timed`, one more column holds the time of
+    each step since the first, which only a table can tell.
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
@@ -49,6 +51,8 @@ class Inputs:
     features: tuple[str, ...] = ()
     are_strokes: bool = False
     words: Words | None = None
+    may_miss: bool = False
+    is_timed: bool = False
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:
