@@ -2,8 +2,9 @@
 
 The functions are those of the command line: `tune`, `train`, `evaluate`, `explain`,
 `write_report` and `compare`; `runs` lists the runs.  `load` opens a run's network, which adapts to
-new tasks; `load_adapted` reads an adapted network; `FewShotClassifier` and `FewShotRegressor` wrap
-both as scikit-learn estimators.  All are imported on first use, since torch and Ray take seconds.
+new tasks; `load_adapted` reads an adapted network; `load_forecaster` opens a network that forecasts
+series; `FewShotClassifier` and `FewShotRegressor` wrap both as scikit-learn estimators.  All are
+imported on first use, since torch and Ray take seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raymeta.api import compare, evaluate, explain, train, tune, write_report
     from raymeta.inference.estimators import FewShotClassifier, FewShotRegressor
-    from raymeta.inference.files import load, load_adapted
+    from raymeta.inference.files import load, load_adapted, load_forecaster
     from raymeta.run_folder import runs
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "explain",
     "load",
     "load_adapted",
+    "load_forecaster",
     "runs",
     "train",
     "tune",
@@ -39,6 +41,7 @@ _HOMES = {
     "explain": "raymeta.api",
     "load": "raymeta.inference.files",
     "load_adapted": "raymeta.inference.files",
+    "load_forecaster": "raymeta.inference.files",
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",

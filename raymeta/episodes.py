@@ -224,20 +224,7 @@ class TaskDistribution:
         """
         drawn = [self.episode(split, index) for index in indices]
         seeds = [int(self._rng(split, index).integers(2**62)) for index in indices]
-        episodes = Episodes(
-            support=_stack(
-                [e.support_x for e in drawn],
-                [e.support_y for e in drawn],
-                [e.support_lengths for e in drawn],
-            ),
-            query=_stack(
-                [e.query_x for e in drawn],
-                [e.query_y for e in drawn],
-                [e.query_lengths for e in drawn],
-            ),
-            seeds=torch.tensor(seeds, dtype=torch.int64),
-            way_classes=_stack_known([e.way_classes for e in drawn]),
-        )
+        episodes = stacked(drawn, seeds)
         for examples in (episodes.support, episodes.query):
             self._check(split, examples)
         return episodes
@@ -297,6 +284,24 @@ class TaskDistribution:
     def _rng(self, split: Split, index: int) -> np.random.Generator:
         own = (self.training_seed,) if split == "train" and self.training_seed else ()
         return np.random.default_rng((self.seed, SPLITS.index(split), index, *own))
+
+
+def stacked(drawn: Sequence[Episode], seeds: Sequence[int]) -> Episodes:
+    """Several episodes as one batch, padded to the longest example among them."""
+    return Episodes(
+        support=_stack(
+            [e.support_x for e in drawn],
+            [e.support_y for e in drawn],
+            [e.support_lengths for e in drawn],
+        ),
+        query=_stack(
+            [e.query_x for e in drawn],
+            [e.query_y for e in drawn],
+            [e.query_lengths for e in drawn],
+        ),
+        seeds=torch.tensor(seeds, dtype=torch.int64),
+        way_classes=_stack_known([e.way_classes for e in drawn]),
+    )
 
 
 def _stack(

@@ -14,6 +14,7 @@ import torch
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
 from raymeta.evaluation.familiarity import FAMILIARITY_FILE, keep_reference
+from raymeta.evaluation.forecast_errors import ERRORS_FILE, coverage_in_meta_test, keep_errors
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -183,7 +184,7 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 # Files beside the model files that describe the network or mark it as finished.
 _OF_THE_NETWORK = (
     *(RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE),
-    *(CALIBRATION_FILE, FAMILIARITY_FILE),
+    *(CALIBRATION_FILE, FAMILIARITY_FILE, ERRORS_FILE),
 )
 
 
@@ -254,10 +255,13 @@ def judge(
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
-    problem = own.recipe.problem.name
-    if problem in ("classification", "regression"):  # networks of forecasts cannot be used yet
+    together, problem = [own, *further], own.recipe.problem.name
+    if problem == "forecast":
+        watcher.phase("measuring errors of forecasts on meta-validation")
+        errors = keep_errors(run, together)
+        result = replace(result, coverage=coverage_in_meta_test(errors, together, num_episodes))
+    else:
         watcher.phase("calibrating")
-        together = [own, *further]
         calibration = keep_calibrations(run, together)
         if problem == "classification":
             found = reliability(together, calibration, num_episodes)

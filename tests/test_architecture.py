@@ -155,6 +155,7 @@ KNOWN_TO = {
         "raymeta.data.readers.table",
         "raymeta.inference.examples",
         "raymeta.inference.explanation_tables",
+        "raymeta.inference.forecaster",
         "raymeta.inference.tables",
         "raymeta.serving.bodies",
         "raymeta.storage.paths",

@@ -1,10 +1,11 @@
-"""The commands that use a trained network: adapt, predict, attribute, influence, export."""
+"""The commands that use a trained network: adapt, predict, forecast, attribute and so on."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ from raymeta.cli.options import EnsembleOption, FolderArgument, RunsDirOption, o
 from raymeta.errors import DataError, DataWarning
 from raymeta.run_folder import DEFAULT_ROOT
 from raymeta.storage.atomic import write_file
-from raymeta.storage.paths import path_at
+from raymeta.storage.paths import AnyPath, path_at
 
 if TYPE_CHECKING:  # they import torch, which `raymeta --help` must not wait for
     from raymeta.evaluation.familiarity import Familiarity
@@ -139,6 +140,42 @@ def predict(
     if familiarity is not None and familiarity.is_unlike_training:
         warnings.warn(f"{adapted}: {familiarity.warning}", DataWarning, stacklevel=1)
     _write(predictions(network, raw, coverage), output, written)
+
+
+def forecast(
+    run: FolderArgument,
+    history: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help=f"The pasts of the series: {_TABLES}; - reads a stream."
+        ),
+    ] = _STREAM,
+    output: OutputOption = _STREAM,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Adds intervals that hold a value to come with this probability, such as 0.8."
+        ),
+    ] = None,
+    ensemble: EnsembleOption = True,
+    format_: FormatOption = "csv",
+    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
+) -> None:
+    """Forecast series by a finished run with `kind: forecast`, from their pasts.
+
+    A table has one row a step, with the experiment's own columns. One row a series and step to come
+    comes out: the series' name, the step, its time where the steps are even, and the forecast.
+    """
+    open_console()
+    from raymeta.data.readers.arrow import read_columns  # noqa: PLC0415  (slow)
+    from raymeta.inference.files import load_forecaster  # noqa: PLC0415  (torch takes seconds)
+
+    written = _format_of(output, format_)
+    network = load_forecaster(run, ensemble=ensemble, runs_dir=runs_dir)
+    with _input_file(history, format_) as (file, place):
+        table = read_columns(file, network.columns, place)
+        found = network.forecast_table(table, place, coverage=coverage)
+    _write(found.to_table(), output, written)
 
 
 def attribute(
@@ -294,15 +331,22 @@ def _read(name: str, kind: Format, inputs: Inputs, *, with_targets: bool) -> Raw
     """The examples in a file, or in the standard input."""
     from raymeta.inference.tables import table_of_examples  # noqa: PLC0415  (slow)
 
+    with _input_file(name, kind) as (file, place):
+        return table_of_examples(file, inputs, with_targets=with_targets, place=place)
+
+
+@contextmanager
+def _input_file(name: str, kind: Format) -> Iterator[tuple[AnyPath, AnyPath]]:
+    """A file, or the standard input as one, and what messages call it."""
     if name != _STREAM:
-        return table_of_examples(path_at(name), inputs, with_targets=with_targets)
+        yield path_at(name), path_at(name)
+        return
     if sys.stdin.isatty():
         raise DataError("name a file of examples, or give them as a stream: … < examples.csv")
     with TemporaryDirectory(prefix="raymeta-") as folder:
         file = Path(folder) / f"stream.{kind}"
         file.write_bytes(sys.stdin.buffer.read())
-        place = Path("standard input")
-        return table_of_examples(file, inputs, with_targets=with_targets, place=place)
+        yield file, Path("standard input")
 
 
 def _format_of(output: str, kind: Format) -> Format:

@@ -15,6 +15,7 @@ from raymeta.errors import RaymetaError, RunError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
 from raymeta.report.words import (
+    coverage_lines,
     interval_lines,
     own_units_table,
     problem_words,
@@ -68,6 +69,7 @@ def print_report(console: Console, report: Report) -> None:
         "ahead of it by: mean difference over the same queries; negative: the control is better",
         *interval_lines(result),
         *reliability_lines(result),
+        *coverage_lines(result),
         result.note,
     ]
     for text in filter(None, notes):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raymeta.episodes import Episodes
+from raymeta.episodes import Episodes, Split
 from raymeta.evaluation.controls.contract import Network
 from raymeta.training.curves import EVALUATION_CHUNK
 
@@ -36,9 +36,9 @@ def ensemble_curves(networks: Sequence[Network], num_episodes: int, num_steps: i
 
 
 def query_answers(
-    networks: Sequence[Network], num_episodes: int, num_steps: int
+    networks: Sequence[Network], num_episodes: int, num_steps: int, split: Split = "test"
 ) -> Iterator[tuple[Episodes, list[list[Tensor]]]]:
-    """Iterates over the first meta-test episodes in batches, with each network's answers.
+    """Iterates over a split's first episodes in batches, with each network's answers.
 
     Yields:
         The episodes, and of every network `[E, M, O]` after 0 … S adaptation steps.
@@ -48,7 +48,7 @@ def query_answers(
     problem = first.recipe.problem
     for start in range(0, num_episodes, EVALUATION_CHUNK):
         indices = range(start, min(start + EVALUATION_CHUNK, num_episodes))
-        episodes = first.tasks.episodes("test", indices).to(reference.device, reference.dtype)
+        episodes = first.tasks.episodes(split, indices).to(reference.device, reference.dtype)
         answers = [
             list(
                 network.recipe.learner.query_outputs(

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raymeta.episodes import TaskDistribution
+from raymeta.episodes import Split, TaskDistribution
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.ensemble import query_answers
 from raymeta.evaluation.scores import Score
 from raymeta.uncertainty import Units
 
 
-def forecasts_of(networks: Sequence[Network], num_episodes: int, num_steps: int) -> Tensor:
-    """Computes the forecasts for the first meta-test episodes, float64 `[R, E, M, H]`."""
+def forecasts_of(
+    networks: Sequence[Network], num_episodes: int, num_steps: int, split: Split = "test"
+) -> Tensor:
+    """Computes the forecasts for a split's first episodes, float64 `[R, E, M, H]`."""
     found = [
         torch.stack([steps[-1] for steps in answers]).double().cpu()
-        for _, answers in query_answers(networks, num_episodes, num_steps)
+        for _, answers in query_answers(networks, num_episodes, num_steps, split)
     ]
     return torch.cat(found, dim=1)
 

@@ -95,14 +95,29 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How many of the meta-test's values are in the intervals around the forecasts.
+
+    The intervals should hold the share `wanted`; they hold `found`, over units.  They come from
+    `num_series` series of meta-validation.  `half_width` is their mean, in units of a series' error
+    of the season before.
+    """
+
+    wanted: float
+    found: Score
+    num_series: int
+    half_width: float
+
+
+@dataclass(frozen=True)
 class MetaTest:
     """The meta-test of a run: `rows[0]` is its network, the others are the controls.
 
     After a refit from several seeds `rows[0]` is the mean over them, and their ensemble has a row.
 
     `units` counts the units of every axis that are new at deployment.  `reliability` is of the
-    classes' probabilities as `predict_proba` gives them; None for regression and of runs of earlier
-    versions.
+    classes' probabilities as `predict_proba` gives them, `coverage` of the intervals of forecasts;
+    None of other problems and of runs of earlier versions.
     """
 
     metric: str
@@ -112,6 +127,7 @@ class MetaTest:
     note: str
     rows: tuple[Row, ...]
     reliability: Reliability | None = None
+    coverage: Coverage | None = None
 
     @property
     def controls(self) -> tuple[Row, ...]:
@@ -137,8 +153,9 @@ class MetaTest:
     def to_json(self) -> dict[str, Any]:
         """Converts to plain values for `from_json`; numbers that are not finite become None."""
         content: dict[str, Any] = _without_nan(asdict(self))
-        if self.reliability is None:
-            del content["reliability"]
+        for name in ("reliability", "coverage"):
+            if content[name] is None:
+                del content[name]
         return content
 
     @classmethod
@@ -158,9 +175,12 @@ class MetaTest:
             )
             for row in content["rows"]
         )
-        found = content.get("reliability")
-        reliability = Reliability(**found) if found else None
-        return cls(**{"units": {}, **content, "rows": rows, "reliability": reliability})
+        further: dict[str, Any] = {}
+        if found := content.get("reliability"):
+            further["reliability"] = Reliability(**found)
+        if found := content.get("coverage"):
+            further["coverage"] = Coverage(**{**found, "found": _score(found["found"])})
+        return cls(**{"units": {}, **content, "rows": rows, **further})
 
 
 def _without_nan(value: Any) -> Any:

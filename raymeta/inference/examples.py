@@ -29,9 +29,9 @@ _ROW = "row number"  # the column of a table whose rows are examples
 class RawExamples:
     """N examples as they are before preparation.
 
-    `x` has numbers `[T, C]` of each, float64 and finite, or its text.  `names` are what messages
-    call them, `ids` what a table calls them (empty without a column that does).  `y` has the
-    targets of a table that was asked for them.
+    `x` has numbers of each, float64, as `Inputs` describes them, or its text.  `names` are what
+    messages call them, `ids` what a table calls them (empty without a column that does).  `y` has
+    the targets of a table that was asked for them.
     """
 
     x: list[Any]
@@ -99,6 +99,7 @@ def table_examples(
         target=inputs.target if with_targets and not has_numbers else None,
         features=(*inputs.channels, *[inputs.target] * has_numbers),
         time=inputs.time,
+        may_miss=inputs.may_miss,
     )
     table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
@@ -111,6 +112,8 @@ def table_examples(
                 )
         y = np.array([steps[:1, -1] for steps in x])
         x = [steps[:, :-1] for steps in x]
+    if inputs.is_timed:
+        x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]
     ids = found.groups[sequence] if inputs.sequence is not None else ()
     return RawExamples(x, list(found.ids), ids, y)
 
@@ -178,6 +181,11 @@ def _of_texts(x: Any, name: str) -> RawExamples:
 def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
     if axes not in (None, "NTC", "NCT"):
         raise DataError(f"axes must be 'NTC' or 'NCT', but got {shown(axes)}")
+    if inputs.is_timed:
+        raise DataError(
+            f"x must be a DataFrame or a table with the column {inputs.time!r}: the network reads "
+            "the times of the steps (tasks.missing, tasks.time_differences), which arrays lack"
+        )
     arrays = _numbers(x, len(inputs.channels), axes)
     if not arrays:
         raise DataError("x must hold one example at least, but is empty (0 sample(s))")
@@ -256,7 +264,7 @@ def _check_one(name: str, array: np.ndarray, inputs: Inputs, order: Axes) -> Non
             f"{name}: must be numbers {wanted} with T ≥ 1 and C = {size} channels "
             f"({', '.join(inputs.channels)}), but has the shape {list(shape)}"
         )
-    is_finite = np.isfinite(array)
+    is_finite = np.isfinite(array) | (np.isnan(array) if inputs.may_miss else False)
     if not is_finite.all():
         step, channel = (int(place) for place in np.argwhere(~is_finite)[0])
         raise DataError(

@@ -16,16 +16,20 @@ from raymeta.episodes import Examples, InputSpec
 from raymeta.errors import ExperimentError, RaymetaError, RunError
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, calibration_of
 from raymeta.evaluation.familiarity import Reference, familiarity_from_json
+from raymeta.evaluation.forecast_errors import errors_of
 from raymeta.evaluation.networks import Refitted
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.adapted import PREFIX, ROLE, Adapted
+from raymeta.inference.forecaster import Forecaster
 from raymeta.inference.model import Model
 from raymeta.inference.support import SUPPORT_PREFIX, Support
 from raymeta.inference.trained import Trained
 from raymeta.nn.networks import Params, is_head, param_shapes
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at
+from raymeta.tasks.forecast import forecast_facts
+from raymeta.tasks.settings import TableTasks
 from raymeta.training.checkpoint import State, check_tensors, read_state
 from raymeta.training.identity import Identity
 from raymeta.training.recipe import Recipe, initial_meta_params, recipe_for_inputs
@@ -49,21 +53,47 @@ def load(
             belong together.
     """
     found = Run.open(str(run), path_at(runs_dir))
-    found.experiment()  # refuses folders of a later format
-    best = found.best_experiment()
-    seeds = Refitted.of(found).seeds if ensemble else ()
+    trained, networks = _networks(found, ensemble=ensemble)
+    _ = trained.inputs  # refuses forecasts, and facts that do not fit
+    spec, problem = trained.recipe.spec, trained.recipe.problem.name
+    calibration = calibration_of(found, len(networks))
+    return Model(trained, networks, calibration, Reference.read(found, spec, problem))
+
+
+def load_forecaster(
+    run: str | AnyPath, *, ensemble: bool = True, runs_dir: str | AnyPath = DEFAULT_ROOT
+) -> Forecaster:
+    """Opens the network of a finished search with `tasks.kind: forecast`, to forecast new series.
+
+    Arguments and errors are those of `load`.
+    """
+    found = Run.open(str(run), path_at(runs_dir))
+    trained, networks = _networks(found, ensemble=ensemble)
+    tasks = trained.experiment.tasks
+    if not (isinstance(tasks, TableTasks) and tasks.kind == "forecast"):
+        raise RunError(f"{found.path}: its network makes no forecasts; raymeta.load opens it")
+    facts, expected = dict(trained.identity.facts), forecast_facts(tasks)
+    if facts != expected:
+        raise RunError(
+            f"{found.path}: the facts of its data do not fit the `tasks` settings; put back the "
+            "files of the run"
+        )
+    errors = errors_of(found, len(networks), tasks.horizon)
+    return Forecaster(trained, networks, tasks, errors)
+
+
+def _networks(run: Run, *, ensemble: bool) -> tuple[Trained, tuple[Params, ...]]:
+    """How the networks of a run were trained, and their meta-parameters."""
+    run.experiment()  # refuses folders of a later format
+    best = run.best_experiment()
+    seeds = Refitted.of(run).seeds if ensemble else ()
     experiments = [best, *(with_values(best, {"training.seed": seed}) for seed in seeds[1:])]
     opened = [
-        _opened(found, f"tuned-{number}" if number else "tuned", experiment)
+        _opened(run, f"tuned-{number}" if number else "tuned", experiment)
         for number, experiment in enumerate(experiments)
     ]
     trained, _ = opened[0]
-    networks = tuple(network for _, network in opened)
-    spec, problem = trained.recipe.spec, trained.recipe.problem.name
-    calibration = calibration_of(found, len(networks))
-    model = Model(trained, networks, calibration, Reference.read(found, spec, problem))
-    _ = trained.inputs  # refuses facts that do not fit
-    return model
+    return trained, tuple(network for _, network in opened)
 
 
 def _opened(run: Run, role: str, experiment: Experiment) -> tuple[Trained, Params]:

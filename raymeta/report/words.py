@@ -172,6 +172,20 @@ def reliability_lines(result: MetaTest) -> list[str]:
     return [line]
 
 
+def coverage_lines(result: MetaTest) -> list[str]:
+    """How far the intervals around forecasts can be trusted."""
+    found = result.coverage
+    if found is None:
+        return []
+    share = plus_minus(found.found.mean, found.found.half_width)
+    line = (
+        f"intervals of {100 * found.wanted:.0f} %, from {found.num_series} series of "
+        f"meta-validation, hold {share} of the values, and are ± {found.half_width:.3g} wide in "
+        "units of MASE"
+    )
+    return [line]
+
+
 def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
     """The measures of forecasts in the series' own units: heading and rows; empty for others."""
     names = list(result.rows[0].own_units)

@@ -17,6 +17,7 @@ from raymeta.report.words import (
     STATUS_WORDS,
     answer,
     asked,
+    coverage_lines,
     interval_lines,
     own_units_table,
     refit_lines,
@@ -147,7 +148,7 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
         )
         page.plot(plots.lead_figure(result), "lead over each control with its interval")
     _score_table(page, result)
-    page.lines((line, "dim") for line in reliability_lines(result))
+    page.lines((line, "dim") for line in (*reliability_lines(result), *coverage_lines(result)))
     head, rows = own_units_table(result)
     if rows:
         page.heading("In the series' own units")

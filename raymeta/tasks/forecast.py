@@ -81,8 +81,7 @@ class Cutter:
         """Finds the cuts of a series `[L, D]` whose past varies between seasons, int64."""
         if len(x) < self.past + self.future:
             return np.zeros(0, np.int64)
-        with np.errstate(over="ignore"):
-            changes = np.abs(x[self.season :, 0] - x[: -self.season, 0])
+        changes = self._changes(x)
         # Of each run of the past's changes: the cut behind it leaves room for the future.
         runs = sliding_window_view(changes, self.past - self.season)
         runs = runs[: len(x) - self.past - self.future + 1]
@@ -97,35 +96,25 @@ class Cutter:
         Nothing before `cut` depends on a value behind it.
         """
         start = cut - self.past
-        past = x[start:cut]
-        unit = np.abs(past[self.season :, 0] - past[: -self.season, 0]).mean()
-        center, spread = past[:, 1:].mean(axis=0), past[:, 1:].std(axis=0)
-        spread[spread == 0] = 1.0
+        scale = _Scale.of(x[start:cut], self.season)
         ends = cut - self.horizon - self.stride * np.arange(self.num_shots)[::-1]
         support: list[int] = ends.tolist()
         query: list[int] = (cut + self.stride * np.arange(self.num_queries)).tolist()
-
-        def read(first: int, end: int) -> np.ndarray:
-            """Computes the network's input of steps `first` to `end` - 1, `[T, D + 1]`."""
-            values = x[first:end, 0]
-            change = np.zeros_like(values)
-            change[self.season :] = values[self.season :] - values[: -self.season]
-            others = (x[first:end, 1:] - center) / spread
-            scaled = np.stack([values - values[-1], change], axis=1) / unit
-            return np.concatenate([scaled, others], axis=1).astype(np.float32)
-
         # Pad to the queries' length: joint training stacks both.
         support_x = np.zeros((self.num_shots, self.past, x.shape[1] + 1), np.float32)
         for row, end in enumerate(support):
-            support_x[row, : end - start] = read(start, end)
+            support_x[row, : end - start] = scale.read(x[start:end])
         base = np.stack([self._base(x[end - self.past : end, 0]) for end in query])
         return Episode(
             support_x=support_x,
             support_y=np.stack(
-                [(self._ahead(x, end) - self._base(x[start:end, 0])) / unit for end in support]
+                [
+                    (self._ahead(x, end) - self._base(x[start:end, 0])) / scale.unit
+                    for end in support
+                ]
             ),
-            query_x=np.stack([read(end - self.past, end) for end in query]),
-            query_y=(np.stack([self._ahead(x, end) for end in query]) - base) / unit,
+            query_x=np.stack([scale.read(x[end - self.past : end]) for end in query]),
+            query_y=(np.stack([self._ahead(x, end) for end in query]) - base) / scale.unit,
             support_lengths=ends - start,
             query_lengths=np.full(self.num_queries, self.past),
             support_ids=np.array(support),
@@ -133,9 +122,30 @@ class Cutter:
             query_past=Past(
                 values=np.stack([x[end - self.past : end, 0] for end in query]),
                 base=base,
-                unit=np.full((self.num_queries, 1), unit),
+                unit=np.full((self.num_queries, 1), scale.unit),
             ),
         )
+
+    def question(self, past: np.ndarray) -> Episode:
+        """The episode that asks what follows a past `[P, D]`: one query, whose targets are zeros.
+
+        The past must be one that it `takes`.
+        """
+        one = replace(self, num_queries=1)
+        unknown = np.zeros((self.horizon, past.shape[1]))
+        episode = one.episode(np.concatenate([past, unknown]), self.past)
+        return replace(episode, query_y=np.zeros_like(episode.query_y))
+
+    def takes(self, past: np.ndarray) -> bool:
+        """Whether a past `[P, D]` differs from season to season, by finite numbers."""
+        changes = self._changes(past)
+        return bool((changes > 0).any() and np.isfinite(changes.sum()))
+
+    def _changes(self, x: np.ndarray) -> np.ndarray:
+        """What each season changed of the one before it, `[L - season]`."""
+        with np.errstate(over="ignore"):
+            changes: np.ndarray = np.abs(x[self.season :, 0] - x[: -self.season, 0])
+        return changes
 
     def _ahead(self, x: np.ndarray, end: int) -> np.ndarray:
         """The values to forecast from `end` on, `[H]`."""
@@ -148,6 +158,45 @@ class Cutter:
         if self.difference == "drift" and len(known) > self.season:
             return moved_season(known, self.season, self.horizon)
         return seasonal_naive(known, self.season, self.horizon)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What the numbers of a past are measured in; see the top of this module.
+
+    `center` and `spread` `[D - 1]` are those of the columns beside the target.
+    """
+
+    unit: float
+    center: np.ndarray
+    spread: np.ndarray
+    season: int
+
+    @classmethod
+    def of(cls, past: np.ndarray, season: int) -> _Scale:
+        """That of a past `[P, D]`."""
+        others = past[:, 1:]
+        size = np.abs(others).max(axis=0)  # squares of large numbers would overflow
+        size[size == 0] = 1.0
+        spread = size * (others / size).std(axis=0)
+        return cls(
+            unit=float(np.abs(past[season:, 0] - past[:-season, 0]).mean()),
+            center=size * (others / size).mean(axis=0),
+            spread=np.where(spread > 0, spread, 1.0),
+            season=season,
+        )
+
+    def read(self, window: np.ndarray) -> np.ndarray:
+        """What a network reads of a window `[T, D]`, float32 `[T, D + 1]`.
+
+        The target relative to its last value, its change over a season, and the other columns.
+        """
+        values = window[:, 0]
+        change = np.zeros_like(values)
+        change[self.season :] = values[self.season :] - values[: -self.season]
+        scaled = np.stack([values - values[-1], change], axis=1) / self.unit
+        others = (window[:, 1:] - self.center) / self.spread
+        return np.concatenate([scaled, others], axis=1).astype(np.float32)
 
 
 def seasonal_naive(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
@@ -217,11 +266,10 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
                 "or hold out other groups (tasks.split_seed, tasks.val_groups, tasks.test_groups)"
             )
     chosen = dealt.chosen
-    columns = [settings.target, *settings.features]
-    facts: dict[str, Any] = {"columns": columns, "season": settings.season}
+    facts = forecast_facts(settings)
     return TaskDistribution(
         name="table",
-        input_spec=InputSpec("forecast", settings.horizon, num_features=len(columns) + 1),
+        input_spec=InputSpec("forecast", settings.horizon, num_features=len(facts["columns"]) + 1),
         seed=seed,
         sample_episode=ForecastSampler(
             cutter,
@@ -245,6 +293,11 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
         warnings=dealt.warnings,
         season=settings.season,
     )
+
+
+def forecast_facts(settings: TableTasks) -> dict[str, Any]:
+    """What a network must know of its inputs; JSON keeps it."""
+    return {"columns": [settings.target, *settings.features], "season": settings.season}
 
 
 def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:

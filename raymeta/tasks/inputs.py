@@ -25,7 +25,9 @@ class Inputs:
     """The inputs of the networks of a source.
 
     An example is numbers `[T, C]` with the `channels` in this order, or a text if there are none.
-    `prepare` converts it to the network's input by the same functions as in training.
+    `prepare` converts it to the network's input by the same functions as in training.  Numbers may
+    be missing (NaN) if `may_miss`.  If `is_timed`, one more column holds the time of each step
+    since the first, which only a table can tell.
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
@@ -53,6 +55,8 @@ class Inputs:
     features: tuple[str, ...] = ()
     are_strokes: bool = False
     words: Words | None = None
+    may_miss: bool = False
+    is_timed: bool = False
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:

@@ -33,7 +33,7 @@ from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistributio
 from raymeta.errors import DataError, RunError, shown
 from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
-from raymeta.tasks.inputs import Inputs, check_facts
+from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.sampling import (
     ClassPool,
     ClassSampler,
@@ -126,52 +126,55 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     """An example is the rows of a sequence: `tasks.features`, in the units of the training data.
 
     Raises:
-        RunError: the network reads inputs besides the features, which is not supported.
+        RunError: the network forecasts, so that it takes the past of a whole series.
     """
     if settings.kind == "forecast":
         raise RunError(
-            "a network that was trained with tasks.kind: forecast cannot be used on other data "
-            "yet: its examples are scaled by a whole past, which nobody hands it"
+            "a network that was trained with tasks.kind: forecast takes the past of whole series: "
+            "`raymeta forecast RUN FILE`, or raymeta.load_forecaster(RUN)"
         )
-    if settings.missing != "refuse" or settings.time_differences:
-        raise RunError(
-            "a network that was trained with tasks.missing or tasks.time_differences cannot be "
-            "used on other data yet; train one with neither"
+    features = _feature_names(settings)
+    if list(facts["features"]) != features:
+        raise ValueError(
+            f"tasks.features is {features!r:.80}, but was {facts['features']!r:.80} in training"
         )
-    check_facts(settings, facts, "features")
     mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
-    expected = (len(settings.features),)
-    if mean.shape != expected or deviation.shape != expected or not (deviation > 0).all():
+    if not mean.shape == deviation.shape == (len(features),) or not (deviation > 0).all():
         raise ValueError("mean and deviation do not fit the features")
-
+    fills_in = settings.missing != "refuse" or settings.time_differences
     return Inputs(
         channels=tuple(settings.features),
-        prepare=partial(_prepared, settings.max_steps, mean, deviation),
+        prepare=partial(_prepared, settings, mean, deviation),
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target,
         classes=tuple(map(str, facts.get("classes", ()))),
-        stream_steps=settings.max_steps,
-        scaling=(mean, deviation),
+        stream_steps=None if fills_in else settings.max_steps,
+        scaling=None if fills_in else (mean, deviation),
+        features=tuple(features) if fills_in else (),
+        may_miss=settings.missing != "refuse",
+        is_timed=fills_in and settings.time is not None,
     )
 
 
 def _prepared(
-    max_steps: int,
+    settings: TableTasks,
     mean: np.ndarray,
     deviation: np.ndarray,
     examples: Sequence[np.ndarray],
     names: Sequence[str],
 ) -> list[np.ndarray]:
-    found = []
+    size, found = len(settings.features), []
     for name, x in zip(names, examples, strict=True):
-        if len(x) > max_steps:
+        if len(x) > settings.max_steps:
             raise DataError(
-                f"{name}: has {len(x)} time steps, but the network was trained on {max_steps} at "
-                "most (tasks.max_steps); cut the sequence up"
+                f"{name}: has {len(x)} time steps, but the network was trained on "
+                f"{settings.max_steps} at most (tasks.max_steps); cut the sequence up"
             )
+        times = x[:, size] if x.shape[1] > size else None
+        filled = _filled_in(x[:, :size], times, settings, name)
         with np.errstate(over="ignore"):
-            found.append(((x - mean) / deviation).astype(np.float32))
+            found.append(_deviations(filled, mean, deviation).astype(np.float32))
         if not np.isfinite(found[-1]).all():
             raise DataError(
                 f"{name}: holds numbers too large to be standardised; mend them, or see that they "
@@ -321,25 +324,35 @@ def _features(sequences: Sequences, settings: TableTasks) -> Sequences:
     Raises:
         DataError: a sequence has no number in a column to interpolate.
     """
-    found = []
-    for row, x in enumerate(sequences.x):
-        times = sequences.times[row] if sequences.times else np.arange(len(x), dtype=np.float64)
-        parts = [x]
-        if settings.missing == "interpolate":
-            parts = [interpolated(x, times)]
-            empty = np.isnan(parts[0]).any(axis=0)
-            if empty.any():
-                raise DataError(
-                    f"{sequences.ids[row]}: column {settings.features[int(np.argmax(empty))]} has "
-                    "no number in this sequence, so that nothing can be interpolated; set "
-                    "tasks.missing to mask, or remove the sequence or the column"
-                )
-        elif settings.missing == "mask":
-            parts = [carried(x), observed(x), since_observed(x, times)]
-        if settings.time_differences:
-            parts.append(time_differences(times))
-        found.append(np.concatenate(parts, axis=1))
-    return replace(sequences, x=tuple(found))
+    times = sequences.times or (None,) * len(sequences)
+    filled = (
+        _filled_in(x, own, settings, place)
+        for x, own, place in zip(sequences.x, times, sequences.ids, strict=True)
+    )
+    return replace(sequences, x=tuple(filled))
+
+
+def _filled_in(
+    x: np.ndarray, times: np.ndarray | None, settings: TableTasks, place: str
+) -> np.ndarray:
+    """One sequence `[T, C]` as `_features` has it, `[T, D]`; without times its steps are even."""
+    if times is None:
+        times = np.arange(len(x), dtype=np.float64)
+    parts = [x]
+    if settings.missing == "interpolate":
+        parts = [interpolated(x, times)]
+        empty = np.isnan(parts[0]).any(axis=0)
+        if empty.any():
+            raise DataError(
+                f"{place}: column {settings.features[int(np.argmax(empty))]} has "
+                "no number in this sequence, so that nothing can be interpolated; set "
+                "tasks.missing to mask, or remove the sequence or the column"
+            )
+    elif settings.missing == "mask":
+        parts = [carried(x), observed(x), since_observed(x, times)]
+    if settings.time_differences:
+        parts.append(time_differences(times))
+    return np.concatenate(parts, axis=1)
 
 
 def _mean_and_deviation(
@@ -385,8 +398,13 @@ def _check_sizes(
 def _standardised(sequences: Sequences, mean: np.ndarray, deviation: np.ndarray) -> Sequences:
     """Standardises the features; unobserved ones get the mean."""
     with np.errstate(over="ignore", invalid="ignore"):
-        x = (np.where(np.isnan(own), 0.0, (own - mean) / deviation) for own in sequences.x)
+        x = (_deviations(own, mean, deviation) for own in sequences.x)
         return replace(sequences, x=tuple(x))
+
+
+def _deviations(x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Numbers `[T, D]` in deviations from the mean; the mean where nothing was observed so far."""
+    return np.where(np.isnan(x), 0.0, (x - mean) / deviation)
 
 
 def _means_and_deviations(examples: Examples) -> Tensor:

@@ -261,7 +261,7 @@ def test_learners_of_classes_do_not_serve_forecasts(experiment: Load) -> None:
 
 def test_using_a_forecast_network_is_refused_with_the_reason(experiment: Load) -> None:
     made = experiment(sales())
-    with pytest.raises(RunError, match="kind: forecast cannot be used on other data yet"):
+    with pytest.raises(RunError, match="raymeta forecast RUN FILE"):
         load_inputs(made.tasks, load_tasks(made).facts)
 
 

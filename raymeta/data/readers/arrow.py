@@ -216,7 +216,8 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
     column = table[name].combine_chunks()
     if not column.null_count:
         kind = column.type
-        if pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if is_text or pa.types.is_date(kind) or pa.types.is_timestamp(kind):
             zone = kind.tz if pa.types.is_timestamp(kind) else None
             # Nanoseconds end in 2262; dates with an offset of their own need a zone to be in.
             tries = [(unit, tz) for tz in (zone, "UTC") for unit in ("ns", "us")]

@@ -1,0 +1,155 @@
+"""Networks of tables with missing numbers and irregular times, in use."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import raymeta
+from raymeta.errors import DataError
+from raymeta.inference.adapted import Adapted
+from raymeta.run_folder import Run
+from raymeta.tasks.load import load_tasks
+from tests.inference.conftest import TABLE, Cli, make_run, write_signals
+
+WAYS = (
+    pytest.param("interpolate", False, id="interpolate"),
+    pytest.param("mask", False, id="mask"),
+    pytest.param("refuse", True, id="times"),
+    pytest.param("mask", True, id="mask and times"),
+)
+GapsRun = Callable[..., Run]
+
+
+def gaps_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out the volts of every third row, but for the first two rows of a recording."""
+    is_gap = (np.arange(len(frame)) % 3 == 0) & (frame["second"] > 1)
+    return frame.assign(volt=frame["volt"].where(~is_gap))
+
+
+def frame_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "data" / "signals.csv").sort_values(["recording", "second"])
+
+
+@pytest.fixture(scope="module")
+def gaps_run(tmp_path_factory: pytest.TempPathFactory) -> GapsRun:
+    made: dict[tuple[str, bool, bool], Run] = {}
+
+    def make(missing: str, differences: bool, *, timed: bool = True) -> Run:
+        key = (missing, differences, timed)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("gaps")
+            write_signals(folder / "data", ("volt", "ampere"))
+            file = folder / "data" / "signals.csv"
+            frame = frame_of(folder)
+            if missing != "refuse":
+                frame = gaps_of(frame)
+            # Irregular times.
+            frame["second"] = frame["second"] ** 2
+            frame.to_csv(file, index=False)
+            text = TABLE.format(folder=folder / "data", features="volt, ampere")
+            text += f"  missing: {missing}\n  time_differences: {str(differences).lower()}\n"
+            if not timed:
+                text = text.replace("  time: second\n", "")
+            (folder / "gaps.yaml").write_text(text)
+            made[key] = make_run(folder, str(folder / "gaps.yaml"), "learner=prototypes")
+        return made[key]
+
+    return make
+
+
+def data_of(run: Run) -> pd.DataFrame:
+    return frame_of(Path(str(run.path)).parent.parent)
+
+
+def test_examples_are_prepared_as_in_training(gaps_run: GapsRun) -> None:
+    for way in WAYS:
+        missing, differences = way.values  # noqa: PD011
+        run = gaps_run(missing, differences)
+        inputs = raymeta.load(str(run.path)).trained.inputs
+        from raymeta.inference.examples import read_examples  # noqa: PLC0415
+
+        raw = read_examples(data_of(run), inputs)
+        prepared = {x.tobytes() for x in inputs.prepare(raw.x, raw.names)}
+        assert len(prepared) == len(raw)
+        tasks = load_tasks(run.experiment())
+        for index in range(5):
+            episode = tasks.episode("test", index)
+            assert episode.query_lengths is not None
+            for x, length in zip(episode.query_x, episode.query_lengths, strict=True):
+                assert x[:length].tobytes() in prepared, way.id
+        assert len(inputs.features) == episode.query_x.shape[2]
+
+
+def support(run: Run) -> pd.DataFrame:
+    frame = data_of(run)
+    kinds = sorted(frame["kind"].unique())[:3]
+    return frame[frame["kind"].isin(kinds)]
+
+
+def adapted_of(run: Run) -> Adapted:
+    return raymeta.load(str(run.path)).adapt(support(run))
+
+
+@pytest.mark.parametrize(("missing", "differences"), WAYS)
+def test_a_table_with_gaps_is_adapted_to_and_predicted(
+    gaps_run: GapsRun, run_cli: Cli, missing: str, differences: bool
+) -> None:
+    run = gaps_run(missing, differences)
+    adapted = adapted_of(run)
+    frame = support(run)
+    wanted = adapted.predict_proba(frame.drop(columns="kind"))
+    frame.to_csv("five.csv", index=False)
+    code, _, err = run_cli("adapt", str(run.path), "--support", "five.csv", "-o", "a.raymeta")
+    assert (code, err) == (0, "")
+    code, out, err = run_cli("predict", "a.raymeta", "five.csv")
+    assert (code, err) == (0, "")
+    found = pd.read_csv(io.StringIO(out)).filter(like="probability").to_numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    explained = adapted.attribute(frame.drop(columns="kind"))
+    assert len(explained.channels) == len(adapted.trained.inputs.features)
+
+
+def test_times_count(gaps_run: GapsRun) -> None:
+    run = gaps_run("refuse", True)
+    adapted, frame = adapted_of(run), support(run).drop(columns="kind")
+    moved = adapted.predict_proba(frame.assign(second=frame["second"] + 1000))
+    np.testing.assert_allclose(moved, adapted.predict_proba(frame), rtol=1e-9)
+    slower = adapted.predict_proba(frame.assign(second=frame["second"] * 3))
+    assert not np.allclose(slower, moved)
+
+
+def test_arrays_have_no_times(gaps_run: GapsRun) -> None:
+    adapted = adapted_of(gaps_run("mask", False))
+    with pytest.raises(DataError, match="a table with the column 'second'"):
+        adapted.predict([np.ones((4, 2))])
+    with pytest.raises(DataError, match="stream"):
+        adapted.stream()
+
+
+def test_arrays_may_have_gaps_where_steps_are_even(gaps_run: GapsRun) -> None:
+    run = gaps_run("mask", False, timed=False)
+    adapted, frame = adapted_of(run), support(run)
+    arrays = [own[["volt", "ampere"]].to_numpy() for _, own in frame.groupby("recording")]
+    assert any(np.isnan(array).any() for array in arrays)
+    np.testing.assert_allclose(
+        adapted.predict_proba(arrays), adapted.predict_proba(frame.drop(columns="kind"))
+    )
+    arrays[0][0, 1] = np.inf
+    with pytest.raises(DataError, match="inf is no finite number"):
+        adapted.predict(arrays)
+
+
+def test_what_training_refuses_is_refused_in_use(gaps_run: GapsRun) -> None:
+    run = gaps_run("interpolate", False)
+    frame = support(run).assign(volt=np.nan)
+    with pytest.raises(DataError, match="column volt has no number in this sequence"):
+        raymeta.load(str(run.path)).adapt(frame)
+    plain = gaps_run("refuse", True)
+    with pytest.raises(DataError, match="the value is missing"):
+        adapted_of(plain).predict(gaps_of(support(plain)).drop(columns="kind"))
