@@ -68,7 +68,7 @@ def _provider_keys(
     known = (*_EVERY_PROVIDER, *needed, *optional)
     for name in provider:
         if name not in known:
-            rule = f"is no key that Ray's provider reads{nearest(name, known)}"
+            rule = f"is not a key that Ray's provider reads{nearest(name, known)}"
             yield Mistake(("provider", name), rule, "correct or remove it")
     for name in needed:
         if provider.get(name) in (None, "", []):
