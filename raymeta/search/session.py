@@ -98,17 +98,18 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 def _wait_for_workers(say: Callable[[str], object]) -> None:
     """Waits for a cluster's workers: the head starts before they are installed."""
-    wanted, began, said = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic(), False
+    wanted, began = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic()
+    has_announced = False
     while NODES_VARIABLE not in os.environ and time.monotonic() < began + JOIN_S:
         joined = sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes())
         if joined >= wanted:
             return
-        if not said:
+        if not has_announced:
             say(
                 f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most (where nodes "
                 "start on demand alone, submit with --cluster FILE)"
             )
-            said = True
+            has_announced = True
         time.sleep(1)
 
 

@@ -307,13 +307,14 @@ def _choice(
         hidden.get(value[1], value) if is_mark(value) else value for value in domain.categories
     ]
     values = [plain(value) for value in categories]
-    for value, told in zip(values, categories, strict=True):
+    for value, category in zip(values, categories, strict=True):
         kind = kind_of(value)
         if kind is None:
             raise SearchError(
-                f"{name}: tune.choice over {'object' if is_mark(told) else type(told).__name__} "
-                f"cannot be searched, but got {_shown(told)}; use numbers, strings, booleans or "
-                "None, and look up in the trainable what they stand for"
+                f"{name}: tune.choice over "
+                f"{'object' if is_mark(category) else type(category).__name__} cannot be searched, "
+                f"but got {_shown(category)}; use numbers, strings, booleans or None, and look up "
+                "in the trainable what they stand for"
             )
         if kind is float and not is_finite(value):
             raise SearchError(f"{name}: a choice must be finite, but got {_shown(value)}")
@@ -331,15 +332,15 @@ def _choice(
     is_float = kinds == {float} and any(isinstance(value, float) for value in values)
     members: dict[Any, Any] = {}
     choices: list[Scalar] = []
-    for value, told, original in zip(values, categories, domain.categories, strict=True):
+    for value, category, original in zip(values, categories, domain.categories, strict=True):
         searched = _searched(value, as_text=None in values, as_float=is_float)
         if searched in choices:
-            if None in values and value is not None and members[searched] != told:
-                raise SearchError(f"{name}: {_shown(told)} and None have the same name")
+            if None in values and value is not None and members[searched] != category:
+                raise SearchError(f"{name}: {_shown(category)} and None have the same name")
             _log.warning("%s: tune.choice names %r twice; each counts once", name, value)
             continue
         choices.append(searched)
-        if None in values or isinstance(told, enum.Enum) or is_mark(original):
+        if None in values or isinstance(category, enum.Enum) or is_mark(original):
             members[searched] = original
     return Parameter(name=name, choices=tuple(choices)), members
 

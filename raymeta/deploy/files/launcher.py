@@ -268,10 +268,10 @@ def _mistakes(
         wrong += _machines(machine(), config)
     yield from wrong
     # Rules rely on types, so they do not see values of wrong types.
-    told = {mistake.key for mistake in wrong if mistake.serious}
+    reported = {mistake.key for mistake in wrong if mistake.serious}
     sound = without(config, {m.key for m in wrong if m.found is not NOTHING})
     for rule in rules:
-        yield from (m for m in rule(sound) if not told & set(prefixes(m.key)))
+        yield from (m for m in rule(sound) if not reported & set(prefixes(m.key)))
 
 
 def _ask_ray(path: Path, config: dict[str, Any]) -> None:
