@@ -119,7 +119,7 @@ def _snapshot(encoder: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:300]
         raise DataError(
-            f"tasks.encoder {encoder}: is no folder, is not in the local Hugging Face cache, and "
+            f"tasks.encoder {encoder}: is not a folder, not in the local Hugging Face cache, and "
             f"cannot be downloaded ({reason}); give the folder of the model, or download it where "
             f"there is a network: hf download {encoder}"
         ) from error
@@ -220,7 +220,7 @@ class Encoder:
         except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(_CONFIG, error) from error
         if not isinstance(config, dict):
-            raise self._damaged(_CONFIG, "it is no mapping")
+            raise self._damaged(_CONFIG, "it is not a mapping")
         if config.get("auto_map"):
             raise self._fault(
                 "its config.json (auto_map) asks for code of the model's own, which raymeta never "

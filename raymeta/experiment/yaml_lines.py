@@ -55,7 +55,7 @@ def read_file(path: AnyPath, max_characters: int = MAX_CHARACTERS) -> str:
 
     Raises:
         YamlError: it is too large, or no UTF-8 text.
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         ValueError: there can be no such path.
     """
     limit = 4 * max_characters  # bytes

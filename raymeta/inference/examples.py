@@ -269,6 +269,6 @@ def _check_one(name: str, array: np.ndarray, inputs: Inputs, order: Axes) -> Non
         step, channel = (int(place) for place in np.argwhere(~is_finite)[0])
         raise DataError(
             f"{name}, time step {step + 1}, channel {inputs.channels[channel]}: "
-            f"{array[step, channel]} is no finite number (NaN or inf); mend it, or leave the step "
+            f"{array[step, channel]} is not a finite number; mend it, or leave the step "
             "out (a list of arrays may have different lengths)"
         )

@@ -73,6 +73,6 @@ def values_array(y: Any, num_examples: int, num_outputs: int) -> Tensor:
     if not is_finite.all():
         number = int(is_finite.argmin())
         raise DataError(
-            f"y, example {number + 1}: {values[number].tolist()} is no finite number (NaN or inf)"
+            f"y, example {number + 1}: {values[number].tolist()} is not a finite number"
         )
     return torch.from_numpy(values)

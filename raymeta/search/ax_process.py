@@ -14,7 +14,7 @@ from raymeta.search.records import Proposal, TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
-_MOST_LOSSES = 3  # losses of the process in a row that end the search
+_MAX_LOSSES = 3  # losses of the process in a row that end the search
 
 
 def session_id() -> str:
@@ -79,7 +79,7 @@ class AxProcess:
         except RayError as error:  # its process or its node is gone
             self._actor, self._unsent = None, set(self._records)
             self._num_losses += 1
-            if self._num_losses > _MOST_LOSSES:
+            if self._num_losses > _MAX_LOSSES:
                 raise SearchError(
                     f"Ax's process was lost {self._num_losses} times in a row: {error}"
                 ) from error

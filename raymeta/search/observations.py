@@ -42,22 +42,22 @@ def observe(result: Mapping[str, Any], settings: SearchSettings) -> Observation:
         reported = result.get(metric)
         mean = _number(reported)
         if mean is None:
-            said = "was not reported" if metric not in result else f"is {_shown(reported)}"
+            description = "was not reported" if metric not in result else f"is {_shown(reported)}"
             is_mistake = reported is not None
-            return Observation(None, {}, f"{metric} {said}", is_mistake)
+            return Observation(None, {}, f"{metric} {description}", is_mistake)
         if not math.isfinite(mean):
             return Observation(None, {}, f"{metric} is {mean}")
         sem_name = metric + settings.sem_suffix
         sem = _number(result.get(sem_name))
         if (sem is None and result.get(sem_name) is not None) or (sem is not None and sem < 0):
-            said = f"{sem_name} (a standard error, >= 0) is {_shown(result[sem_name])}"
-            return Observation(None, {}, said, is_mistake=True)
+            description = f"{sem_name} (a standard error, >= 0) is {_shown(result[sem_name])}"
+            return Observation(None, {}, description, is_mistake=True)
         values[metric] = (mean, sem if sem is not None and math.isfinite(sem) else None)
     name = settings.step_metric
     step = _number(result.get(name))
     if result.get(name) is not None and (step is None or not math.isfinite(step)):
-        said = f"{name} (the step_metric) is {_shown(result[name])}"
-        return Observation(None, {}, said, is_mistake=True)
+        description = f"{name} (the step_metric) is {_shown(result[name])}"
+        return Observation(None, {}, description, is_mistake=True)
     is_whole = step is not None and step == int(step)
     return Observation(int(step) if is_whole and step is not None else step, values)
 

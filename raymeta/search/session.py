@@ -13,12 +13,14 @@ from typing import Any
 
 import ray
 
+from raymeta.errors import ResourceError
 from raymeta.experiment.schema import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
 from raymeta.storage.token import protect_token
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
 HANDLER_S = 0.001  # between two resets of signal handlers
+_TIMED_OUT = "timed out during startup"  # in the message of an exception of Ray's
 JOIN_S = 600  # how long to wait for nodes that are still being installed
 
 
@@ -38,7 +40,7 @@ def start_ray(
         The number of trials at once: as configured in `resources`, else as many as fit.
 
     Raises:
-        ResourceError: the nodes have no room for a single trial.
+        ResourceError: the nodes have no room for a single trial, or Ray did not start in time.
     """
     connect(verbose)
     # Tune logs the traceback of a failed trial; the table of trials shows its last line.
@@ -54,6 +56,9 @@ def connect(verbose: bool) -> None:
 
     Args:
         verbose: show Ray's own log.
+
+    Raises:
+        ResourceError: Ray did not start in time.
     """
     if not ray.is_initialized():
         # Ray's log is for its developers; -v shows it.
@@ -64,11 +69,19 @@ def connect(verbose: bool) -> None:
             "include_dashboard": False,
         }
         with _keeping_signal_handlers():
-            ray.init(
-                logging_level=level,
-                log_to_driver=verbose,
-                **({} if os.environ.get("RAY_ADDRESS") else local),
-            )
+            try:
+                ray.init(
+                    logging_level=level,
+                    log_to_driver=verbose,
+                    **({} if os.environ.get("RAY_ADDRESS") else local),
+                )
+            except Exception as error:  # Ray has no kind of its own for this one
+                if _TIMED_OUT not in str(error):
+                    raise
+                raise ResourceError(
+                    "Ray did not start within half a minute, as happens on a machine that is busy "
+                    "with other work; wait for that, and run the same command again"
+                ) from error
         protect_token()
 
 
@@ -98,17 +111,18 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 def _wait_for_workers(say: Callable[[str], object]) -> None:
     """Waits for a cluster's workers: the head starts before they are installed."""
-    wanted, began, said = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic(), False
+    wanted, began = int(os.environ.get(WORKERS_VARIABLE, "1")), time.monotonic()
+    has_announced = False
     while NODES_VARIABLE not in os.environ and time.monotonic() < began + JOIN_S:
         joined = sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes())
         if joined >= wanted:
             return
-        if not said:
+        if not has_announced:
             say(
                 f"{joined} of {wanted} nodes have joined; waiting {JOIN_S} s at most (where nodes "
                 "start on demand alone, submit with --cluster FILE)"
             )
-            said = True
+            has_announced = True
         time.sleep(1)
 
 

@@ -22,6 +22,7 @@ from raymeta.experiment.parameter import (
     is_finite,
 )
 from raymeta.search.hidden_domains import has_domain, is_mark, marks, refuse_hidden_domains
+from raymeta.search.plain_values import is_number, is_plain, is_same, kind_of, plain
 from raymeta.search.space import Point, Space
 
 _LONGEST_VALUE = 80  # characters of a value in a message
@@ -112,9 +113,9 @@ class TuneSpace:
 
     def _value(self, parameter: Parameter, value: Any) -> Any:
         """Converts a user's value to the parameter's own."""
-        value = _plain(value)
+        value = plain(value)
         for searched, member in self.members.get(parameter.name, {}).items():
-            if _kind(value) is _kind(member) and value == member:
+            if kind_of(value) is kind_of(member) and value == member:
                 return searched
         if parameter.choices is not None:
             for choice in parameter.choices:
@@ -122,7 +123,7 @@ class TuneSpace:
                     return choice
             rule = f"one of {_shown(list(parameter.choices))}"
         else:
-            if _is_number(value) and parameter.contains(value):
+            if is_number(value) and parameter.contains(value):
                 if not parameter.integer:
                     return float(value)
                 if value == int(value):
@@ -139,10 +140,10 @@ class TuneSpace:
         constants = {**self.constants, **self.fixed}
         key = next(key for key in constants if name == key or name.startswith(f"{key}/"))
         constant = constants[key]
-        if not _is_plain(constant):
+        if not is_plain(constant):
             return  # objects behind Tune's marks and arrays cannot be compared
         flat = joined({key: constant})
-        if name not in flat or not _is_same(value, flat[name]):
+        if name not in flat or not is_same(value, flat[name]):
             raise SearchError(
                 f"{name} is constant in the search space and must be "
                 f"{_shown(flat.get(name, constant))}, but got {_shown(value)}; leave it out"
@@ -254,18 +255,18 @@ def _range(name: str, domain: sample.Domain) -> Parameter:
         )
     sampler, step = domain.get_sampler(), None
     if isinstance(sampler, sample.Quantized):
-        step, sampler = _plain(sampler.q), sampler.get_sampler()
+        step, sampler = plain(sampler.q), sampler.get_sampler()
     if isinstance(sampler, sample.Normal):
         raise SearchError(f"{name}: a normal distribution has no bounds; use tune.uniform")
     if not isinstance(sampler, sample.Uniform | sample.LogUniform):
         raise SearchError(f"{name}: {type(sampler).__name__} cannot be searched; use tune.uniform")
-    low, high = _plain(domain.lower), _plain(domain.upper)
-    if not (_is_number(low) and _is_number(high)):
+    low, high = plain(domain.lower), plain(domain.upper)
+    if not (is_number(low) and is_number(high)):
         raise SearchError(
             f"{name}: bounds must be finite numbers, but got {low!r} and {high!r}; use tune.uniform"
             " with bounds (a domain has no bounds unless they are given)"
         )
-    if step is not None and not (_is_number(step) and step > 0):
+    if step is not None and not (is_number(step) and step > 0):
         raise SearchError(f"{name}: the step must be > 0, but got {step!r}")
     integer, log = isinstance(domain, sample.Integer), isinstance(sampler, sample.LogUniform)
     if integer:
@@ -305,14 +306,15 @@ def _choice(
     categories = [
         hidden.get(value[1], value) if is_mark(value) else value for value in domain.categories
     ]
-    values = [_plain(value) for value in categories]
-    for value, told in zip(values, categories, strict=True):
-        kind = _kind(value)
+    values = [plain(value) for value in categories]
+    for value, category in zip(values, categories, strict=True):
+        kind = kind_of(value)
         if kind is None:
             raise SearchError(
-                f"{name}: tune.choice over {'object' if is_mark(told) else type(told).__name__} "
-                f"cannot be searched, but got {_shown(told)}; use numbers, strings, booleans or "
-                "None, and look up in the trainable what they stand for"
+                f"{name}: tune.choice over "
+                f"{'object' if is_mark(category) else type(category).__name__} cannot be searched, "
+                f"but got {_shown(category)}; use numbers, strings, booleans or None, and look up "
+                "in the trainable what they stand for"
             )
         if kind is float and not is_finite(value):
             raise SearchError(f"{name}: a choice must be finite, but got {_shown(value)}")
@@ -321,7 +323,7 @@ def _choice(
                 f"{name}: a whole number among choices must be at most 2**53, but got "
                 f"{_shown(value)}; choose among texts and convert them in the trainable"
             )
-    kinds = {_kind(value) for value in values if value is not None}
+    kinds = {kind_of(value) for value in values if value is not None}
     if len(kinds) > 1:
         raise SearchError(
             f"{name}: tune.choice over values of several types cannot be searched, but got "
@@ -330,15 +332,15 @@ def _choice(
     is_float = kinds == {float} and any(isinstance(value, float) for value in values)
     members: dict[Any, Any] = {}
     choices: list[Scalar] = []
-    for value, told, original in zip(values, categories, domain.categories, strict=True):
+    for value, category, original in zip(values, categories, domain.categories, strict=True):
         searched = _searched(value, as_text=None in values, as_float=is_float)
         if searched in choices:
-            if None in values and value is not None and members[searched] != told:
-                raise SearchError(f"{name}: {_shown(told)} and None have the same name")
+            if None in values and value is not None and members[searched] != category:
+                raise SearchError(f"{name}: {_shown(category)} and None have the same name")
             _log.warning("%s: tune.choice names %r twice; each counts once", name, value)
             continue
         choices.append(searched)
-        if None in values or isinstance(told, enum.Enum) or is_mark(original):
+        if None in values or isinstance(category, enum.Enum) or is_mark(original):
             members[searched] = original
     return Parameter(name=name, choices=tuple(choices)), members
 
@@ -349,64 +351,6 @@ def _searched(value: Any, *, as_text: bool, as_float: bool) -> Scalar:
         return str(value)
     found: Scalar = float(value) if as_float else value
     return found
-
-
-def _kind(value: Any) -> type | None:
-    """The type by which choices are compared; None for values that cannot be searched."""
-    if value is None:
-        return type(None)
-    for kind, types in ((bool, bool), (float, int | float), (str, str)):
-        if isinstance(value, types):
-            return kind
-    return None
-
-
-def _plain(value: Any) -> Any:
-    """Converts numpy and torch scalars to Python's; enum members to their plain value, or name."""
-    if isinstance(value, enum.Enum):
-        value = value.value if isinstance(value, bool | int | float | str) else value.name
-    if type(value).__module__ != "builtins" and hasattr(value, "item") and _size(value) == 1:
-        value = value.item()
-    if isinstance(value, str) and type(value) is not str:
-        return str(value)
-    return value
-
-
-def _size(value: Any) -> int:
-    return math.prod(getattr(value, "shape", ()))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value consists of numbers, texts, lists and dictionaries only."""
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return not is_mark(value) and all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _is_same(value: Any, constant: Any) -> bool:
-    """Whether a value equals a plain constant; lists equal tuples, and NaN equals NaN."""
-    if isinstance(constant, dict):
-        return (
-            isinstance(value, Mapping)
-            and set(value) == set(constant)
-            and all(_is_same(value[key], constant[key]) for key in constant)
-        )
-    if isinstance(constant, list | tuple):
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(constant)
-            and all(map(_is_same, value, constant))
-        )
-    value, constant = _plain(value), _plain(constant)
-    if _kind(value) is not _kind(constant):
-        return False
-    return bool(value == constant or (value != value and constant != constant))  # noqa: PLR0124
 
 
 def _shown(value: object) -> str:

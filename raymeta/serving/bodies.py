@@ -142,7 +142,7 @@ def _of_json(body: bytes, inputs: Inputs, limits: Limits, *, with_targets: bool)
         raise DataError(f"{_PLACE}: {key} is required, but is not given")
     for key in sorted(found.keys() - wanted):
         rule = "the targets belong to the support examples" if key == "y" else "remove it"
-        raise DataError(f"{_PLACE}: {shown(key)} is no key that is known here; {rule}")
+        raise DataError(f"{_PLACE}: {shown(key)} is not a known key; {rule}")
     x, y = found["x"], found.get("y")
     if not isinstance(x, list):
         raise DataError(f"{_PLACE}: x must be a list of examples, but is {shown(x)}")
@@ -186,7 +186,7 @@ def _check_steps(one: Any, number: int) -> None:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise DataError(f"example {number}: must hold numbers, but has {shown(value)}")
             if isinstance(value, int) and value.bit_length() > 1000:
-                raise DataError(f"example {number}: {shown(value)} is no number of 64 bits")
+                raise DataError(f"example {number}: {shown(value)} is not a number of 64 bits")
 
 
 def _numeric_targets(y: list[Any]) -> list[list[float]]:
@@ -289,4 +289,4 @@ def _at_most(count: int, most: int, what: str, name: str = "") -> None:
 
 
 def _no_number(name: str) -> None:
-    raise DataError(f"{_PLACE}: {name} is no finite number")
+    raise DataError(f"{_PLACE}: {name} is not a finite number")

@@ -183,13 +183,13 @@ def read_regular(path: AnyPath, count: int = -1) -> bytes:
     """Reads the first `count` bytes of a file, or all of it, but no pipe or device.
 
     Raises:
-        OSError: the file cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is not a regular file.
     """
     if isinstance(path, RemotePath):
         return path.first_bytes(count)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return file.read(count)
 
 
@@ -262,7 +262,7 @@ def path_at(location: str | AnyPath) -> AnyPath:
     try:
         parts = urlsplit(location)
     except ValueError as error:
-        raise RunError(f"{location}: is no valid URI: {error}") from None
+        raise RunError(f"{location}: is not a valid URI: {error}") from None
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
     # A key in a URI would appear in run folders, job logs and process lists.
     if parts.password or _SECRETS & dict(parse_qsl(parts.query)).keys():
@@ -281,7 +281,7 @@ def path_at(location: str | AnyPath) -> AnyPath:
     try:
         filesystem, path = FileSystem.from_uri(location)
     except (ArrowInvalid, OSError) as error:
-        raise RunError(f"{shown}: is no storage that Arrow can open: {error}") from error
+        raise RunError(f"{shown}: is not a storage that Arrow can open: {error}") from error
     if not path.strip("/"):
         raise RunError(f"{shown}: name a bucket and a folder in it, such as s3://bucket/runs")
     if filesystem.type_name == "local":

@@ -112,9 +112,9 @@ def _chosen(
         return name
     found = [name for name in roles.named(known) if _is_shared(roles.columns[name])]
     if len(found) != 1:
-        told = f"several could be: {', '.join(found)}" if found else "no column is called so"
+        reason = f"several could be: {', '.join(found)}" if found else "no column is called so"
         raise DataError(
-            f"{roles.location}: which column is {what}? {told}; name it with {option}; the "
+            f"{roles.location}: which column is {what}? {reason}; name it with {option}; the "
             f"columns are {', '.join(map(shown, roles.columns))}"[:1000]
         )
     roles.taken.add(found[0])

@@ -224,5 +224,5 @@ def test_a_hub_name_in_the_local_cache_needs_no_network(original: Path, tmp_path
 @pytest.mark.usefixtures("original")  # skips without the extra
 def test_a_hub_name_without_network_is_refused_with_the_remedy(tmp_path: Path) -> None:
     failed = ask_hub(tmp_path, "me/absent", port=9)
-    assert "DataError: tasks.encoder me/absent: is no folder" in failed.stderr
+    assert "DataError: tasks.encoder me/absent: is not a folder" in failed.stderr
     assert "hf download me/absent" in failed.stderr

@@ -87,3 +87,22 @@ def test_a_signal_is_received_while_ray_ends_and_after_it() -> None:
     command = [sys.executable, "-c", ENDING_RAY]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("The current node timed out during startup. This could happen because", ResourceError),
+        ("something else", ValueError),
+    ],
+)
+def test_a_ray_that_does_not_start_in_time_is_an_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, said: str, kind: type[Exception]
+) -> None:
+    def time_out(**_: object) -> None:
+        raise (Exception if kind is ResourceError else ValueError)(said)
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", time_out)
+    with pytest.raises(kind, match="run the same command again" if kind is ResourceError else said):
+        session.connect(verbose=False)

@@ -134,10 +134,10 @@ def test_a_pipe_in_a_run_folder_keeps_nobody_waiting(run: Run, name: str) -> Non
     file.unlink(missing_ok=True)
     os.mkfifo(file)
     if name == "results.json":
-        with pytest.raises(RunError, match="it is no regular file"):
+        with pytest.raises(RunError, match="it is not a regular file"):
             run.read_json(name)
     elif name.startswith("tune/"):
         assert logged_trials(run).records == RECORDS
     else:
-        with pytest.raises(RunError, match="it is no regular file"):
+        with pytest.raises(RunError, match="it is not a regular file"):
             logged_trials(run)

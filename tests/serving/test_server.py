@@ -187,7 +187,7 @@ def test_nobody_is_served_without_the_token(server: Server) -> None:
         (b"[" * 100_000, 400, "is no JSON|nested too deeply"),
         ({"x": [[[1, 2]]]}, 400, "y is required"),
         ({"x": [[[1, 2, 3]]], "y": ["a"]}, 400, "channels"),
-        (b'{"x": [[[NaN, 1]]], "y": ["a"]}', 400, "NaN is no finite number"),
+        (b'{"x": [[[NaN, 1]]], "y": ["a"]}', 400, "NaN is not a finite number"),
         ({"x": [[[0, 0]]] * 51, "y": ["a", "b", "c"] * 17}, 400, "at most 50 examples"),
         (b'{"x": "' + b"a" * 600_000 + b'"}', 413, "at most 524288 bytes"),
     ],

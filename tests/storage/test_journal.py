@@ -115,7 +115,7 @@ def test_a_journal_of_another_owner_has_no_whole_line(file: AnyPath) -> None:
 
 def test_a_pipe_in_its_place_is_an_error_and_no_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "journal.jsonl")
-    with pytest.raises(RunError, match="it is no regular file"):
+    with pytest.raises(RunError, match="it is not a regular file"):
         read_journal(tmp_path / "journal.jsonl", "one")
 
 

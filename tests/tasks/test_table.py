@@ -217,11 +217,11 @@ def spoilt(row: int, **values: Any) -> pd.DataFrame:
     ("table", "complaint"),
     [
         pytest.param(
-            spoilt(3, x="fast"), ", row 3, column x: 'fast' is no finite number; mend", id="text"
+            spoilt(3, x="fast"), ", row 3, column x: 'fast' is not a finite number; mend", id="text"
         ),
         pytest.param(spoilt(7, y=None), ", row 7, column y: the value is missing", id="missing"),
         pytest.param(
-            spoilt(2, x="inf"), ", row 2, column x: 'inf' is no finite number", id="infinite"
+            spoilt(2, x="inf"), ", row 2, column x: 'inf' is not a finite number", id="infinite"
         ),
         pytest.param(
             spoilt(2, x="9" * 5000), ", row 2, column x: '999", id="number of 5,000 digits"
@@ -245,7 +245,9 @@ def spoilt(row: int, **values: Any) -> pd.DataFrame:
             id="time",
         ),
         pytest.param(
-            spoilt(2, time="soon"), ", row 2, column time: 'soon' is no finite number", id="no time"
+            spoilt(2, time="soon"),
+            ", row 2, column time: 'soon' is not a finite number",
+            id="no time",
         ),
         pytest.param(
             gestures().rename(columns={"gesture": "gestures"}),

@@ -148,7 +148,7 @@ def _parts(
             return header, rest
         if key.lower() not in known:
             raise DataError(
-                f"{path}, line {number}: {shown('@' + key)} is no key of {what}; known are "
+                f"{path}, line {number}: {shown('@' + key)} is not a key of {what}; known are "
                 f"@{', @'.join(known)}"
             )
         header.setdefault(key.lower(), []).append((number, value.strip()))
@@ -217,7 +217,7 @@ def _numbers(path: AnyPath, number: int, text: str, what: str) -> np.ndarray:
     except ValueError:
         word = next(word for word in words if not _is_number(word))
         raise DataError(
-            f"{path}, line {number}: {what} has {shown(word)}, which is no number; a missing one "
+            f"{path}, line {number}: {what} has {shown(word)}, not a number; a missing one "
             f"is written {_MISSING}"
         ) from None
     wrong = [word for word, value in zip(words, values, strict=True) if np.isinf(value)]

@@ -313,7 +313,7 @@ def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
 
 def _not_a_number(path: AnyPath, name: str, column: pa.Array, remedy: str, row: int) -> DataError:
     value = column[row].as_py()
-    what = f"{shown(value)} is no finite number; mend it"
+    what = f"{shown(value)} is not a finite number; mend it"
     if value is None or str(value).strip() in MISSING:
         what = "the value is missing; fill it in (tasks.missing says how to fill in features)"
     return DataError(f"{path}, row {row + 1}, column {name}: {what}, {remedy}")

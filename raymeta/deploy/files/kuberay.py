@@ -160,10 +160,10 @@ def _manifest_mistakes(
         *by_schema(manifest, _crd(kind, crds)),
     ]
     yield from wrong
-    told = {mistake.key for mistake in wrong}
+    reported = {mistake.key for mistake in wrong}
     sound = without(manifest, {mistake.key for mistake in wrong if mistake.found is not NOTHING})
     for rule_of in (_pods, _scaling, _whole_cluster, _served):
-        yield from (m for m in rule_of(sound) if not told & set(prefixes(m.key)))
+        yield from (m for m in rule_of(sound) if not reported & set(prefixes(m.key)))
     at = RAY_KINDS[kind]
     if get(sound, *at, "rayVersion") != ray_version:
         rule = f"must be the version that raymeta is tested with ({ray_version})"
@@ -258,8 +258,8 @@ def _whole_cluster(manifest: Config) -> Iterator[Mistake]:
         remedy = "set it to token, or whoever reaches the head's service may run code"
         found = get(manifest, *at, "authOptions", "mode", default=NOTHING)
         yield Mistake((*at, "authOptions", "mode"), "must be token", remedy, found)
-    told = [variables(group) for _, group, _ in groups(manifest)]
-    folders = sorted({env[RUNS_DIR] for env in told if RUNS_DIR in env})
+    environments = [variables(group) for _, group, _ in groups(manifest)]
+    folders = sorted({env[RUNS_DIR] for env in environments if RUNS_DIR in env})
     if len(folders) > 1:
         rule, found = f"must set {RUNS_DIR} alike on head and workers", " and ".join(folders)
         yield Mistake(at, rule, "give all groups the same", found)
@@ -285,12 +285,12 @@ def _read(file: ClusterFile) -> Cluster:
 
     schemas = _crds(file.crds) if file.crds else {}
     checked, manifests = [], []
-    told: set[str] = set()
+    reported: set[str] = set()
     for document in file.documents:
         manifest = document.data if isinstance(document.data, dict) else {}
         mistakes = [
             *document.mistakes,
-            *unfilled(file.text, manifest, told),
+            *unfilled(file.text, manifest, reported),
             *_manifest_mistakes(manifest, schemas, ray_version),
         ]
         kind = manifest.get("kind", "?")

@@ -68,7 +68,7 @@ def _provider_keys(
     known = (*_EVERY_PROVIDER, *needed, *optional)
     for name in provider:
         if name not in known:
-            rule = f"is no key that Ray's provider reads{nearest(name, known)}"
+            rule = f"is not a key that Ray's provider reads{nearest(name, known)}"
             yield Mistake(("provider", name), rule, "correct or remove it")
     for name in needed:
         if provider.get(name) in (None, "", []):
@@ -268,10 +268,10 @@ def _mistakes(
         wrong += _machines(machine(), config)
     yield from wrong
     # Rules rely on types, so they do not see values of wrong types.
-    told = {mistake.key for mistake in wrong if mistake.serious}
+    reported = {mistake.key for mistake in wrong if mistake.serious}
     sound = without(config, {m.key for m in wrong if m.found is not NOTHING})
     for rule in rules:
-        yield from (m for m in rule(sound) if not told & set(prefixes(m.key)))
+        yield from (m for m in rule(sound) if not reported & set(prefixes(m.key)))
 
 
 def _ask_ray(path: Path, config: dict[str, Any]) -> None:

@@ -88,20 +88,20 @@ def dotted(key: Key) -> str:
     return text.removeprefix(".")
 
 
-def unfilled(text: str, data: object, told: set[str]) -> Iterator[Mistake]:
+def unfilled(text: str, data: object, reported: set[str]) -> Iterator[Mistake]:
     """Yields each remaining placeholder once, with its meaning from the file's top comment.
 
     Args:
         text: of the file.
         data: its data, or those of one of its documents.
-        told: placeholders reported so far; those found here are added.
+        reported: placeholders reported so far; those found here are added.
     """
     told_above = re.findall(r"^#\s+(FILL_IN\w*)\s+(.+(?:\n#\s{9,}.+)*)", text, flags=re.MULTILINE)
     meanings = {name: re.sub(r"\s*\n#\s*", " ", meaning) for name, meaning in told_above}
     for key, value in scalars(data):
         for match in PLACEHOLDER.finditer(value):
-            if match[0] not in told and key[:1] != ("auth",):
-                told.add(match[0])
+            if match[0] not in reported and key[:1] != ("auth",):
+                reported.add(match[0])
                 meaning = meanings.get(match[0], "what belongs there")
                 yield Mistake(key, _OPEN, f"give {meaning}", match[0])
 
@@ -122,8 +122,8 @@ def report(
     warnings: list[str] = []
     for lines, mistakes, prefix in documents:
         for group in _groups(mistakes, lines):
-            told = _told(path, group, _line(group[0], lines), prefix)
-            (errors if group[0].serious else warnings).append(told)
+            message = _message(path, group, _line(group[0], lines), prefix)
+            (errors if group[0].serious else warnings).append(message)
     if errors:
         raise ClusterError("\n".join(dict.fromkeys(errors)))
     return tuple(warnings)
@@ -146,7 +146,7 @@ def _groups(mistakes: Sequence[Mistake], lines: Mapping[Key, int]) -> list[list[
     return sorted(alike.values(), key=lambda group: _line(group[0], lines) or math.inf)
 
 
-def _told(path: Path, mistakes: list[Mistake], line: int, prefix: str = "") -> str:
+def _message(path: Path, mistakes: list[Mistake], line: int, prefix: str = "") -> str:
     """Formats mistakes of one kind: `file, line N: key rule, but got value; remedy`."""
     first = mistakes[0]
     at = f", line {line}" if line else ""

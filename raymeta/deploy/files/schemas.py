@@ -40,7 +40,7 @@ def by_schema(data: object, schema: Schema, at: Key = ()) -> Iterator[Mistake]:
                 known = error.schema.get("properties", {})
                 for name in found:
                     if name not in known:
-                        rule = f"is no key that is known here{nearest(name, known)}"
+                        rule = f"is not a known key{nearest(name, known)}"
                         yield Mistake((*key, name), rule, remedy or "correct or remove it")
             case "required":
                 for name in want:

@@ -93,7 +93,7 @@ def read_script(text: str) -> Script:
                 remedy = "move it above the first command: Slurm reads no option after that"
                 mistakes.append(Mistake(key, "comes too late", remedy))
             elif name not in _SBATCH_KNOWN:
-                rule = f"is no option that is known here{nearest(name, _SBATCH_KNOWN)}"
+                rule = f"is not a known option{nearest(name, _SBATCH_KNOWN)}"
                 mistakes.append(Mistake(key, rule, "correct or remove it"))
             options[name] = match[3] or ""
         elif line.strip() and not line.lstrip().startswith("#"):

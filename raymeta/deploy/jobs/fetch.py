@@ -46,7 +46,7 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
     """
     job = jobs.find(run)
     if not is_run_name(job.run):
-        raise ClusterError(f"{job.run!r} is no name of a run; nothing was fetched")
+        raise ClusterError(f"{job.run!r} is not a name of a run; nothing was fetched")
     home = target / job.run
     if home.is_symlink() or home.exists():
         raise RunError(f"{home}: is here already; remove it, or name another place with --runs-dir")
@@ -57,7 +57,7 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
             copy = Path(folder) / job.run
             _copy(source, copy, cluster)
             if not (copy / "experiment.yaml").is_file():
-                raise ClusterError(f"{source}: is no run folder: it has no experiment.yaml")
+                raise ClusterError(f"{source}: is not a run folder: it has no experiment.yaml")
             copy.rename(home)
     except OSError as error:
         raise RunError(f"{home}: cannot be written: {error.strerror or error}") from error

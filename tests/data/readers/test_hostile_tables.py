@@ -105,7 +105,7 @@ def load(folder: Path, name: str, content: bytes) -> TaskDistribution:
 
 
 NUL = "it holds NUL characters, as UTF-16 text and binary files do; save it as UTF-8"
-IN_X = ", row 2, column x: {} is no finite number; mend it, remove the row, or leave the column"
+IN_X = ", row 2, column x: {} is not a finite number; mend it, remove the row, or leave the column"
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "empty file": ("csv", b"", "cannot be read as CSV: CSV parse error: Empty CSV file"),
     "blank lines": ("csv", b"\n\n\n", "cannot be read as CSV: CSV parse error: Empty CSV file"),
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "number too large": ("csv", row_2("s0-0,k0,w0,1,1e400,2"), IN_X.format("'1e400'")),
     "infinity": ("csv", row_2("s0-0,k0,w0,1,-inf,2"), IN_X.format("'-inf'")),
     "truth value": ("csv", row_2("s0-0,k0,w0,1,true,2"), IN_X.format("'true'")),
-    "a date for a number": ("csv", row_2("s0-0,k0,w0,1,2026-01-01,2"), "'2026-01-01' is no finite"),
+    "a date for a number": ("csv", row_2("s0-0,k0,w0,1,2026-01-01,2"), "'2026-01-01' is not a fin"),
     "NA": ("csv", row_2("s0-0,k0,w0,1,NA,2"), ", row 2, column x: the value is missing"),
     "a blank": ("csv", row_2("s0-0,k0,w0,1, ,2"), ", row 2, column x: the value is missing"),
     "no such date": ("csv", row_2("s0-0,k0,w0,2026-13-45,1,2"), "column t: '2026-13-45' is no"),
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "empty Parquet": ("parquet", b"", "Parquet file size is 0 bytes"),
     "null": ("parquet", first_x(None), ", row 1, column x: the value is missing"),
     "NaN": ("parquet", first_x(float("nan")), ", row 1, column x: the value is missing"),
-    "inf": ("parquet", first_x(float("inf")), ", row 1, column x: inf is no finite number"),
+    "inf": ("parquet", first_x(float("inf")), ", row 1, column x: inf is not a finite number"),
     "all null": ("parquet", parquet(x=pa.nulls(NUM_ROWS)), "row 1, column x: the value is missing"),
     "int64 of 61 bits": ("parquet", first_x(2**60 + 1), "more digits than a float64 holds"),
     "uint64": ("parquet", first_x(2**64 - 1, pa.uint64()), "more digits than a float64 holds"),

@@ -92,7 +92,7 @@ def test_a_run_is_copied_whole(tmp_path: Path, shared: Path, told_by: str) -> No
     ],
 )
 def test_invalid_run_names_are_refused(tmp_path: Path, shared: Path, name: str) -> None:
-    assert "is no name of a run" in refused(tmp_path, name, str(shared.parent), str(shared))
+    assert "is not a name of a run" in refused(tmp_path, name, str(shared.parent), str(shared))
 
 
 def test_the_submission_names_the_folder_not_the_log(tmp_path: Path, shared: Path) -> None:
