@@ -17,6 +17,7 @@ import torch
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
+from raymeta.ray_patches import without_idle_services
 from raymeta.run_folder import Run
 from raymeta.search import AxSearcher, ax_model, ax_process, ax_strategy
 from raymeta.search.preflight import prepare
@@ -61,14 +62,15 @@ def search(
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
     """A Ray of its own with so many CPUs, which need not exist."""
-    ray.init(
-        "local",
-        num_cpus=num_cpus,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    with without_idle_services(shows_logs=False):
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            object_store_memory=100_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     try:
         yield
     finally:
