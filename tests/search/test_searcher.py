@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -26,12 +25,11 @@ from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
 from raymeta.search.settings import SearchSettings
-from tests.search.helpers import ax_pids, wait_for_point
+from tests.search.helpers import ax_pids, local_ray, wait_for_point
+from tests.search.trainables import BUDGET, SEM, Fated, Scored
 
 pytestmark = pytest.mark.ray
 
-BUDGET = 3
-SEM = 0.125
 SPACE = [
     Parameter(name="x", low=0, high=4),
     Parameter(name="fate", choices=("fine", "error", "nan", "flaky")),
@@ -47,30 +45,6 @@ GIVEN = {
 NUM_TRIALS = 8
 
 
-class Fated(tune.Trainable):
-    """Scores x · epoch, and fails as its configuration says in its second epoch."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config, self._epoch = config, 0
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        self._epoch += 1
-        fate, score = self._config.get("fate"), self._config["x"] * self._epoch
-        if self._epoch == 2:
-            failed_before = Path(self._config["folder"]) / self.trial_id
-            if fate == "error" or (fate == "flaky" and not failed_before.exists()):
-                failed_before.touch()
-                raise RuntimeError("as the configuration says")
-            if fate == "nan":
-                score = math.nan
-        done = self._epoch >= BUDGET or math.isnan(score)
-        return {"score": score, "score_sem": SEM, "epochs": self._epoch, "done": done}
-
-
 class KillAx(tune.Callback):
     """Kills the process of Ax once, when so many trials have ended."""
 
@@ -84,17 +58,9 @@ class KillAx(tune.Callback):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+def ray_of_two_cpus() -> Iterator[None]:
+    with local_ray(num_cpus=2):
+        yield
 
 
 def new_searcher(parameters: list[Parameter], **settings: Any) -> AxSearcher:
@@ -169,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searched(local_ray: None, folder: Path) -> AxSearcher:
+def searched(ray_of_two_cpus: None, folder: Path) -> AxSearcher:
     """After a Tune run whose first trials are `GIVEN`."""
     searcher = new_searcher(SPACE, num_sobol=4, points_to_evaluate=list(GIVEN.values()))
     results = run_tune(searcher, folder, NUM_TRIALS)
@@ -447,22 +413,6 @@ def test_without_a_budget_every_regular_end_is_complete() -> None:
 
 
 # ------------------------------------------------------------------- from Tune's own arguments
-
-
-class Scored(tune.Trainable):
-    """Two metrics of a nested configuration."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config = config
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        x, width = self._config["net"]["x"], self._config["net"]["width"]
-        assert self._config["name"] == "constant"
-        return {"score": x * width, "cost": width, "done": True}
 
 
 def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.ResultGrid:
