@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import time
@@ -98,7 +99,8 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def call(self: ax_process.AxProcess, method: str, *args: Any) -> Any:
         if self._actor is None:
             self._actor = ax_model.AxModel(*self._arguments)
-        return ray.put(getattr(self._actor, method)(*args))
+        # Copies, as an actor gets: the searcher changes its records later.
+        return ray.put(getattr(self._actor, method)(*copy.deepcopy(args)))
 
     monkeypatch.setattr(ax_process.AxProcess, "_call", call)
     monkeypatch.setattr(ax_model, "ACQUISITION_SEARCH", ax_strategy.QUICK_SEARCH)

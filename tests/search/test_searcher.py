@@ -25,7 +25,7 @@ from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
 from raymeta.search.settings import SearchSettings
-from tests.search.helpers import ax_pids, local_ray, wait_for_point
+from tests.search.helpers import ax_pids, local_ray, run_ax_here, wait_for_point
 from tests.search.trainables import BUDGET, SEM, Fated, Scored
 
 pytestmark = pytest.mark.ray
@@ -61,6 +61,12 @@ class KillAx(tune.Callback):
 def ray_of_two_cpus() -> Iterator[None]:
     with local_ray(num_cpus=2):
         yield
+
+
+@pytest.fixture
+def ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that any process of Ax would serve: none starts."""
+    run_ax_here(monkeypatch)
 
 
 def new_searcher(parameters: list[Parameter], **settings: Any) -> AxSearcher:
@@ -232,6 +238,7 @@ def test_no_call_waits_for_ax() -> None:
     wait_for_point(searcher, "b")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_concurrent_trials_get_different_points() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=3)
     running = [wait_for_point(searcher, trial_id)["x"] for trial_id in "abc"]
@@ -254,6 +261,7 @@ def test_a_killed_ax_actor_is_rebuilt_with_all_trials() -> None:
     assert searcher.records["c"].source == "bo"
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_restored_searcher_goes_on_where_the_saved_one_was(tmp_path: Path) -> None:
     given = [{"x": 1.0}, {"x": 2.0}, {"x": 3.0}]
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
@@ -299,6 +307,7 @@ def test_a_damaged_state_is_refused_and_never_overwritten(
     assert path.read_bytes() == content
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
     for trial_id in "ab":
@@ -321,6 +330,7 @@ def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> N
     assert restored.statuses()["b"] == "failed"
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: Path) -> None:
     """Tune wraps the searcher so where `max_concurrent_trials` is set."""
     given = [{"x": 1.0}, {"x": 2.0}]
@@ -342,6 +352,7 @@ def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: 
     assert limited.suggest("b") == {"x": 2.0}
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_settings_may_come_as_one_object() -> None:
     settings = SearchSettings(objectives=(("score", "max"),), num_sobol=7)
     searcher = AxSearcher([SPACE[0]], settings, points_to_evaluate=[{"x": 1.0}])
@@ -349,6 +360,7 @@ def test_settings_may_come_as_one_object() -> None:
     assert searcher.suggest("a") == {"x": 1.0}
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_new_fit_frees_the_slots_of_the_one_before() -> None:
     searcher = new_searcher([SPACE[0]], points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
     searcher.set_max_concurrency(1)
@@ -435,6 +447,7 @@ def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.Resu
     ).fit()
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_space_metric_and_mode_may_come_from_the_tuner(tmp_path: Path) -> None:
     searcher = AxSearcher(num_sobol=3)
     results = run_scored(tmp_path, searcher, metric="score", mode="max", max_concurrent_trials=2)
@@ -448,6 +461,7 @@ def test_space_metric_and_mode_may_come_from_the_tuner(tmp_path: Path) -> None:
     assert best.config["net"]["x"] * best.config["net"]["width"] == best.metrics["score"]
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_given_points_of_a_nested_space_are_tried_first() -> None:
     searcher = AxSearcher(
         {"net": {"x": tune.uniform(0, 1)}, "name": "constant"},
@@ -480,6 +494,7 @@ def test_a_bound_that_cannot_be_read_is_refused_at_once(bound: str, message: str
         new_searcher([SPACE[0]], num_sobol=1, outcome_constraints=[bound])
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_several_metrics_are_told_with_the_mode_of_each(tmp_path: Path) -> None:
     searcher = AxSearcher(metric=["score", "cost"], mode=["max", "min"], num_sobol=3)
     assert not run_scored(tmp_path, searcher, max_concurrent_trials=1).errors
@@ -523,6 +538,7 @@ def test_what_cannot_be_searched_is_refused_before_the_first_trial(
         AxSearcher(**settings).suggest("a")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_an_earlier_search_is_learnt_from_where_it_fits_the_space() -> None:
     earlier = [
         TrialRecord({"x": x}, "earlier", "completed", [(BUDGET, x, SEM)]) for x in (1.0, 2.0, 3.0)
@@ -552,6 +568,7 @@ def saved(three_trials: Path, tmp_path: Path) -> Path:
     return shutil.copytree(three_trials, tmp_path / "tune")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(saved: Path) -> None:
     (file,) = saved.glob("searcher-state-*")
     state = json.loads(file.read_text())
