@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.tune.search import Searcher, SearchGenerator
 
@@ -63,3 +64,28 @@ def name_runtime_env_folder(name: str) -> None:
     it too, and a job on another node loses its code.
     """
     ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME = name
+
+
+@contextmanager
+def without_idle_services(*, shows_logs: bool) -> Iterator[None]:
+    """Has `ray.init` start, on this machine, only the processes that a search uses.
+
+    Made for Ray 2.60, which starts a web server although it has `include_dashboard=False`, and
+    waits a second for it; a monitor for an autoscaler that no file describes; and a reader of logs.
+
+    Args:
+        shows_logs: keep the reader of logs, without which `log_to_driver` shows nothing.
+    """
+    names = ["start_api_server", "start_monitor", *([] if shows_logs else ["start_log_monitor"])]
+    starts = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, _start_nothing)
+    try:
+        yield
+    finally:
+        for name, start in starts.items():
+            setattr(Node, name, start)
+
+
+def _start_nothing(*_: Any, **__: Any) -> None:
+    """In place of a start of a process by Ray's node."""

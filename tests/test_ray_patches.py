@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.tune.search import ConcurrencyLimiter, Searcher, SearchGenerator
@@ -18,6 +19,7 @@ from raymeta.ray_patches import (
     correct_trial_count,
     name_runtime_env_folder,
     out_of_memory_is_a_lost_actor,
+    without_idle_services,
 )
 
 # ------------------------------------------------------------------- killed for lack of memory
@@ -121,3 +123,39 @@ def test_the_nodes_of_one_machine_have_folders_of_their_own(runtime_env_folder: 
     assert RayParams().runtime_env_dir_name == runtime_env_folder  # Ray alone: one for all
     name_runtime_env_folder("runtime_resources_2")
     assert RayParams().runtime_env_dir_name == "runtime_resources_2"
+
+
+# ------------------------------------------------------------------- processes that serve nothing
+
+
+class Head:
+    """As much of Ray's node as the start of a head's processes concerns."""
+
+    _gcs_address = _gcs_client = _logs_dir = None
+
+    def __init__(self) -> None:
+        self._ray_params = RayParams(include_dashboard=False, include_log_monitor=True)
+        self.started: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        def start(**_: Any) -> Head:
+            self.started.add(name)
+            return self
+
+        return start
+
+
+def test_ray_alone_starts_a_dashboard_and_a_monitor_though_it_is_to_have_none() -> None:
+    Node.start_head_processes(head := Head())
+    assert {"start_api_server", "start_monitor"} <= head.started
+
+
+@pytest.mark.parametrize("shows_logs", [True, False])
+def test_a_node_is_started_without_what_serves_nothing(shows_logs: bool) -> None:
+    before = vars(Node).copy()
+    with without_idle_services(shows_logs=shows_logs):
+        changed = {name for name, value in vars(Node).items() if before[name] is not value}
+        expected = {"start_api_server", "start_monitor", "start_log_monitor"}
+        assert changed == expected - ({"start_log_monitor"} if shows_logs else set())
+        assert all(getattr(Node, name)(None, include_dashboard=False) is None for name in changed)
+    assert vars(Node) == before  # undone

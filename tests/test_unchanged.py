@@ -228,8 +228,17 @@ def test_ten_meta_steps_are_those_of_version_0_1(name: str, recorded: dict[str, 
     assert_same(found, expected, 1e-7)
 
 
+@pytest.fixture(scope="module")
+def ray_of_two_cpus() -> Iterator[None]:
+    from tests.search.helpers import local_ray  # noqa: PLC0415  (not where this file records)
+
+    with local_ray(num_cpus=2):
+        yield
+
+
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two_cpus")
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_trained_network_and_meta_test_table_are_those_of_version_0_1(
     num_workers: int, recorded: dict[str, Numbers], tmp_path: Path
@@ -248,6 +257,7 @@ def different(found: Numbers, expected: Numbers, tolerance: float) -> Iterator[s
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_of_two_cpus")
 def test_search_tries_the_points_of_version_0_1(
     recorded: dict[str, Numbers], tmp_path: Path
 ) -> None:

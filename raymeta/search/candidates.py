@@ -70,6 +70,8 @@ class CandidateQueue:
         given: points to issue first; issued ones are removed.
         proposer: prepares all other points.
         is_exhausted: whether `given` holds the only points.
+        num_wanted: trials that there will be; none is prepared ahead beyond the last one.  None if
+            that is not known.
         clock: tells the time in seconds.
     """
 
@@ -81,10 +83,12 @@ class CandidateQueue:
         proposer: Proposer,
         *,
         is_exhausted: bool = False,
+        num_wanted: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._records, self._given = settings, records, given
         self._proposer, self._clock = proposer, clock
+        self.num_wanted = num_wanted
         self.is_exhausted = is_exhausted  # all points of a discrete space were tried
         self.num_passed_over = 0  # points known to fail that others replaced
         self.num_fallbacks = 0  # random points that replaced the model's
@@ -134,7 +138,7 @@ class CandidateQueue:
         started_at = self._started_at.pop(trial_id, None)
         if started_at is not None:
             self._trial_seconds = _mean(self._trial_seconds, self._clock() - started_at)
-        if self._requested_at is not None:
+        if self._requested_at is not None and not self._has_all():
             self._request()  # a slot is free now, or will be soon
 
     def forget(self, trial_id: str) -> None:
@@ -144,11 +148,15 @@ class CandidateQueue:
 
     def prepares_ahead(self) -> bool:
         """Whether to request the next candidate before running trials have reported."""
-        if self._given:
+        if self._given or self._has_all():
             return False
         if self._settings.method != "bo" or len(self._records) < self._settings.num_sobol:
             return True  # it depends on no result
         return self._num_slots > FEW_SLOTS or self._is_model_slow()
+
+    def _has_all(self) -> bool:
+        """Whether the last trial has begun."""
+        return self.num_wanted is not None and len(self._records) >= self.num_wanted
 
     # ------------------------------------------------------------------- issuing
 

@@ -19,10 +19,10 @@ import torch
 from ax.analysis.plotly.plotly_analysis import PlotlyAnalysisCard
 from ax.core.analysis_card import AnalysisCardBase
 
-from raymeta.errors import SearchError
 from raymeta.run_folder import ANALYSES_FILE
 from raymeta.search.ax_model import AxModel
 from raymeta.search.ax_parameters import AxSpace
+from raymeta.search.explanation import check_enough
 from raymeta.search.plots import PLOTS
 from raymeta.search.plots.fitted import FittedSearch, plotted
 from raymeta.search.records import TrialRecord
@@ -32,7 +32,6 @@ from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath
 
 IMPORTANCE_FILE = "importance.json"
-FEWEST_TRIALS = 4  # with fewer trials the model says almost nothing
 _LONGEST_FILE_NAME = 60  # characters; a file system counts bytes
 
 
@@ -88,12 +87,7 @@ def explain(
     Raises:
         SearchError: too few trials have ended, or the model cannot be fitted to them.
     """
-    finished = sum(record.status == "completed" for record in records.values())
-    if finished < FEWEST_TRIALS:
-        raise SearchError(
-            f"{finished} of {len(records)} trials came to their end; to say what matters, the "
-            f"model needs at least {FEWEST_TRIALS}"
-        )
+    check_enough(records)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on busy cores a second thread makes a fit many times slower
     try:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
+from raymeta.errors import SearchError
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
+from raymeta.search.records import TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import search_space
 from raymeta.search.trial_log import logged_trials
+
+FEWEST_TRIALS = 4  # below, the model knows next to nothing
 
 
 def explain_search(experiment: Experiment, run: Run) -> None:
@@ -18,6 +23,8 @@ def explain_search(experiment: Experiment, run: Run) -> None:
         SearchError: too few trials have ended, or the model cannot be fitted to them.
         RunError: the run folder cannot be written.
     """
+    trials = logged_trials(run)
+    check_enough(trials.records)  # before Ax is imported
     logging.disable(logging.INFO)  # Ax logs on import
     try:
         from raymeta.search.explain import explain  # noqa: PLC0415  (Ax takes seconds to import)
@@ -30,5 +37,18 @@ def explain_search(experiment: Experiment, run: Run) -> None:
         curves=search.curves,
         seed=experiment.seed,
     )
-    trials = logged_trials(run)
     explain(search_space(experiment), settings, trials.records).write(run.search_dir)
+
+
+def check_enough(records: Mapping[str, TrialRecord]) -> None:
+    """Refuses a search of too few trials.
+
+    Raises:
+        SearchError: too few came to their end.
+    """
+    finished = sum(record.status == "completed" for record in records.values())
+    if finished < FEWEST_TRIALS:
+        raise SearchError(
+            f"{finished} of {len(records)} trials came to their end; to say what matters, the "
+            f"model needs at least {FEWEST_TRIALS}"
+        )

@@ -126,6 +126,7 @@ class AxSearcher(Searcher):
         self._failure: RunError | SearchError | None = None  # raised by the next `suggest`
         self._is_not_restored = False
         self._has_param_space = False
+        self._num_before = 0  # trials that the Tuner does not count
 
     @property
     def records(self) -> dict[str, TrialRecord]:
@@ -149,6 +150,9 @@ class AxSearcher(Searcher):
         """
         self._has_param_space = True
         self._abandon_running("the Tuner that ran it is gone")
+        self._num_before = len(self.records)
+        if self._queue is not None:
+            self._queue.num_wanted = None  # it was the other Tuner's
         self._trials.mistake = None
         self._set_tuner_objective(metric, mode)
         call = tune_call()
@@ -346,6 +350,7 @@ class AxSearcher(Searcher):
             self._given,
             self._ax,
             is_exhausted=not space.parameters,
+            num_wanted=None if call is None else self._num_before + call.num_samples,
         )
         return self._queue
 

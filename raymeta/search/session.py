@@ -16,6 +16,7 @@ import ray
 from raymeta.errors import ResourceError
 from raymeta.experiment.schema import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
+from raymeta.ray_patches import without_idle_services
 from raymeta.storage.token import protect_token
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
@@ -68,7 +69,7 @@ def connect(verbose: bool) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-        with _keeping_signal_handlers():
+        with _keeping_signal_handlers(), without_idle_services(shows_logs=verbose):
             try:
                 ray.init(
                     logging_level=level,

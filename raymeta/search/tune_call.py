@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,13 @@ from ray.tune.tune import run
 class TuneCall:
     """The arguments of the `tune.run` behind `Tuner.fit`.
 
-    `hidden` holds the objects that Tune replaced by marks in the `param_space`, by their hashes.
+    `num_samples` counts its trials.  `hidden` holds the objects that Tune replaced by marks in the
+    `param_space`, by their hashes.
     """
 
     metric: str | None = None
     mode: str | None = None
+    num_samples: int = sys.maxsize
     hidden: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -41,4 +44,4 @@ def tune_call() -> TuneCall | None:
         for resolver in found
         if type(resolver).__name__ == "_RefResolver"  # the others are functions
     }
-    return TuneCall(known.get("metric"), known.get("mode"), hidden)
+    return TuneCall(known.get("metric"), known.get("mode"), known["num_samples"], hidden)

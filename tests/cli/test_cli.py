@@ -149,7 +149,7 @@ def raymeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_tune_evaluate_and_list_as_a_newcomer_runs_them(tmp_path):
+def test_tune_evaluate_and_list_as_a_newcomer_runs_them(run_cli, tmp_path, monkeypatch):
     tuned = raymeta(
         "tune",
         "pen",
@@ -172,32 +172,32 @@ def test_tune_evaluate_and_list_as_a_newcomer_runs_them(tmp_path):
     first = run.read_json("results.json")["meta_test"]
     assert first["num_episodes"] == 8
 
-    again = raymeta("evaluate", run.path.name, "--episodes", "12", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    # The other commands start no process, and need none of their own.
+    monkeypatch.setenv("COLUMNS", "100")
+    code, _, error = run_cli("evaluate", run.path.name, "--episodes", "12")
+    assert code == 0, error
     second = run.read_json("results.json")["meta_test"]
     assert second["num_episodes"] == 12
-    listed = raymeta("list", cwd=tmp_path)
-    assert run.path.name in listed.stdout
-    assert f"{second['rows'][0]['score']['mean']:.3f}" in listed.stdout
+    _, listed, _ = run_cli("list")
+    assert run.path.name in listed
+    assert f"{second['rows'][0]['score']['mean']:.3f}" in listed
 
     page = Path(str(run.path)) / "report.html"
     assert "12 episodes of tasks" in page.read_text(encoding="utf-8")
     page.unlink()
-    assert raymeta("report", run.path.name, cwd=tmp_path).stdout == f"{page}\n"
+    assert run_cli("report", run.path.name)[1] == f"{page}\n"
     assert page.is_file()
-    watched = raymeta("watch", run.path.name, cwd=tmp_path)
-    assert watched.returncode == 0, watched.stderr
-    assert "trial 3" in watched.stdout
-    assert "class-mean nearest" in watched.stdout
-    compared = raymeta("compare", run.path.name, cwd=tmp_path)
-    assert "at least two runs, but got 1" in compared.stderr
+    code, watched, error = run_cli("watch", run.path.name)
+    assert code == 0, error
+    assert "trial 3" in watched
+    assert "class-mean nearest" in watched
+    assert "at least two runs, but got 1" in run_cli("compare", run.path.name)[2]
 
-    explained = raymeta("explain", run.path.name, cwd=tmp_path)
-    assert explained.returncode == 1
-    assert "of 3 trials came to their end" in explained.stderr
+    code, _, error = run_cli("explain", run.path.name)
+    assert code == 1
+    assert "of 3 trials came to their end" in error
 
-    finished = raymeta("tune", "--resume", run.path.name, cwd=tmp_path)
-    assert finished.returncode == 0
+    assert run_cli("tune", "--resume", run.path.name)[0] == 0
     assert run.read_json("results.json")["meta_test"] == second  # nothing was done again
 
 

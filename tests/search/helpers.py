@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import time
@@ -17,6 +18,7 @@ import torch
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
+from raymeta.ray_patches import without_idle_services
 from raymeta.run_folder import Run
 from raymeta.search import AxSearcher, ax_model, ax_process, ax_strategy
 from raymeta.search.preflight import prepare
@@ -61,14 +63,15 @@ def search(
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
     """A Ray of its own with so many CPUs, which need not exist."""
-    ray.init(
-        "local",
-        num_cpus=num_cpus,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    with without_idle_services(shows_logs=False):
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            object_store_memory=100_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     try:
         yield
     finally:
@@ -96,7 +99,8 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def call(self: ax_process.AxProcess, method: str, *args: Any) -> Any:
         if self._actor is None:
             self._actor = ax_model.AxModel(*self._arguments)
-        return ray.put(getattr(self._actor, method)(*args))
+        # Copies, as an actor gets: the searcher changes its records later.
+        return ray.put(getattr(self._actor, method)(*copy.deepcopy(args)))
 
     monkeypatch.setattr(ax_process.AxProcess, "_call", call)
     monkeypatch.setattr(ax_model, "ACQUISITION_SEARCH", ax_strategy.QUICK_SEARCH)

@@ -46,12 +46,23 @@ class Hands:
 class Search:
     """A queue with its records, as the searcher uses it."""
 
-    def __init__(self, *given: float, records: dict[str, TrialRecord] | None = None, **more: Any):
+    def __init__(
+        self,
+        *given: float,
+        records: dict[str, TrialRecord] | None = None,
+        num_wanted: int | None = None,
+        **more: Any,
+    ):
         self.hands, self.records = Hands(), records or {}
         self.given: list[Point] = [{"x": x} for x in given]
         settings = SearchSettings(objectives=(("score", "max"),), num_sobol=1, **more)
         self.queue = CandidateQueue(
-            settings, self.records, self.given, self.hands, clock=self.hands.clock
+            settings,
+            self.records,
+            self.given,
+            self.hands,
+            num_wanted=num_wanted,
+            clock=self.hands.clock,
         )
 
     def suggest(self) -> float | None:
@@ -90,6 +101,27 @@ def test_given_points_come_first_and_need_no_proposer() -> None:
     search = Search(1, 2)
     assert [search.suggest(), search.suggest()] == [1, 2]
     assert search.given == []
+
+
+@pytest.mark.parametrize(("num_wanted", "requests"), [(None, [1]), (3, [1]), (2, [])])
+def test_nothing_is_prepared_beyond_the_last_trial(
+    num_wanted: int | None, requests: list[int]
+) -> None:
+    search = Search(1, 2, num_wanted=num_wanted, method="random")
+    assert [search.suggest(), search.suggest()] == [1, 2]
+    assert search.hands.requests == requests
+    search.end(0)
+    assert search.hands.requests == requests
+
+
+def test_a_trial_more_than_was_expected_gets_a_candidate() -> None:
+    search = Search(1, num_wanted=1)
+    search.suggest()
+    search.end(0)
+    assert search.hands.requests == []
+    assert search.suggest() is None
+    search.hands.answer(3.0)
+    assert search.suggest() == 3.0
 
 
 def test_a_free_slot_waits_until_the_requested_candidate_is_ready() -> None:

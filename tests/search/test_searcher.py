@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -26,12 +25,11 @@ from raymeta.search import AxSearcher, Parameter
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
 from raymeta.search.settings import SearchSettings
-from tests.search.helpers import ax_pids, wait_for_point
+from tests.search.helpers import ax_pids, local_ray, run_ax_here, wait_for_point
+from tests.search.trainables import BUDGET, SEM, Fated, Scored
 
 pytestmark = pytest.mark.ray
 
-BUDGET = 3
-SEM = 0.125
 SPACE = [
     Parameter(name="x", low=0, high=4),
     Parameter(name="fate", choices=("fine", "error", "nan", "flaky")),
@@ -47,30 +45,6 @@ GIVEN = {
 NUM_TRIALS = 8
 
 
-class Fated(tune.Trainable):
-    """Scores x · epoch, and fails as its configuration says in its second epoch."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config, self._epoch = config, 0
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        self._epoch += 1
-        fate, score = self._config.get("fate"), self._config["x"] * self._epoch
-        if self._epoch == 2:
-            failed_before = Path(self._config["folder"]) / self.trial_id
-            if fate == "error" or (fate == "flaky" and not failed_before.exists()):
-                failed_before.touch()
-                raise RuntimeError("as the configuration says")
-            if fate == "nan":
-                score = math.nan
-        done = self._epoch >= BUDGET or math.isnan(score)
-        return {"score": score, "score_sem": SEM, "epochs": self._epoch, "done": done}
-
-
 class KillAx(tune.Callback):
     """Kills the process of Ax once, when so many trials have ended."""
 
@@ -84,17 +58,15 @@ class KillAx(tune.Callback):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        "local",
-        num_cpus=2,
-        object_store_memory=100_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+def ray_of_two_cpus() -> Iterator[None]:
+    with local_ray(num_cpus=2):
+        yield
+
+
+@pytest.fixture
+def ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that any process of Ax would serve: none starts."""
+    run_ax_here(monkeypatch)
 
 
 def new_searcher(parameters: list[Parameter], **settings: Any) -> AxSearcher:
@@ -169,7 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searched(local_ray: None, folder: Path) -> AxSearcher:
+def searched(ray_of_two_cpus: None, folder: Path) -> AxSearcher:
     """After a Tune run whose first trials are `GIVEN`."""
     searcher = new_searcher(SPACE, num_sobol=4, points_to_evaluate=list(GIVEN.values()))
     results = run_tune(searcher, folder, NUM_TRIALS)
@@ -266,6 +238,7 @@ def test_no_call_waits_for_ax() -> None:
     wait_for_point(searcher, "b")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_concurrent_trials_get_different_points() -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=3)
     running = [wait_for_point(searcher, trial_id)["x"] for trial_id in "abc"]
@@ -288,6 +261,7 @@ def test_a_killed_ax_actor_is_rebuilt_with_all_trials() -> None:
     assert searcher.records["c"].source == "bo"
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_restored_searcher_goes_on_where_the_saved_one_was(tmp_path: Path) -> None:
     given = [{"x": 1.0}, {"x": 2.0}, {"x": 3.0}]
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
@@ -333,6 +307,7 @@ def test_a_damaged_state_is_refused_and_never_overwritten(
     assert path.read_bytes() == content
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> None:
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
     for trial_id in "ab":
@@ -355,6 +330,7 @@ def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> N
     assert restored.statuses()["b"] == "failed"
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: Path) -> None:
     """Tune wraps the searcher so where `max_concurrent_trials` is set."""
     given = [{"x": 1.0}, {"x": 2.0}]
@@ -376,6 +352,7 @@ def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: 
     assert limited.suggest("b") == {"x": 2.0}
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_settings_may_come_as_one_object() -> None:
     settings = SearchSettings(objectives=(("score", "max"),), num_sobol=7)
     searcher = AxSearcher([SPACE[0]], settings, points_to_evaluate=[{"x": 1.0}])
@@ -383,6 +360,7 @@ def test_settings_may_come_as_one_object() -> None:
     assert searcher.suggest("a") == {"x": 1.0}
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_new_fit_frees_the_slots_of_the_one_before() -> None:
     searcher = new_searcher([SPACE[0]], points_to_evaluate=[{"x": 1.0}, {"x": 2.0}])
     searcher.set_max_concurrency(1)
@@ -449,22 +427,6 @@ def test_without_a_budget_every_regular_end_is_complete() -> None:
 # ------------------------------------------------------------------- from Tune's own arguments
 
 
-class Scored(tune.Trainable):
-    """Two metrics of a nested configuration."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config = config
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        x, width = self._config["net"]["x"], self._config["net"]["width"]
-        assert self._config["name"] == "constant"
-        return {"score": x * width, "cost": width, "done": True}
-
-
 def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.ResultGrid:
     space = {
         "net": {"x": tune.uniform(0, 1), "width": tune.qrandint(8, 64, 8)},
@@ -485,6 +447,7 @@ def run_scored(folder: Path, searcher: AxSearcher, **settings: Any) -> tune.Resu
     ).fit()
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_space_metric_and_mode_may_come_from_the_tuner(tmp_path: Path) -> None:
     searcher = AxSearcher(num_sobol=3)
     results = run_scored(tmp_path, searcher, metric="score", mode="max", max_concurrent_trials=2)
@@ -498,6 +461,7 @@ def test_space_metric_and_mode_may_come_from_the_tuner(tmp_path: Path) -> None:
     assert best.config["net"]["x"] * best.config["net"]["width"] == best.metrics["score"]
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_given_points_of_a_nested_space_are_tried_first() -> None:
     searcher = AxSearcher(
         {"net": {"x": tune.uniform(0, 1)}, "name": "constant"},
@@ -546,6 +510,7 @@ def test_settings_of_another_type_are_refused_at_once(
         new_searcher([SPACE[0]], **settings)
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_several_metrics_are_reported_with_the_mode_of_each(tmp_path: Path) -> None:
     searcher = AxSearcher(metric=["score", "cost"], mode=["max", "min"], num_sobol=3)
     assert not run_scored(tmp_path, searcher, max_concurrent_trials=1).errors
@@ -589,6 +554,7 @@ def test_what_cannot_be_searched_is_refused_before_the_first_trial(
         AxSearcher(**settings).suggest("a")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_an_earlier_search_is_used_where_it_fits_the_space() -> None:
     earlier = [
         TrialRecord({"x": x}, "earlier", "completed", [(BUDGET, x, SEM)]) for x in (1.0, 2.0, 3.0)
@@ -618,6 +584,7 @@ def saved(three_trials: Path, tmp_path: Path) -> Path:
     return shutil.copytree(three_trials, tmp_path / "tune")
 
 
+@pytest.mark.usefixtures("ax_here")
 def test_a_kill_between_tunes_files_and_ours_loses_no_trial_and_keeps_no_ghost(saved: Path) -> None:
     (file,) = saved.glob("searcher-state-*")
     state = json.loads(file.read_text())

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from raymeta.errors import ResourceError
@@ -23,6 +25,16 @@ pytestmark = pytest.mark.ray
 def ray_of_four_cpus() -> Iterator[None]:
     with local_ray(num_cpus=4):
         yield
+
+
+def test_ray_starts_no_more_processes_than_a_search_uses() -> None:
+    found = {
+        Path(word).name
+        for process in psutil.Process().children(recursive=True)
+        for word in process.cmdline()
+    }
+    assert {"gcs_server", "raylet"} <= found
+    assert found.isdisjoint({"dashboard.py", "monitor.py", "log_monitor.py"})
 
 
 def test_a_trial_larger_than_the_cluster_is_refused_by_its_keys() -> None:

@@ -5,7 +5,6 @@ Most points are given, so that no process of Ax has to start.
 
 from __future__ import annotations
 
-import enum
 import json
 import logging
 import time
@@ -23,7 +22,8 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
-from tests.search.helpers import local_ray
+from tests.search.helpers import ax_pids, local_ray
+from tests.search.trainables import Color, Level, Opt, Reported
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -37,47 +37,9 @@ def ray_of_two_cpus() -> Iterator[None]:
         yield
 
 
-class Opt(str, enum.Enum):  # noqa: UP042  (as users write it)
-    ADAM = "adam"
-    SGD = "sgd"
-
-
-class Color(enum.Enum):
-    RED = 1
-    BLUE = 2
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-    HIGH = 2
-
-
 @dataclass
 class Sizes:
     width: Any
-
-
-class Reported(tune.Trainable):
-    """Reports its x as loss, in the type that its configuration names, in one step."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config = config
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        x = self._config["x"]
-        wrap: Callable[[float], Any] = self._config.get("wrap", float)
-        kinds = {name: type(value).__name__ for name, value in self._config.items()}
-        return {"loss": wrap(x), "cost": 2 * x, "kinds": json.dumps(kinds), "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """There is nothing to save."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """There is nothing to load."""
 
 
 class Stop(tune.Callback):
@@ -176,6 +138,14 @@ def test_several_metrics_are_learned_from(tmp_path: Path) -> None:
     fit(searcher, tmp_path, {"x": tune.uniform(0, 1)}, metric=None, mode=None)
     found = [r.others["cost"][-1][1] for r in searcher.records.values()]
     assert sorted(found) == [2 * x for x in XS]
+
+
+def test_ax_does_not_start_where_no_trial_needs_it(tmp_path: Path) -> None:
+    before = set(ax_pids())
+    searcher = AxSearcher(points_to_evaluate=GIVEN)
+    fit(searcher, tmp_path, {"x": tune.uniform(0, 1)})
+    assert [record.status for record in searcher.records.values()] == ["completed"] * 2
+    assert set(ax_pids()) <= before
 
 
 # ------------------------------------------------------------------- restoring

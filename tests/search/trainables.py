@@ -1,0 +1,97 @@
+"""Trainables of moments, for tests of the searcher.
+
+They have a module of their own because every trial's process imports it: test modules import Ax,
+which takes seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+BUDGET = 3  # epochs of `Fated`
+SEM = 0.125
+
+
+class Opt(str, enum.Enum):  # noqa: UP042  (as users write it)
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Fated(tune.Trainable):
+    """Scores x · epoch, and fails as its configuration says in its second epoch."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config, self._epoch = config, 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._epoch += 1
+        fate, score = self._config.get("fate"), self._config["x"] * self._epoch
+        if self._epoch == 2:
+            failed_before = Path(self._config["folder"]) / self.trial_id
+            if fate == "error" or (fate == "flaky" and not failed_before.exists()):
+                failed_before.touch()
+                raise RuntimeError("as the configuration says")
+            if fate == "nan":
+                score = math.nan
+        done = self._epoch >= BUDGET or math.isnan(score)
+        return {"score": score, "score_sem": SEM, "epochs": self._epoch, "done": done}
+
+
+class Scored(tune.Trainable):
+    """Two metrics of a nested configuration."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        x, width = self._config["net"]["x"], self._config["net"]["width"]
+        assert self._config["name"] == "constant"
+        return {"score": x * width, "cost": width, "done": True}
+
+
+class Reported(tune.Trainable):
+    """Reports its x as loss, in the type that its configuration names, in one step."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        x = self._config["x"]
+        wrap: Callable[[float], Any] = self._config.get("wrap", float)
+        kinds = {name: type(value).__name__ for name, value in self._config.items()}
+        return {"loss": wrap(x), "cost": 2 * x, "kinds": json.dumps(kinds), "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """There is nothing to save."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """There is nothing to load."""
