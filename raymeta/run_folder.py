@@ -126,6 +126,8 @@ class Run:
                 run = cls(path.resolve())
                 run.check_links()
                 return run
+            if (path / FORMAT_FILE).is_file():
+                raise RunError(f"{path / 'experiment.yaml'}: is missing; put back a copy of it")
         known = ", ".join(run.path.name for run in runs(root)[-5:]) or "none"
         raise RunError(
             f"{name}: no run folder of that name or path; under {root} there are: {known}"

@@ -26,6 +26,7 @@ from raymeta.run_folder import Run
 from raymeta.search.session import connect, stop_ray
 from raymeta.serving.app import NAME, application, check_room
 from raymeta.serving.settings import ServeSettings
+from raymeta.serving.tasks import KeptTasks
 from raymeta.storage.paths import path_at
 
 UPDATE = signal.SIGUSR1  # asks for a rolling update
@@ -71,6 +72,7 @@ def serve_run(
                     "folder or a URI"
                 )
             settings = settings.model_copy(update={"tasks_dir": own})
+        KeptTasks(path_at(settings.tasks_dir)).count()  # a storage out of reach is told now
         try:
             connect(verbose)
             check_room(settings.replicas)

@@ -289,3 +289,16 @@ def test_a_signal_interrupts_the_start_and_ends_a_server_that_serves(
         signals.is_serving = True
         signal.raise_signal(number)
         assert signals.ended.is_set()
+
+
+def test_a_storage_of_tasks_out_of_reach_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "table", "learner=prototypes")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    address = "s3://bucket/tasks?endpoint_override=http://127.0.0.1:9&region=us-east-1"
+    command = ["serve", str(run.path), "--no-token", "--tasks-dir", address]
+    found = CliRunner().invoke(app, command)
+    assert isinstance(found.exception, RunError)
+    assert "the storage cannot be reached" in str(found.exception)
