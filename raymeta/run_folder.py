@@ -31,7 +31,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -43,13 +43,14 @@ from raymeta.experiment.file import load_experiment, to_yaml, with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.run_format import FORMAT_FILE, RunOrigin, read_origin
 from raymeta.storage.atomic import write_file
+from raymeta.storage.bounds import JSON_BYTES, parse_json
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import AnyPath, RemotePath, StorageError, path_at, read_regular
 
 DEFAULT_ROOT = Path("runs")
 ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
 LOCK_S = 10  # seconds to wait for a process that is about to end
-_FOLDERS = {"models", "search", "tune", "refit", "refit/tune"}  # those that raymeta writes to
+_FOLDERS = ("", "models", "search", "tune", "refit", "refit/tune")  # those that raymeta writes to
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,16 @@ class Run:
         """Opens the run at a path, or of a name under `root`.
 
         Raises:
-            RunError: there is no such run, or its storage cannot be reached.
+            RunError: there is no such run, something in it leads elsewhere, or its storage cannot
+                be reached.
         """
         for path in (path_at(name), root / name):
             if (path / "experiment.yaml").is_file():
-                return cls(path.resolve())
+                run = cls(path.resolve())
+                run.check_links()
+                return run
+            if (path / FORMAT_FILE).is_file():
+                raise RunError(f"{path / 'experiment.yaml'}: is missing; put back a copy of it")
         known = ", ".join(run.path.name for run in runs(root)[-5:]) or "none"
         raise RunError(
             f"{name}: no run folder of that name or path; under {root} there are: {known}"
@@ -172,7 +178,7 @@ class Run:
         if isinstance(self.path, RemotePath):
             yield
             return
-        self._check_links(self.path)
+        self.check_links()
         lock = self.path / ".lock"
         try:
             # Neither a link's target nor the file's content is touched.
@@ -201,7 +207,7 @@ class Run:
         if isinstance(self.path, RemotePath):
             return None
         try:
-            file = os.open(self.path / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
             return False
         try:
@@ -212,18 +218,19 @@ class Run:
             os.close(file)
         return False
 
-    def _check_links(self, folder: Path) -> None:
-        """Refuses links that would redirect writes out of the run."""
-        top = Path(str(self.path)).resolve()
-        for entry in os.scandir(folder):
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(top):
-                raise RunError(
-                    f"{entry.path}: a link that leads out of the run folder, where raymeta writes; "
-                    "remove it, or put what it leads to in its place"
-                )
-            inner = Path(entry.path)
-            if str(inner.relative_to(str(self.path))) in _FOLDERS and entry.is_dir():
-                self._check_links(inner)
+    def check_links(self) -> None:
+        """Refuses links by which a file of the run would be read or written elsewhere.
+
+        Raises:
+            RunError: naming the link, or what is neither a file nor a folder.
+        """
+        if isinstance(self.path, RemotePath):
+            return
+        top = self.path.resolve()
+        for name in _FOLDERS:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for entry in os.scandir(self.path / name):
+                    _refuse_elsewhere(entry, top)
 
     def check_owner(self) -> None:
         """Refuses another user's folder: its files control what a resumed run does.
@@ -234,8 +241,11 @@ class Run:
         if isinstance(self.path, RemotePath):
             return
         own = self._own_uid()
-        for path in (self.path, *sorted(self.path.iterdir())):
-            owner = path.lstat().st_uid
+        for path in (self.path, *sorted(self.path.rglob("*"))):
+            try:
+                owner = path.lstat().st_uid
+            except FileNotFoundError:  # a search that is under way writes files
+                continue
             if owner != own:
                 raise RunError(
                     f"{path}: belongs to user {owner}, not to you ({own}).  A resumed run does "
@@ -330,14 +340,14 @@ class Run:
         """
         path = self.path / name
         try:
-            return json.loads(read_regular(path))
+            return parse_json(read_regular(path, most=JSON_BYTES))
         except FileNotFoundError:
             return None
         except StorageError:
             raise
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(f"{path}: is damaged: {error}; remove it and go on") from error
 
     @property
@@ -382,11 +392,27 @@ def _read(file: AnyPath) -> Experiment:
         RunError: it cannot be read, or is not valid.
     """
     try:
-        return load_experiment(str(file))
+        return load_experiment(str(file), may_build=False)
     except ExperimentError as error:
         raise RunError(
             f"{file}: cannot be used: {error}; put back a copy of the file, or start a new run"
         ) from error
+
+
+def _refuse_elsewhere(entry: os.DirEntry[str], top: Path) -> None:
+    """Refuses a link that leads out of `top`, or in a circle, and what is no file."""
+    try:
+        leads_out = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(top)
+        is_other = not entry.is_symlink() and not (entry.is_file() or entry.is_dir())
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"{entry.path}: cannot be read: {error}; remove it") from error
+    if leads_out:
+        raise RunError(
+            f"{entry.path}: a link that leads out of the run folder; remove it, or put what it "
+            "leads to in its place"
+        )
+    if is_other:
+        raise RunError(f"{entry.path}: is no regular file and no folder; remove it")
 
 
 def _is_locked(file: int) -> bool:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from raymeta.errors import RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.storage.bounds import JSON_BYTES, check_json
 from raymeta.storage.paths import AnyPath, read_regular
 
 FORMAT = 1  # of run folders
@@ -110,7 +111,9 @@ def read_origin(file: AnyPath) -> RunOrigin | None:
         RunError: the file is damaged.
     """
     try:
-        origin = TypeAdapter(RunOrigin).validate_json(read_regular(file), strict=True)
+        content = read_regular(file, most=JSON_BYTES)
+        check_json(content)
+        origin = TypeAdapter(RunOrigin).validate_json(content, strict=True)
     except FileNotFoundError:
         return None
     except OSError as error:

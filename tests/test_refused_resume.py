@@ -129,6 +129,11 @@ def test_a_later_format_is_refused(run: Run) -> None:
     assert "install the newer one" in message
 
 
+def test_a_missing_experiment_is_named(run: Run) -> None:
+    Path(str(run.experiment_file)).unlink()
+    assert refusal(run) == f"{run.experiment_file}: is missing; put back a copy of it"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "1"}', b"\xff\xfe"])
 def test_a_damaged_run_file_is_refused_and_harmless_once_it_is_put_back(
     run: Run, content: bytes
@@ -212,8 +217,10 @@ def test_damaged_runs_hide_no_other(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-@pytest.mark.parametrize("what", [".", "experiment.yaml", "trials.jsonl"])
+@pytest.mark.parametrize("what", [".", "experiment.yaml", "trials.jsonl", "tune/tuner.pkl"])
 def test_the_run_of_another_user_is_refused_unless_trusted(run: Run, what: str) -> None:
+    (Path(str(run.path)) / "tune").mkdir()
+    (Path(str(run.path)) / "tune/tuner.pkl").touch()
     os.chown(Path(str(run.path)) / what, 12345, -1)
     message = refusal(run)
     assert "belongs to user 12345" in message

@@ -52,3 +52,7 @@ def main() -> None:
     except RaymetaError as error:
         Terminal(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except MemoryError:
+        told = "error: this needs more memory than there is; is a file larger than you think?"
+        Terminal(stderr=True).print(told, style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -217,7 +217,7 @@ def attribute(
     from raymeta.inference.files import load_adapted  # noqa: PLC0415
 
     written = _format_of(output, format_)
-    if plot is not None and not plot.endswith(".html"):
+    if plot is not None and not path_at(plot).name.endswith(".html"):
         raise DataError(f"{plot}: must end in .html, as a page of --plot")
     network = load_adapted(adapted)
     inputs = network.trained.inputs

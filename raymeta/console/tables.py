@@ -232,6 +232,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
     for run in runs:
         experiment, status, score = "?", "damaged", ""
         try:
+            run.check_links()
             experiment = run.experiment().name
             results = run.read_json("results.json")
             status = run.status

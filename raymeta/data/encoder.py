@@ -8,7 +8,6 @@ Shape legend: B texts of a batch, T tokens, D features, P tokens of all texts.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -22,11 +21,14 @@ from safetensors import SafetensorError, safe_open
 
 from raymeta.data.files import Stamp, stamps
 from raymeta.errors import DataError, shown
+from raymeta.storage.bounds import JSON_BYTES, header_fault, parse_json
+from raymeta.storage.paths import read_regular
 
 _CONFIG, _TOKENIZER, _INDEX = "config.json", "tokenizer.json", "model.safetensors.index.json"
 _WEIGHTS = "*.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PACKAGES = ("transformers", "tokenizers", "huggingface_hub")
+_CONFIG_BYTES = 1 << 20
 _BATCH_TOKENS = 2048  # padded tokens encoded at once; bounds memory
 
 
@@ -216,8 +218,8 @@ class Encoder:
 
     def _read_config(self) -> dict[str, Any]:
         try:
-            config = json.loads((self._folder / _CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            config = parse_json(read_regular(self._folder / _CONFIG, most=_CONFIG_BYTES))
+        except (OSError, ValueError) as error:
             raise self._damaged(_CONFIG, error) from error
         if not isinstance(config, dict):
             raise self._damaged(_CONFIG, "it is not a mapping")
@@ -234,7 +236,8 @@ class Encoder:
         from tokenizers import Tokenizer  # noqa: PLC0415  (an optional extra)
 
         try:
-            tokenizer = Tokenizer.from_file(str(self._folder / _TOKENIZER))
+            content = read_regular(self._folder / _TOKENIZER, most=JSON_BYTES)
+            tokenizer = Tokenizer.from_str(content.decode())
             tokenizer.no_padding()
             tokenizer.enable_truncation(max_length=max_tokens)
         except Exception as error:  # tokenizers raises no narrower one
@@ -246,6 +249,8 @@ class Encoder:
 
         for file in weights:
             try:
+                if fault := header_fault(read_regular(file, 8)):
+                    raise self._damaged(file.name, fault)
                 with safe_open(file, "np"):
                     pass
             except (OSError, SafetensorError) as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raymeta.errors import DataError
-from raymeta.storage.paths import AnyPath, RemotePath, list_matching
+from raymeta.storage.bounds import TEXT_BYTES
+from raymeta.storage.paths import AnyPath, RemotePath, list_matching, read_regular
 
 R = TypeVar("R")
 
@@ -127,7 +128,8 @@ def read_utf8(path: AnyPath, what: str) -> str:
         DataError: the file cannot be read, is empty or is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, most=TEXT_BYTES).decode("utf-8-sig")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: cannot be read as {what}: not UTF-8 (byte {error.start}); save it as UTF-8"

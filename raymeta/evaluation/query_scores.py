@@ -20,6 +20,7 @@ from raymeta.episodes import Episode, TaskDistribution
 from raymeta.errors import RunError
 from raymeta.run_folder import Run
 from raymeta.storage.atomic import write_file
+from raymeta.storage.bounds import header_fault
 from raymeta.storage.paths import read_regular
 from raymeta.uncertainty import Units
 
@@ -99,19 +100,24 @@ class QueryScores:
         """
         path = run.path / SCORES_FILE
         try:
-            content = read_regular(path, MAX_BYTES + 1)
+            content = read_regular(path, most=MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if len(content) > MAX_BYTES:
-            raise RunError(f"{path}: has more than {MAX_BYTES} bytes; remove it")
         try:
-            return _scores(load(content))
+            return _scores(_tensors(content))
         except (SafetensorError, KeyError, ValueError) as error:
             raise RunError(
                 f"{path}: is damaged ({error}); `raymeta evaluate {run.path.name}` makes it anew"
             ) from error
+
+
+def _tensors(content: bytes) -> dict[str, np.ndarray]:
+    fault = header_fault(content)
+    if fault:
+        raise ValueError(fault)
+    return load(content)
 
 
 def _scores(tensors: Mapping[str, np.ndarray]) -> QueryScores:

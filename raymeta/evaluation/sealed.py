@@ -72,10 +72,17 @@ def looks(run: Run) -> tuple[list[Look], list[str]]:
     for other in {str(r.path): r for r in (run, *runs(run.path.parent))}.values():
         if not (other.path / SEALED_FILE).is_file():
             continue
-        origin = other.origin
-        if origin is None or origin.data != data:
+        try:
+            other.check_links()
+            origin = other.origin
+            if origin is None or origin.data != data:
+                continue
+            content = read_journal(other.path / SEALED_FILE, origin.id)
+        except RunError as error:
+            if other.path == run.path:
+                raise
+            notes.append(f"looks of another run are not counted: {error}")
             continue
-        content = read_journal(other.path / SEALED_FILE, origin.id)
         notes += [*content.damaged, *filter(None, [content.cut])]
         for entry in content.entries:
             try:

@@ -50,19 +50,23 @@ def shipped_experiments() -> list[str]:
     )
 
 
-def load_experiment(source: str, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    source: str, overrides: Sequence[str] = (), *, may_build: bool = True
+) -> Experiment:
     """Reads and checks an experiment.
 
     Args:
         source: the name of a shipped experiment (`pen`) or the path of a YAML file.  A file may
             build on another by `base: NAME_OR_PATH`, and then holds only what differs.
         overrides: `dotted.key=value`, the value in YAML.
+        may_build: allows `base`, which may be any file; not in a run folder, which may be a
+            stranger's.
 
     Raises:
         ExperimentError: naming key, rule, value and line of everything that is wrong.
     """
     places: Places = {}
-    data = _read(source, places, seen=())
+    data = _read(source, places, seen=(), may_build=may_build)
     places = _overridden(data, places, overrides)
     return _validated_with_learners(data, places)
 
@@ -132,11 +136,16 @@ def _override_value(key: str, text: str) -> Any:
 
 
 def _read(
-    source: str, places: Places, seen: tuple[str, ...], named: str = "experiment"
+    source: str,
+    places: Places,
+    seen: tuple[str, ...],
+    named: str = "experiment",
+    *,
+    may_build: bool = True,
 ) -> dict[str, Any]:
     """Merges a file with its bases; fills `places` with the line of every key.
 
-    `named` says in messages what named the file.
+    `named` says in messages what named the file; without `may_build` a base is refused.
     """
     path = path_at(source)
     is_shipped = source in shipped_experiments()
@@ -156,6 +165,12 @@ def _read(
     if is_shipped and isinstance(tasks, dict) and "data_dir" in tasks:
         tasks["data_dir"] = str(SHIPPED_DATA / tasks["data_dir"])
     base = data.pop("base", None)
+    if base is not None and not may_build:
+        at = place("base", own_places)
+        raise ExperimentError(
+            f"base {shown(base)}: the experiment of a run has everything in it, but this one names "
+            f"a base, which may be any file; remove the key{at}"
+        )
     if base is not None:
         if not isinstance(base, str):
             at = place("base", own_places)

@@ -19,7 +19,6 @@ from raymeta.errors import RunError
 from raymeta.evaluation.query_scores import MAX_BYTES, SCORES_FILE, QueryScores
 from raymeta.evaluation.scores import MetaTest
 from raymeta.evaluation.sealed import SEALED_FILE, look_lines
-from raymeta.experiment import yaml_lines
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import ANALYSES_FILE, Run
 from raymeta.run_format import FORMAT_FILE, RunOrigin
@@ -103,7 +102,6 @@ def read_facts(run: Run) -> RunFacts:
         RunError: its experiment cannot be read, a file leads out of it, or one is too long.
     """
     _check_files(run)
-    _check_bases(run)
     experiment = run.experiment()
     missing: list[str] = []
 
@@ -160,10 +158,10 @@ def read_facts(run: Run) -> RunFacts:
 
 def _check_files(run: Run) -> None:
     """Refuses files that lead out of the run folder, or are too long to be a run's."""
+    run.check_links()
     path = run.path
     if isinstance(path, RemotePath):
         return
-    top = path.resolve()
     states = [
         f"{folder}/{state.name}"
         for folder in ("tune", "refit/tune")
@@ -171,30 +169,10 @@ def _check_files(run: Run) -> None:
     ]
     for name in (*_FILES, *states):
         file = path / name
-        try:
-            is_inside = file.resolve().is_relative_to(top)
-            size = file.stat().st_size if file.is_file() else 0
-        except (OSError, RuntimeError) as error:  # a circle of links
-            raise RunError(f"{file}: cannot be read: {error}") from error
-        if not is_inside:
-            raise RunError(f"{file}: a link that leads out of the run folder; remove it")
+        size = file.stat().st_size if file.is_file() else 0
         most = MAX_BYTES if name == SCORES_FILE else _LONGEST
         if size > most:
             raise RunError(f"{file}: has {size} bytes; a run writes at most {most}; remove it")
-
-
-def _check_bases(run: Run) -> None:
-    """Refuses an experiment that builds on another file: a run's own has everything in it."""
-    for name in ("experiment.yaml", "best.yaml"):
-        file = run.path / name
-        if not file.is_file():
-            continue
-        try:
-            content = yaml_lines.read_document(yaml_lines.read_file(file)).data
-        except (OSError, ValueError):
-            continue  # whoever reads it next says what is wrong
-        if isinstance(content, dict) and "base" in content:
-            raise RunError(f"{file}: names a base, which may be any file; remove the key")
 
 
 def _importance(run: Run) -> dict[str, float]:

@@ -26,6 +26,7 @@ from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
 from raymeta.search.tune_space import TuneSpace
 from raymeta.storage.atomic import WholeFile
+from raymeta.storage.bounds import JOURNAL_BYTES, parse_json
 from raymeta.storage.paths import AnyPath, list_matching, path_at, read_regular
 
 STATE_VERSION = 4
@@ -146,7 +147,7 @@ def read_state(path: AnyPath, *, records_only: bool = False) -> SavedSearch:
         RunError: the file is damaged, or another version wrote it.
     """
     try:
-        state: dict[str, Any] = json.loads(read_regular(path))
+        state: dict[str, Any] = parse_json(read_regular(path, most=JOURNAL_BYTES))
         if state["version"] not in READABLE_VERSIONS:
             raise RunError(
                 f"{path}: searcher state of version {state['version']}, but this raymeta reads "

@@ -13,18 +13,20 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
 from ray import serve
 
-from raymeta.errors import ResourceError, RunError
+from raymeta.errors import EndedBySignalError, ResourceError, RunError
 from raymeta.inference.files import load
 from raymeta.run_folder import Run
 from raymeta.search.session import connect, stop_ray
 from raymeta.serving.app import NAME, application, check_room
 from raymeta.serving.settings import ServeSettings
+from raymeta.serving.tasks import KeptTasks
 from raymeta.storage.paths import path_at
 
 UPDATE = signal.SIGUSR1  # asks for a rolling update
@@ -40,7 +42,7 @@ def serve_run(
     verbose: bool,
     say: Callable[[str], object],
 ) -> None:
-    """Serves a run until SIGINT, SIGTERM or SIGHUP.
+    """Serves a run until SIGINT, SIGTERM or SIGHUP, one of which also ends its start.
 
     At SIGUSR1 the replicas open the run anew, one after another, while the others answer.
 
@@ -62,7 +64,7 @@ def serve_run(
     settings = settings.model_copy(update={"run": str(found.path)})
     load(settings.run, ensemble=settings.ensemble)  # refuses what no replica could open
     token, is_new = (None, False) if token_file is None else _token(token_file)
-    with _signals() as (ended, updates), tempfile.TemporaryDirectory(prefix="raymeta-") as own:
+    with _signals() as signals, tempfile.TemporaryDirectory(prefix="raymeta-") as own:
         if not settings.tasks_dir:
             if os.environ.get("RAY_ADDRESS"):
                 raise ResourceError(
@@ -70,8 +72,9 @@ def serve_run(
                     "folder or a URI"
                 )
             settings = settings.model_copy(update={"tasks_dir": own})
-        connect(verbose)
+        KeptTasks(path_at(settings.tasks_dir)).count()  # a storage out of reach is told now
         try:
+            connect(verbose)
             check_room(settings.replicas)
             quiet = {"enable_access_log": False, "log_level": "INFO" if verbose else "ERROR"}
             logging.getLogger("ray.serve").setLevel(logging.INFO if verbose else logging.ERROR)
@@ -85,14 +88,19 @@ def serve_run(
                 serve.run(application(settings, token), name=NAME, logging_config=quiet)
 
             deploy()
+            signals.is_serving = True
             _tell(say, host, port, token_file, token if is_new else None, found.path.name)
-            while not ended.is_set():
-                if updates.is_set():
-                    updates.clear()
+            while not signals.ended.is_set():
+                if signals.updates.is_set():
+                    signals.updates.clear()
                     deploy()
                     say("updated: all replicas have opened the run anew")
-                ended.wait(0.2)
+                signals.ended.wait(0.2)
             say("ending")
+        except KeyboardInterrupt:
+            name = signal.Signals(signals.received).name
+            told = f"ended by {name} before anybody was served"
+            raise EndedBySignalError(told, signals.received) from None
         finally:
             with contextlib.suppress(Exception):  # it may be what failed; Ray's end follows
                 serve.shutdown()
@@ -160,24 +168,39 @@ def _token(file: Path) -> tuple[str, bool]:
     return token, False
 
 
+@dataclass
+class _Signals:
+    """What signals have asked for: the end, the first one's number, and an update."""
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    updates: threading.Event = field(default_factory=threading.Event)
+    received: int = 0
+    is_serving: bool = False
+
+    def end(self, number: int, _: FrameType | None) -> None:
+        """Ends the server; the first signal interrupts its start, which may take minutes."""
+        is_first = not self.received
+        self.received = self.received or number
+        self.ended.set()
+        if is_first and not self.is_serving:
+            raise KeyboardInterrupt
+
+    def update(self, _: int, __: FrameType | None) -> None:
+        """Asks for a rolling update."""
+        self.updates.set()
+
+
 @contextmanager
-def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Events that signals set: that of the end, and that of an update."""
-    ended, updates = threading.Event(), threading.Event()
-
-    def end(_: int, __: FrameType | None) -> None:
-        ended.set()
-
-    def update(_: int, __: FrameType | None) -> None:
-        updates.set()
-
-    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), end)
+def _signals() -> Iterator[_Signals]:
+    """What signals ask for meanwhile."""
+    found = _Signals()
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), found.end)
     before = {
         number: signal.signal(number, handler)
-        for number, handler in [*handlers.items(), (UPDATE, update)]
+        for number, handler in [*handlers.items(), (UPDATE, found.update)]
     }
     try:
-        yield ended, updates
+        yield found
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

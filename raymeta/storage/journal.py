@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raymeta.errors import RunError
+from raymeta.storage.bounds import JOURNAL_BYTES, parse_json
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
 UPLOAD_S = 10  # seconds between uploads of lines that may be lost
@@ -52,7 +53,7 @@ def read_journal(path: AnyPath, owner: str) -> JournalContent:
 
 def _read(path: AnyPath, owner: str) -> JournalContent:
     try:
-        content = read_regular(path)
+        content = read_regular(path, most=JOURNAL_BYTES)
     except FileNotFoundError:
         return JournalContent([], [])
     entries: list[dict[str, Any]] = []
@@ -162,7 +163,7 @@ class _Whole:
 def _whole(line: bytes, owner: str) -> _Whole | None:
     """Parses a line; None if it is damaged or of another owner."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         digest, after, entry = content["sha256"], content["after"], content["entry"]
         is_whole = digest == _digest(owner, after, _text(entry))
     except (ValueError, KeyError, TypeError, RecursionError):

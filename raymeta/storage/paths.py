@@ -179,18 +179,34 @@ class RemotePath:
 AnyPath = Path | RemotePath
 
 
-def read_regular(path: AnyPath, count: int = -1) -> bytes:
+def read_regular(path: AnyPath, count: int = -1, *, most: int | None = None) -> bytes:
     """Reads the first `count` bytes of a file, or all of it, but no pipe or device.
 
+    Args:
+        path: of the file.
+        count: negative for all.
+        most: bytes of the file, if it is read whole.
+
     Raises:
-        OSError: the file cannot be read, or is not a regular file.
+        OSError: the file cannot be read, is not a regular file, or has more than `most` bytes.
     """
     if isinstance(path, RemotePath):
+        if most is not None:
+            _refuse_size(path.stat().st_size, most, path)
         return path.first_bytes(count)
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if most is not None:
+            _refuse_size(found.st_size, most, path)
         return file.read(count)
+
+
+def _refuse_size(size: int, most: int, path: AnyPath) -> None:
+    if size > most:
+        reason = f"it has {size} bytes, and at most {most} are read"
+        raise OSError(errno.EFBIG, reason, str(path))
 
 
 def copy_folder(source: RemotePath, target: Path) -> None:

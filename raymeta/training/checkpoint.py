@@ -19,14 +19,13 @@ from safetensors.torch import load, save
 
 from raymeta.errors import RunError
 from raymeta.nn.networks import Params
+from raymeta.storage.bounds import TENSOR_BYTES, header_fault, parse_json
 from raymeta.storage.paths import AnyPath, read_regular
 from raymeta.training.identity import Identity
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 META_PREFIX = "meta_params."
 FORMAT = 1
-# Limit of a file's header; a network of 16 layers has 60 kB. Parsing takes 25 times as much memory.
-MAX_HEADER_BYTES = 1_000_000
 _LENGTH_BYTES = 8
 _FACTS = "facts.json"
 _METADATA = "raymeta"  # a single key: safetensors does not keep the order of several
@@ -63,7 +62,12 @@ def state_bytes(tensors: Params, identity: Identity) -> bytes:
     }
     metadata["sha256"] = _checksum(plain, metadata)
     content: bytes = save(plain, {_METADATA: _json(metadata).decode()})
-    assert int.from_bytes(content[:_LENGTH_BYTES], "little") <= MAX_HEADER_BYTES
+    if len(content) > TENSOR_BYTES:
+        raise RunError(
+            f"a checkpoint of {len(content)} bytes would not be read again: at most {TENSOR_BYTES} "
+            "are; make the network smaller (model.hidden_size, model.num_layers)"
+        )
+    assert not header_fault(content[:_LENGTH_BYTES])
     return content
 
 
@@ -81,7 +85,7 @@ def read_state(path: AnyPath) -> State:
     """
     try:
         _check_header_length(read_regular(path, _LENGTH_BYTES), str(path))
-        content = read_regular(path)
+        content = read_regular(path, most=TENSOR_BYTES)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     return parse(content, str(path))
@@ -163,22 +167,19 @@ def parse(content: bytes, origin: str) -> State:
     if metadata.pop("sha256", None) != _checksum(tensors, metadata):
         raise RunError(f"{origin}: is damaged: its checksum is wrong")
     try:
-        facts = json.loads(tensors.pop(_FACTS).numpy().tobytes())
+        facts = parse_json(tensors.pop(_FACTS).numpy().tobytes())
         settings = dict(metadata["settings"])
         identity = Identity(settings, dict(facts), str(metadata["role"]), str(metadata["run"]))
-    except (LookupError, ValueError, TypeError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise RunError(f"{origin}: its metadata cannot be read") from error
     return State(tensors, identity)
 
 
 def _check_header_length(start: bytes, origin: str) -> None:
     """Refuses a header whose parsing would take minutes and gigabytes."""
-    size = int.from_bytes(start, "little")
-    if len(start) < _LENGTH_BYTES or size > MAX_HEADER_BYTES:
-        raise RunError(
-            f"{origin}: not a checkpoint of raymeta, or damaged: its header must have at most "
-            f"{MAX_HEADER_BYTES:,} bytes, but says {size:,}"
-        )
+    fault = header_fault(start)
+    if fault:
+        raise RunError(f"{origin}: not a checkpoint of raymeta, or damaged: {fault}")
 
 
 def _check_format(metadata: Any, tensors: Params, origin: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import raymeta
 from raymeta.cli import app
 from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
+from raymeta.serving import server
 from raymeta.serving.app import TOKEN_VARIABLE, build
 from raymeta.serving.bodies import ARROW, JSON
 from raymeta.serving.server import _check_address, _token
@@ -272,3 +274,31 @@ def test_without_its_packages_the_command_says_what_to_install(
     result = CliRunner().invoke(app, ["serve", "some run"])
     assert isinstance(result.exception, ResourceError)
     assert "pip install 'raymeta[serve]'" in str(result.exception)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_interrupts_the_start_and_ends_a_server_that_serves(
+    number: signal.Signals,
+) -> None:
+    with server._signals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # a second one does not break off the end
+        assert signals.received == number
+    with server._signals() as signals:
+        signals.is_serving = True
+        signal.raise_signal(number)
+        assert signals.ended.is_set()
+
+
+def test_a_storage_of_tasks_out_of_reach_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "table", "learner=prototypes")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    address = "s3://bucket/tasks?endpoint_override=http://127.0.0.1:9&region=us-east-1"
+    command = ["serve", str(run.path), "--no-token", "--tasks-dir", address]
+    found = CliRunner().invoke(app, command)
+    assert isinstance(found.exception, RunError)
+    assert "the storage cannot be reached" in str(found.exception)

@@ -252,7 +252,7 @@ GOOD_ROWS: list[dict[str, Any]] = [
     [
         pytest.param("", "cannot be read as JSON: the file is empty", id="empty file"),
         pytest.param("9" * 5000, "cannot be read as JSON: Exceeds the limit", id="huge integer"),
-        pytest.param("[" * 10**5, "cannot be read as JSON: nested too deeply", id="deep"),
+        pytest.param("[" * 10**5, "cannot be read as JSON: it is nested too deeply", id="deep"),
         pytest.param(
             '[{"text": "a", "text": "b", "class": 0}]', "a key is given twice", id="key twice"
         ),

@@ -22,9 +22,9 @@ from raymeta.errors import RunError
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
+from raymeta.storage.bounds import HEADER_BYTES
 from raymeta.tasks.load import load_tasks
 from raymeta.training.checkpoint import (
-    MAX_HEADER_BYTES,
     check_tensors,
     load_network,
     model_bytes,
@@ -279,7 +279,7 @@ def test_no_flipped_byte_goes_unnoticed(content):
             parse(bytes(changed), "file")
 
 
-@pytest.mark.parametrize("size", [MAX_HEADER_BYTES + 1, 94_000_000, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("size", [HEADER_BYTES + 1, 94_000_000, 2**63, 2**64 - 1])
 def test_a_huge_header_is_refused_before_it_is_read(tmp_path, size):
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
@@ -299,7 +299,7 @@ def test_a_header_of_many_tensors_is_refused_quickly(tmp_path):
         f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(14000)
     }
     text = json.dumps(tensors).encode()
-    assert 900_000 < len(text) < MAX_HEADER_BYTES
+    assert 900_000 < len(text) < HEADER_BYTES
     path = written(tmp_path, struct.pack("<Q", len(text)) + text)
     with pytest.raises(RunError, match="holds no network of raymeta"):
         read_state(path)

@@ -17,6 +17,7 @@ al. 2021, "Monash Time Series Forecasting Archive".
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,9 +91,8 @@ def read_tsf(path: AnyPath) -> pa.Table:
     """
     header, lines = _parts(path, "a .tsf file", _TSF_KEYS)
     attributes = [_attribute(path, number, text) for number, text in header.get("attribute", [])]
-    taken = [name for name, _ in attributes]
-    for name in taken:
-        if taken.count(name) > 1 or name in ("series_id", "time_idx", "target"):
+    for name, count in Counter(name for name, _ in attributes).items():
+        if count > 1 or name in ("series_id", "time_idx", "target"):
             raise DataError(
                 f"{path}: @attribute {shown(name)} is declared twice, or is the name of a column "
                 "that every .tsf file has (series_id, time_idx, target); rename it"

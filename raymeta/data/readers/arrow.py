@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePosixPath
@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 
 from raymeta.data.readers.archives import ARCHIVES
 from raymeta.errors import DataError, shown
+from raymeta.storage.bounds import TABLE_BYTES
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
 # Suffix -> Arrow's name of the format, and ours; `ARCHIVES` has further ones.
@@ -45,6 +46,7 @@ _ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invali
 _ARROW_FILE = b"ARROW1"
 _BEGINNING = 4096  # bytes that are looked at first
 _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
+_BATCH_ROWS = 1 << 17  # read at a time
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXACT = 2**53  # float64 holds every whole number up to this one
 
@@ -82,19 +84,20 @@ def read_columns(
         if form == "json":
             _refuse_nested(path, place)
         if suffix == "arrow" and not read_regular(path, 6).startswith(_ARROW_FILE):
-            table = pa.ipc.open_stream(read_regular(path)).read_all()
-            dataset = ds.dataset(table)
+            with pa.ipc.open_stream(read_regular(path, most=TABLE_BYTES)) as stream:
+                dataset = ds.dataset(_bounded(stream, stream.schema))
         else:
             dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
         wanted = list(dict.fromkeys(dataset.schema.names) if columns is None else columns)
         refuse_missing(place, dataset.schema.names, wanted)
         if form == "csv":
             dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
-        table = dataset.to_table(columns=wanted)
+        batches = dataset.to_batches(columns=wanted, batch_size=_BATCH_ROWS)
+        table = _bounded(batches, dataset.scanner(columns=wanted).projected_schema)
         table.validate(full=True)  # text that is no UTF-8, and damage that Arrow would run into
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = " (from the storage)" if isinstance(path, RemotePath) else ""
-        reason = _ARROWS_OWN.sub("", str(error))
+        reason = _ARROWS_OWN.sub("", getattr(error, "strerror", None) or str(error))
         # Arrow counts the header.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", reason)
         hint = "; save it as UTF-8" if "utf" in reason.lower() else ""
@@ -243,7 +246,7 @@ def _refuse_nested(path: AnyPath, place: AnyPath) -> None:
     Raises:
         DataError: naming the row.
     """
-    text = np.frombuffer(read_regular(path), dtype=np.uint8)
+    text = np.frombuffer(read_regular(path, most=TABLE_BYTES), dtype=np.uint8)
     if not len(text):
         raise DataError(f"{place}: has no rows")
     starts = np.concatenate([[0], np.flatnonzero(text[:-1] == ord("\n")) + 1])
@@ -253,6 +256,24 @@ def _refuse_nested(path: AnyPath, place: AnyPath) -> None:
             f"{place}, row {int(opened.argmax()) + 1}: has {opened.max()} brackets, but a row is "
             'one object of plain values, such as {"id": "a", "x": 1.5}, on a line of its own'
         )
+
+
+def _bounded(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """The table of all batches; a small file may unfold to any size.
+
+    Raises:
+        OSError: it has more than `TABLE_BYTES`.
+    """
+    found, size = [], 0
+    for batch in batches:
+        size += batch.nbytes
+        if size > TABLE_BYTES:
+            raise OSError(
+                f"its columns take more than {TABLE_BYTES >> 30} GiB; cut the table up, or name "
+                "fewer columns"
+            )
+        found.append(batch)
+    return pa.Table.from_batches(found, schema)
 
 
 def _integers(column: pa.Array) -> np.ndarray:

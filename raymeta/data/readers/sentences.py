@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from raymeta.data.files import read_utf8
 from raymeta.data.readers.arrow import labels, read_columns
 from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError, shown
+from raymeta.storage.bounds import parse_json
 from raymeta.storage.paths import AnyPath
 
 # Words of a–z (contractions whole), numbers and marks; a Chinese or Japanese character each; words
@@ -140,12 +140,11 @@ def _labelled(path: AnyPath) -> Iterator[tuple[int, str, str, str]]:
 
 def _rows(path: AnyPath) -> list[Any]:
     try:
-        rows: Any = json.loads(read_utf8(path, "JSON"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        rows: Any = parse_json(read_utf8(path, "JSON").encode(), _unique)
+    except ValueError as error:
         if isinstance(error, DataError):
             raise
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{path}: cannot be read as JSON: {reason[:200]}") from error
+        raise DataError(f"{path}: cannot be read as JSON: {str(error)[:200]}") from error
     if not isinstance(rows, list):
         raise DataError(
             f"{path}: expected a list of {{text, class}}, but got {type(rows).__name__}"

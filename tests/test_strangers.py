@@ -1,0 +1,191 @@
+"""Run folders of strangers: nothing in one leads elsewhere or takes gigabytes, for any command."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from raymeta import api
+from raymeta.cli import app
+from raymeta.console.tables import print_runs
+from raymeta.data.readers.archives import read_tsf
+from raymeta.errors import DataError, RaymetaError, RunError
+from raymeta.evaluation.query_scores import QueryScores
+from raymeta.inference.files import load
+from raymeta.report.facts import read_facts
+from raymeta.run_folder import Run, runs
+from raymeta.search.trial_log import logged_trials
+from raymeta.storage import bounds
+from tests.report.runs import finished_run
+
+DEADLINE_S = 10
+COMMANDS: dict[str, Callable[[str], object]] = {
+    "evaluate": api.evaluate,
+    "explain": api.explain,
+    "report": api.write_report,
+    "compare": lambda run: api.compare([run, run]),
+    "load": load,
+    "resume": lambda run: api.tune(resume=run),
+    "train": lambda run: api.train(resume=run),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(str(finished_run(tmp_path / "runs").path))
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("SECRET: [1]\n")
+    return tmp_path / "outside"
+
+
+def put(link: Path, target: str | Path) -> None:
+    """A link in place of whatever is there."""
+    if link.is_dir():
+        link.rename(link.with_name("moved"))
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+def listed(folder: Path) -> str:
+    shown = StringIO()
+    print_runs(Console(file=shown, width=200), runs(folder.parent))
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize("name", ["search", "models", "experiment.yaml", "sealed.jsonl"])
+def test_no_command_reads_or_writes_through_a_link_out_of_the_folder(
+    folder: Path, outside: Path, name: str
+) -> None:
+    put(folder / name, outside if name in ("search", "models") else outside / "secret")
+    for command in COMMANDS.values():
+        with pytest.raises(RunError, match="leads out of the run folder") as error:
+            command(str(folder))
+        assert "SECRET" not in str(error.value)
+    assert [file.name for file in outside.iterdir()] == ["secret"]
+    assert (outside / "secret").read_text() == "SECRET: [1]\n"
+    assert "damaged" in listed(folder)
+    assert "SECRET" not in listed(folder)
+
+
+@pytest.mark.parametrize("name", ["best.yaml", "models", ".lock"])
+@pytest.mark.parametrize("kind", ["circle", "pipe"])
+def test_circles_and_pipes_are_refused_by_name(folder: Path, name: str, kind: str) -> None:
+    put(folder / name, name)
+    if kind == "pipe":
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(RunError, match=f"{folder / name}: .*; remove it"):
+        Run.open(str(folder), folder.parent)
+    assert Run(folder).is_locked in (False, None)  # asks without waiting for a pipe's other end
+
+
+def test_links_within_the_folder_are_followed(folder: Path) -> None:
+    (folder / "results.json").rename(folder / "kept.json")
+    (folder / "results.json").symlink_to("kept.json")
+    assert Run.open(str(folder), folder.parent).read_json("results.json")
+
+
+def test_the_experiment_of_a_run_builds_on_no_other_file(folder: Path, outside: Path) -> None:
+    for name in ("experiment.yaml", "best.yaml"):
+        (folder / name).write_text(f"base: {outside / 'secret'}\n")
+    run = Run.open(str(folder), folder.parent)
+    for read in (run.experiment, run.best_experiment):
+        with pytest.raises(RunError, match="names a base, which may be any file") as error:
+            read()
+        assert "SECRET" not in str(error.value)
+
+
+BOMB = b"[" + b"[]," * 5_000_000 + b"[]]"  # 15 MB that stand for half a GB
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("results.json", lambda run: run.read_json("results.json")),
+        ("run.json", lambda run: run.origin),
+        ("calibration.json", lambda run: run.read_json("calibration.json")),
+    ],
+)
+def test_json_that_unfolds_to_gigabytes_is_refused_at_once(
+    folder: Path, name: str, read: Callable[[Run], object]
+) -> None:
+    (folder / name).write_bytes(BOMB)
+    began = time.monotonic()
+    with pytest.raises(RunError, match="5000002 lists and mappings, more than are read"):
+        read(Run(folder))
+    assert time.monotonic() - began < DEADLINE_S
+    (folder / name).unlink()
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunError, match="at most 67108864 are read"):
+        read(Run(folder))
+
+
+def test_a_record_of_trials_takes_neither_time_nor_memory(folder: Path) -> None:
+    lines = (folder / "trials.jsonl").read_bytes()
+    known = logged_trials(Run(folder)).records
+    (folder / "trials.jsonl").write_bytes(lines + BOMB + b"\n")
+    began = time.monotonic()
+    assert logged_trials(Run(folder)).records == known
+    assert time.monotonic() - began < DEADLINE_S
+    with (folder / "trials.jsonl").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunError, match="at most 268435456 are read"):
+        logged_trials(Run(folder))
+
+
+def test_the_header_of_the_scores_is_bounded(folder: Path) -> None:
+    header = b"{" + b" " * 94_000_000 + b"}"
+    (folder / "scores.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(RunError, match="its header must have at most 1,000,000 bytes"):
+        QueryScores.read(Run(folder))
+    assert any("its header must have" in line for line in read_facts(Run(folder)).missing)
+
+
+def test_a_model_file_of_any_size_is_refused_before_it_is_read(folder: Path) -> None:
+    (folder / "models").mkdir(exist_ok=True)
+    with (folder / "models" / "tuned.safetensors").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RaymetaError, match=f"at most {bounds.TENSOR_BYTES} are read"):
+        load(str(folder))
+
+
+def test_many_attributes_of_a_series_archive_are_compared_in_linear_time(tmp_path: Path) -> None:
+    names = "".join(f"@attribute a{number} string\n" for number in range(20_000))
+    (tmp_path / "m.tsf").write_text(f"@relation x\n{names}@data\n1,2\n")
+    began = time.monotonic()
+    with pytest.raises(DataError, match="must have 20000 attributes"):
+        read_tsf(tmp_path / "m.tsf")
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raymeta import cli  # noqa: PLC0415
+
+    def exhausted() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", exhausted)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+
+
+def test_a_run_of_a_stranger_does_not_hide_others_in_the_list(folder: Path, outside: Path) -> None:
+    finished_run(folder.parent, name="two")
+    put(folder / "results.json", outside / "secret")
+    found = CliRunner().invoke(app, ["list", "--runs-dir", str(folder.parent)])
+    assert found.exit_code == 0
+    assert "damaged" in found.output
+    assert "accuracy" in found.output
