@@ -13,6 +13,7 @@ RUN/best.yaml           the experiment with the best trial's values, and the ref
 RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
 RUN/scores.safetensors  the score of every query of the meta-test
+RUN/drawings.json       some episodes, forecasts and the confusion, for the report
 RUN/sealed.jsonl        the looks at the sealed deal
 RUN/time.json           the time spent
 RUN/.lock               locked by the process that searches

@@ -13,6 +13,12 @@ import torch
 
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
+from raymeta.evaluation.drawings import (
+    DRAWINGS_FILE,
+    draw_classification,
+    draw_forecasts,
+    draw_regression,
+)
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.evaluation.networks import (
     REFIT_FILE,
@@ -41,6 +47,7 @@ from raymeta.search.sources import Sources
 from raymeta.search.trial_log import TrialLog, logged_trials
 from raymeta.search.tuner import run_search, unfinished_trials
 from raymeta.storage.paths import AnyPath, list_matching, remove_file
+from raymeta.tracking.meta_test import track_meta_test
 
 
 class Watcher(Protocol):
@@ -180,7 +187,9 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 
 
 # Beside the model files: what is said of the network, and what says that there is one.
-_OF_THE_NETWORK = (RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE)
+_OF_THE_NETWORK = (
+    *(RESULTS_FILE, SCORES_FILE, DRAWINGS_FILE, "best.yaml", REFIT_FILE, CALIBRATION_FILE),
+)
 
 
 def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int) -> None:
@@ -205,7 +214,9 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
         )
     run.add_seconds(time.monotonic() - start)
     if run.has_best:
-        is_same = with_values(run.experiment(), found.values) == run.best_experiment()
+        now = with_values(run.experiment(), found.values)
+        best = run.best_experiment().model_copy(update={"trackers": now.trackers})
+        is_same = now == best
         if is_same and found.refitted == Refitted.of(run):
             return  # the trials that ran again have changed nothing
         # What is there belongs to another network.
@@ -236,7 +247,7 @@ def judge(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
     own, networks = open_networks(run, device, watcher.phase)
-    kept = list[QueryScores]()
+    kept, forecasts = list[QueryScores](), dict[str, torch.Tensor]()
     further = open_further(run, device)
     num_episodes = num_episodes or experiment.evaluation.num_episodes
     result = meta_test(
@@ -247,18 +258,26 @@ def judge(
         further=further,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
         keep=kept.append,
+        keep_forecasts=forecasts.update,
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
+    together = [own, *further]
     if own.recipe.problem.name == "classification":
         watcher.phase("calibrating")
-        together = [own, *further]
         calibration = keep_calibrations(run, together)
         found = reliability(together, calibration, num_episodes)
         result = replace(result, reliability=found)
+        drawings = draw_classification(together, calibration, num_episodes)
+    elif forecasts:
+        drawings = draw_forecasts(own.tasks, forecasts)
+    else:
+        drawings = draw_regression(together, num_episodes)
+    drawings.write(run)
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
-    write_page(run)
+    page = write_page(run)
+    track_meta_test(run, experiment, result, page, watcher.phase)
     trials = logged_trials(run)
     return Report(run, experiment, best, trials.records, result, run.seconds, trials.ended_by)

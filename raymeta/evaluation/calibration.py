@@ -98,7 +98,7 @@ def calibrate(networks: Sequence[Network]) -> Calibration:
     The temperature minimises the negative log-likelihood of `NUM_EPISODES` meta-validation
     episodes; the misfits are of as many others.
     """
-    logits, targets = _answers(networks, "val", range(NUM_EPISODES))
+    logits, targets = query_logits(networks, "val", range(NUM_EPISODES))
 
     def loss(log_temperature: float) -> float:
         found = _probabilities(logits, math.exp(log_temperature))
@@ -108,7 +108,7 @@ def calibrate(networks: Sequence[Network]) -> Calibration:
     limit = math.log(_LARGEST)
     found = minimize_scalar(loss, bounds=(-limit, limit), method="bounded")
     temperature = math.exp(found.x)
-    logits, targets = _answers(networks, "val", range(NUM_EPISODES, 2 * NUM_EPISODES))
+    logits, targets = query_logits(networks, "val", range(NUM_EPISODES, 2 * NUM_EPISODES))
     right = _probabilities(logits, temperature).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     misfits = (1 - right).clamp(0, 1)
     return Calibration(temperature, tuple(map(tuple, misfits.tolist())))
@@ -118,7 +118,7 @@ def reliability(
     networks: Sequence[Network], calibration: Calibration, num_episodes: int
 ) -> Reliability:
     """The expected calibration error on the first meta-test episodes."""
-    logits, targets = _answers(networks, "test", range(num_episodes))
+    logits, targets = query_logits(networks, "test", range(num_episodes))
     temperature = calibration.temperature
     with_it, without = (
         calibration_error(_probabilities(logits, t).flatten(0, 1), targets.flatten())
@@ -164,7 +164,9 @@ def calibration_of(run: Run, num_networks: int) -> Calibration:
         ) from error
 
 
-def _answers(networks: Sequence[Network], split: Split, indices: range) -> tuple[Tensor, Tensor]:
+def query_logits(
+    networks: Sequence[Network], split: Split, indices: range
+) -> tuple[Tensor, Tensor]:
     """The logits `[R, E, M, K]` of adapted networks, and the queries' classes `[E, M]`."""
     first = networks[0]
     reference = next(iter(first.params.values()))

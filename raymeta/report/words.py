@@ -177,12 +177,19 @@ def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
     names = list(result.rows[0].own_units)
 
     def text(score: Score) -> str:
+        mean = _plain(score.mean, 4)
         if score.half_width is None:
-            return f"{score.mean:.4g}, no ±"
-        return f"{score.mean:.4g} ± {score.half_width:.2g}"
+            return f"{mean}, no ±"
+        return f"{mean} ± {_plain(score.half_width, 2)}"
 
     rows = [[r.label, *map(text, r.own_units.values())] for r in result.rows if r.own_units]
     return ["", *names] if names else [], rows
+
+
+def _plain(value: float, digits: int) -> str:
+    """A number with so many significant digits, without an exponent while it is readable."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.10g}" if 1e-4 <= abs(rounded) < 1e9 else f"{rounded:g}"
 
 
 def source_words(source: Source) -> str:

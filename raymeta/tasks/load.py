@@ -12,7 +12,7 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    and `deal_sealed` of that deal if `sealed`),
    keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
-   `warnings` tell the user what was dropped and why.
+   `warnings` tell the user what was dropped and why; `legend` says how a report draws episodes.
 4. Here: one line in `SOURCES`.  Where a function of the module deals the data without drawing
    episodes, a line in `raymeta.tasks.inspection.DEALERS` lets `raymeta inspect` show it.
 5. `word_inputs(settings, facts)` beside the loader, and one line in `INPUTS`: what an example is to
