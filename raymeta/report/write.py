@@ -19,6 +19,7 @@ from raymeta.report.words import (
     asked,
     interval_lines,
     own_units_table,
+    range_words,
     refit_lines,
     reliability_lines,
     trial_lines,
@@ -107,23 +108,10 @@ def _asked(page: Page, experiment: Experiment) -> None:
     if experiment.search.space:
         page.heading("What was searched")
         rows = [
-            [key, _range_text(experiment, key), value_text(experiment.value(key))]
+            [key, range_words(experiment.search.space[key]), value_text(experiment.value(key))]
             for key in experiment.search.space
         ]
         page.table(["key", "searched in", "in the file"], rows)
-
-
-def _range_text(experiment: Experiment, key: str) -> str:
-    dimension = experiment.search.space[key]
-    if dimension.choices is not None:
-        text = ", ".join(map(value_text, dimension.choices))
-    else:
-        text = f"{value_text(dimension.low)} to {value_text(dimension.high)}"
-        text += ", logarithmic" if dimension.log else ""
-        text += f", in steps of {value_text(dimension.step)}" if dimension.step else ""
-    for parent, values in (dimension.when or {}).items():
-        text += f"; only while {parent} is {' or '.join(map(value_text, values))}"
-    return text
 
 
 def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
