@@ -27,7 +27,7 @@ def confusion_figure(confusion: Confusion) -> go.Figure:
             y=places,
             z=shares,
             customdata=np.round(counts, 1),
-            text=[[f"{v:.0f}" if n else "" for v, n in zip(*r, strict=True)] for r in texts],
+            text=[[_percent(*cell) for cell in zip(*row, strict=True)] for row in texts],
             texttemplate="%{text}" if len(names) <= _MOST_WRITTEN else "",
             zmin=0,
             zmax=100,
@@ -49,6 +49,13 @@ def confusion_figure(confusion: Confusion) -> go.Figure:
             "automargin": True,
         },
     )
+
+
+def _percent(share: float, count: float) -> str:
+    """A share as it is written into its cell; nothing for none."""
+    if not count:
+        return ""
+    return "&lt;1" if share < 0.5 else f"{share:.0f}"
 
 
 def reliability_figure(bins: tuple[Bin, ...]) -> go.Figure:

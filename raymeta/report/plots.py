@@ -30,6 +30,7 @@ VERDICT_COLOURS: dict[Verdict, str] = {
     "not finite": GREY,
 }
 _ROW_HEIGHT, MARGIN = 46, 110  # pixels
+_MOST_NAMED = 40  # units whose names have room below their bars
 _LONGEST_LABEL = 28  # characters before a line break
 
 
@@ -205,6 +206,11 @@ def gain_figure(
         )
     return figure.update_layout(
         barmode="group",
-        xaxis={"type": "category", "tickangle": -60 if len(names) > 6 else 0, "automargin": True},
+        xaxis={
+            "type": "category",
+            "tickangle": -60 if len(names) > 6 else 0,
+            "automargin": True,
+            "showticklabels": len(names) <= _MOST_NAMED,
+        },
         yaxis={"title": {"text": f"lead ({label(result.metric)})"}, "zeroline": True},
     )

@@ -240,7 +240,10 @@ def _winner(page: Page, facts: RunFacts, best: Experiment) -> None:
     page.section("The winner")
     head, rows = ["key", "tuned", "in the file"], []
     for key in facts.experiment.search.space:
-        row = [key, value_text(best.value(key)), value_text(facts.experiment.value(key))]
+        dimension = facts.experiment.search.space[key]
+        is_used = all(best.value(k) in values for k, values in (dimension.when or {}).items())
+        tuned = value_text(best.value(key)) if is_used else "unused"
+        row = [key, tuned, value_text(facts.experiment.value(key))]
         if facts.importance:
             share = facts.importance.get(key)
             row.append("" if share is None else f"{100 * share:.0f} %")

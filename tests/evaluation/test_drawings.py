@@ -72,7 +72,7 @@ def test_texts_are_drawn_as_they_were_written(untrained: Untrained) -> None:
     texts = {own.tasks.legend.texts[number] for number in episode.query_ids}
     shown = drawn.episodes[0].query
     assert {example.text for example in shown} <= texts
-    assert {example.truth for example in shown} == {"0", "1"}
+    assert {example.truth for example in shown} == {"0 (blame)", "1 (praise)"}
 
 
 def test_forecasts_are_drawn_in_own_units_one_a_series(untrained: Untrained) -> None:
