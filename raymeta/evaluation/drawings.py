@@ -252,10 +252,13 @@ def _episode(episode: Episode, legend: Legend, probabilities: np.ndarray) -> Dra
         )
         for example, own in zip(examples("query"), found, strict=True)
     ]
-    shown = [_spread(part, places) for part in (examples("support"), query)]
-    channels = tuple(name[:_LONGEST_NAME] for name in legend.channels[:_MOST_CHANNELS])
-    support, query = shown
-    return DrawnEpisode(support, query, channels, legend.are_strokes, len(legend.channels))
+    return DrawnEpisode(
+        support=_spread(examples("support"), places),
+        query=_spread(query, places),
+        channels=tuple(name[:_LONGEST_NAME] for name in legend.channels[:_MOST_CHANNELS]),
+        are_strokes=legend.are_strokes,
+        num_channels=len(legend.channels),
+    )
 
 
 def _spread(examples: list[Example], classes: Mapping[str, int]) -> tuple[Example, ...]:

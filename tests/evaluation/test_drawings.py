@@ -35,6 +35,7 @@ def test_characters_are_drawn_as_lines_with_the_networks_answers(untrained: Untr
     assert (len(first.support), len(first.query), first.are_strokes) == (5, 15, True)
     episode, names = own.tasks.episode("test", 0), own.tasks.legend.classes
     order = np.argsort(episode.query_y, kind="stable")
+    assert episode.way_classes is not None
     ways = [names[number] for number in episode.way_classes]
     assert [e.truth for e in first.query] == [ways[episode.query_y[row]] for row in order]
     answers = logits[0, 0].argmax(dim=-1).numpy()
@@ -59,6 +60,7 @@ def test_signals_are_drawn_in_the_units_of_the_table(untrained: Untrained) -> No
     first = draw_classification([own], NO_CALIBRATION, 2).episodes[0]
     episode, legend = own.tasks.episode("test", 0), own.tasks.legend
     row = int(np.argsort(episode.support_y, kind="stable")[0])
+    assert episode.support_lengths is not None
     steps = episode.support_x[row][: episode.support_lengths[row]]
     values = legend.mean + legend.deviation * steps
     assert first.channels == tuple(legend.channels[:6])
@@ -69,6 +71,7 @@ def test_texts_are_drawn_as_they_were_written(untrained: Untrained) -> None:
     own = untrained("sentiment")
     drawn = draw_classification([own], NO_CALIBRATION, 2)
     episode = own.tasks.episode("test", 0)
+    assert episode.query_ids is not None
     texts = {own.tasks.legend.texts[number] for number in episode.query_ids}
     shown = drawn.episodes[0].query
     assert {example.text for example in shown} <= texts
