@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from ray.tune.logger import TBXLoggerCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from wandb.proto import wandb_internal_pb2
@@ -333,6 +334,35 @@ def test_a_place_of_mlflow_with_a_secret_is_refused_without_showing_it(
         tiny_experiment(f"trackers.mlflow='{value}'")
     assert fragment in str(error.value)
     assert "canary" not in str(error.value)
+
+
+class LocalTrial(SimpleNamespace):
+    """What TensorBoard's callback asks of a trial."""
+
+    def init_local_path(self) -> None: ...
+
+    __hash__ = object.__hash__
+
+
+def test_keys_of_other_learners_are_shown_and_a_restart_loses_nothing(tmp_path: Path) -> None:
+    tracker = Tracker("tensorboard", TBXLoggerCallback, load_experiment("pen-maml", SEARCH), print)
+    config = {"experiment": {}, "learner": "prototypes"}
+    trial: Any = LocalTrial(trial_id="one", config=config, local_path=str(tmp_path))
+    about: dict[str, Any] = {"trial": trial, "iteration": 0, "trials": [trial]}
+    tracker.setup()
+    for step in (3, 6):
+        tracker.on_trial_start(**about)
+        result = {"meta_steps": step, "val_accuracy": step / 10, "pid": 7, "val_loss": float("nan")}
+        tracker.on_trial_result(result=result, **about)
+    tracker.on_trial_complete(**about)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars("ray/tune/val_accuracy")[-1].step == 6
+    assert not [tag for tag in events.Tags()["scalars"] if "pid" in tag or "loss" in tag]
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["learner"].string_value == "prototypes"
+    given = load_experiment("pen-maml", SEARCH).maml.inner_lr
+    assert hparams["maml.inner_lr"].number_value == pytest.approx(given)
 
 
 class Failing:
