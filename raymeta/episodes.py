@@ -173,6 +173,25 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Legend:
+    """How people know what is in meta-test episodes, for whoever draws them.
+
+    `classes` name what `Episode.way_classes` number, `units` the units of an axis by their ids.
+    `texts` are the examples by their ids, where they are texts.  `channels` name the C features of
+    a time step that come first; `mean` and `deviation` `[C]` turn them into the data's own units.
+    `are_strokes`: the first three features are x, y and whether the pen is on paper.
+    """
+
+    classes: Sequence[str] = ()
+    units: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+    channels: Sequence[str] = ()
+    mean: np.ndarray | None = None
+    deviation: np.ndarray | None = None
+    are_strokes: bool = False
+
+
+@dataclass(frozen=True)
 class TaskDistribution:
     """A source of episodes with disjoint meta-train, meta-val and meta-test tasks.
 
@@ -186,7 +205,7 @@ class TaskDistribution:
     the vocabulary; JSON keeps them.  `warnings` tell the user what the loader could not use.
     Another `training_seed` draws other meta-training episodes, and the same of all other splits.
     `encoded`: the features are token vectors of a pretrained encoder.  `season` are the steps of a
-    season, of forecasts alone.
+    season, of forecasts alone.  `legend` is for drawings; without it there are fewer.
     """
 
     name: str
@@ -205,6 +224,7 @@ class TaskDistribution:
     training_seed: int = 0
     encoded: bool = False
     season: int | None = None
+    legend: Legend = field(default_factory=Legend)
 
     def for_joint_training(self) -> TaskDistribution:
         """Returns the same tasks without made-up classes."""

@@ -15,6 +15,7 @@ RUN/results.json        the meta-test with its controls
 RUN/scores.safetensors  the score of every query of the meta-test
 RUN/calibration.json    what meta-validation says of the answers' certainty
 RUN/familiarity.safetensors  what support examples of new tasks are compared with
+RUN/drawings.json       some episodes, forecasts and the confusion, for the report
 RUN/sealed.jsonl        the looks at the sealed deal
 RUN/time.json           the time spent
 RUN/.lock               locked by the process that searches

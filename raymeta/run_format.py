@@ -127,7 +127,8 @@ def read_origin(file: AnyPath) -> RunOrigin | None:
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(experiment.model_dump()))
+    # Where trials are told decides nothing about them, and may change.
+    plain: dict[str, Any] = json.loads(json.dumps(experiment.model_dump(exclude={"trackers"})))
     return plain
 
 

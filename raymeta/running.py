@@ -13,6 +13,12 @@ import torch
 
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
+from raymeta.evaluation.drawings import (
+    DRAWINGS_FILE,
+    draw_classification,
+    draw_forecasts,
+    draw_regression,
+)
 from raymeta.evaluation.familiarity import FAMILIARITY_FILE, keep_reference
 from raymeta.evaluation.forecast_errors import ERRORS_FILE, coverage_in_meta_test, keep_errors
 from raymeta.evaluation.meta_test import meta_test
@@ -43,6 +49,7 @@ from raymeta.search.sources import Sources
 from raymeta.search.trial_log import TrialLog, logged_trials
 from raymeta.search.tuner import run_search, unfinished_trials
 from raymeta.storage.paths import AnyPath, list_matching, remove_file
+from raymeta.tracking.meta_test import track_meta_test
 
 
 class Watcher(Protocol):
@@ -183,7 +190,7 @@ def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[in
 
 # Files beside the model files that describe the network or mark it as finished.
 _OF_THE_NETWORK = (
-    *(RESULTS_FILE, SCORES_FILE, "best.yaml", REFIT_FILE),
+    *(RESULTS_FILE, SCORES_FILE, DRAWINGS_FILE, "best.yaml", REFIT_FILE),
     *(CALIBRATION_FILE, FAMILIARITY_FILE, ERRORS_FILE),
 )
 
@@ -210,7 +217,9 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
         )
     run.add_seconds(time.monotonic() - start)
     if run.has_best:
-        is_same = with_values(run.experiment(), found.values) == run.best_experiment()
+        now = with_values(run.experiment(), found.values)
+        best = run.best_experiment().model_copy(update={"trackers": now.trackers})
+        is_same = now == best
         if is_same and found.refitted == Refitted.of(run):
             return  # the repeated trials changed nothing
         # These files belong to another network.
@@ -241,7 +250,7 @@ def judge(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
     own, networks = open_networks(run, device, watcher.phase)
-    kept = list[QueryScores]()
+    kept, forecasts = list[QueryScores](), dict[str, torch.Tensor]()
     further = open_further(run, device)
     num_episodes = num_episodes or experiment.evaluation.num_episodes
     result = meta_test(
@@ -252,6 +261,7 @@ def judge(
         further=further,
         progress=lambda text: watcher.phase(f"meta-test: {text}"),
         keep=kept.append,
+        keep_forecasts=forecasts.update,
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
@@ -260,17 +270,23 @@ def judge(
         watcher.phase("measuring errors of forecasts on meta-validation")
         errors = keep_errors(run, together)
         result = replace(result, coverage=coverage_in_meta_test(errors, together, num_episodes))
+        drawings = draw_forecasts(own.tasks, forecasts)
     else:
         watcher.phase("calibrating")
         calibration = keep_calibrations(run, together)
         if problem == "classification":
             found = reliability(together, calibration, num_episodes)
             result = replace(result, reliability=found)
+            drawings = draw_classification(together, calibration, num_episodes)
+        else:
+            drawings = draw_regression(together, num_episodes)
         watcher.phase("describing the tasks of meta-training")
         keep_reference(run, own)
+    drawings.write(run)
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
-    write_page(run)
+    page = write_page(run)
+    track_meta_test(run, experiment, result, page, watcher.phase)
     trials = logged_trials(run)
     return Report(run, experiment, best, trials.records, result, run.seconds, trials.ended_by)

@@ -133,7 +133,7 @@ class ProgressView:
         else:
             line.state = "running"
         if self._live is None and (event.kind != "result" or self.verbose):
-            self.console.print(self._sentence(line, event.kind), soft_wrap=True, highlight=False)
+            self.console.print(self._sentence(line, event), soft_wrap=True, highlight=False)
         if event.kind == "completed" and "training_error" in result:
             reason = f"{line.name}: {result['training_error']}"
             self.console.print(reason, style="yellow", soft_wrap=True, highlight=False)
@@ -155,10 +155,11 @@ class ProgressView:
 
     # ------------------------------------------------------------------- drawing
 
-    def _sentence(self, line: _TrialLine, kind: str) -> str:
+    def _sentence(self, line: _TrialLine, event: TrialEvent) -> str:
         assert self._experiment is not None
-        head = f"[{clock_text(time.monotonic() - self._start)}] {line.name}"
-        if kind == "started":
+        at_s = time.monotonic() - self._start if event.at_s is None else event.at_s
+        head = f"[{clock_text(at_s)}] {line.name}"
+        if event.kind == "started":
             point = "  ".join(f"{leaf(k)}={value_text(v)}" for k, v in line.point.items())
             return f"{head} started  {point}"
         speed = f"  {line.speed:.1f} meta-steps/s" if line.speed else ""

@@ -203,8 +203,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
     def show(title: str, rows: Sequence[Sequence[str]]) -> None:
         table = _table(title)
-        for name in ("", *names):
-            table.add_column(name, overflow="fold")
+        for number, name in enumerate(("", *names)):
+            table.add_column(name, overflow="fold", no_wrap=number == 0)
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -216,7 +216,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print()
     rows = [(key, *values) for key, values in comparison.differences.items()]
     show(
-        "What differs in their experiments (a searched key has the winner's value)",
+        "What differs in their experiments (searched keys: the winner's; empty: no such key)",
         rows[:SHOWN_DIFFERENCES],
     )
     if len(rows) > SHOWN_DIFFERENCES:

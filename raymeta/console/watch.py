@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -46,7 +47,8 @@ def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = 
             for part in (run, run.refit):
                 if part is run or part.trials_dir.is_dir():
                     for event in _news(experiment, logged_trials(part), seen):
-                        view.trial(event)
+                        # The clock of the refit begins anew.
+                        view.trial(event if part is run else replace(event, at_s=None))
             if status == "done" and not is_locked:
                 return True
             free = free + 1 if is_locked is False else 0
@@ -69,13 +71,14 @@ def _news(
         if seen.get(trial_id) == state:
             continue
         if trial_id not in seen:
-            yield TrialEvent(trial_id, "started", record.point, {})
+            yield TrialEvent(trial_id, "started", record.point, {}, record.began_s)
         seen[trial_id] = state
         if record.status != "running" or record.curve:
             kinds: Mapping[str, EventKind] = {"running": "result", "failed": "failed"}
             kind = kinds.get(record.status, "completed")
             result = _result(experiment, record) | _remarks(trials, trial_id, record)
-            yield TrialEvent(trial_id, kind, record.point, result)
+            at_s = None if record.began_s is None else record.latest_s
+            yield TrialEvent(trial_id, kind, record.point, result, at_s)
 
 
 def _result(experiment: Experiment, record: TrialRecord) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def calibrate(networks: Sequence[Network]) -> Calibration:
 
 
 def _calibrate_classes(networks: Sequence[Network]) -> Calibration:
-    logits, targets = _answers(networks, "val", range(NUM_EPISODES))
+    logits, targets = query_logits(networks, "val", range(NUM_EPISODES))
 
     def loss(log_temperature: float) -> float:
         found = _probabilities(logits, math.exp(log_temperature))
@@ -159,7 +159,7 @@ def _calibrate_classes(networks: Sequence[Network]) -> Calibration:
     limit = math.log(_LARGEST)
     found = minimize_scalar(loss, bounds=(-limit, limit), method="bounded")
     temperature = math.exp(found.x)
-    logits, targets = _answers(networks, "val", range(NUM_EPISODES, 2 * NUM_EPISODES))
+    logits, targets = query_logits(networks, "val", range(NUM_EPISODES, 2 * NUM_EPISODES))
     right = _probabilities(logits, temperature).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     misfits = (1 - right).clamp(0, 1)
     return Calibration(temperature, tuple(map(tuple, misfits.tolist())))
@@ -203,7 +203,7 @@ def reliability(
     networks: Sequence[Network], calibration: Calibration, num_episodes: int
 ) -> Reliability:
     """The expected calibration error on the first meta-test episodes."""
-    logits, targets = _answers(networks, "test", range(num_episodes))
+    logits, targets = query_logits(networks, "test", range(num_episodes))
     temperature = calibration.temperature
     with_it, without = (
         calibration_error(_probabilities(logits, t).flatten(0, 1), targets.flatten())
@@ -249,7 +249,9 @@ def calibration_of(run: Run, num_networks: int) -> Calibration:
         ) from error
 
 
-def _answers(networks: Sequence[Network], split: Split, indices: range) -> tuple[Tensor, Tensor]:
+def query_logits(
+    networks: Sequence[Network], split: Split, indices: range
+) -> tuple[Tensor, Tensor]:
     """The logits `[R, E, M, K]` of adapted networks, and the queries' classes `[E, M]`."""
     first = networks[0]
     reference = next(iter(first.params.values()))

@@ -41,6 +41,7 @@ def meta_test(
     further: Sequence[Network] = (),
     progress: Callable[[str], None] = lambda _: None,
     keep: Callable[[QueryScores], object] = lambda _: None,
+    keep_forecasts: Callable[[dict[str, Tensor]], object] = lambda _: None,
 ) -> MetaTest:
     """Judges a network and all controls that serve its tasks on the same meta-test episodes.
 
@@ -53,6 +54,8 @@ def meta_test(
         further: more trainings of the same configuration, of a refit.
         progress: told what is being judged.
         keep: receives the score of every query.
+        keep_forecasts: receives, of forecasts alone, the answers `[E, M, H]` of the first training
+            and of each control that forecasts, by label.
 
     Raises:
         RunError: the network's scores are not finite.
@@ -68,10 +71,11 @@ def meta_test(
     if further:
         seeds = tuple(every.mean(dim=(1, 2)).tolist())
         row = replace(row, score=Score.over(every, of_trainings), seeds=seeds)
-    note = tasks.note
+    note, forecasts = tasks.note, dict[str, Tensor]()
     if tasks.season is not None:
         outputs = forecasts_of(trainings, num_episodes, steps)
         row = replace(row, own_units=in_own_units(tasks, outputs, of_trainings))
+        forecasts[label] = outputs[0]
     rows, judged = [row], dict[str, np.ndarray]()
 
     def judge(name: str, title: str, judgement: Judgement) -> None:
@@ -80,6 +84,7 @@ def meta_test(
         judged[name] = judgement.scores.double().numpy()
         if judgement.outputs is not None:
             row = replace(row, own_units=in_own_units(tasks, judgement.outputs[None], units))
+            forecasts[title] = judgement.outputs
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))
 
     if further:
@@ -100,6 +105,8 @@ def meta_test(
             judge(control.name, control.label, control.judge(contest))
     drawn = DrawnQueries.of(tasks, num_episodes)
     keep(QueryScores(every.numpy(), scores[..., 0].numpy(), judged, drawn))
+    if forecasts:
+        keep_forecasts(forecasts)
     return MetaTest(
         metric=recipe.problem.metric,
         higher_is_better=recipe.problem.higher_is_better,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from raymeta.acquisitions import AUTO, FOR_ONE_OBJECTIVE
 from raymeta.experiment.learners import Learners
 from raymeta.experiment.parameter import Parameter, Scalar, is_multiple
+from raymeta.experiment.trackers import Trackers
 from raymeta.meta.settings import SETTINGS
 from raymeta.problem import PROBLEMS, Problem
 from raymeta.sections import Probability, Section, Seed
@@ -330,6 +331,7 @@ class Experiment(Learners, Subject):
     resources: Resources = Resources()
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
+    trackers: Trackers = Trackers()
 
     @model_validator(mode="after")
     def _learner_serves_the_problem(self) -> Self:

@@ -18,10 +18,11 @@ from raymeta.console.text import clock_text, plus_minus, value_text
 from raymeta.errors import RunError
 from raymeta.evaluation.query_scores import QueryScores
 from raymeta.evaluation.scores import Score
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import Dimension, Experiment
 from raymeta.report.facts import RunFacts, read_facts
 from raymeta.report.page import Page
 from raymeta.report.plots import BLUE, GREEN, GREY, ORANGE, RED, label, rows_layout, score_dot
+from raymeta.report.words import range_words
 from raymeta.run_folder import Run
 from raymeta.search.results import finished_best, summaries
 from raymeta.uncertainty import Units
@@ -90,8 +91,8 @@ class Comparison:
 
 
 HEAD = (
-    *("run", "experiment", "state", "best trial", "meta-test"),
-    *("ahead of the first by", "verdict", "time"),
+    *("run", "experiment", "state", "best trial ± standard error"),
+    *("meta-test ± 95 % interval", "ahead of the first by", "verdict", "time"),
 )
 
 
@@ -134,7 +135,11 @@ def _lead(first: RunFacts, other: RunFacts) -> Lead:
         return Lead(None, f"their metrics differ: {metrics[0]} and {metrics[1]}")
     data = [None if facts.origin is None else facts.origin.data for facts in (first, other)]
     if data[0] is None or data[0] != data[1]:
-        return Lead(None, "not paired, since their data differ (fingerprints in run.json)")
+        return Lead(
+            None,
+            "not paired, since their data differ (fingerprints in run.json): each score is "
+            "of tasks of its own",
+        )
     assert first.scores is not None
     assert other.scores is not None
     sign = 1 if first.meta_test.higher_is_better else -1
@@ -191,8 +196,7 @@ def _judged(facts: RunFacts) -> Experiment:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if prefix == "search.space.":  # what is said of a searched key, in one line
-            told = {name: v for name, v in value.items() if v not in (None, False)}
-            yield f"{prefix}{key}", told
+            yield f"{prefix}{key}", range_words(Dimension.model_validate(value))
         elif isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
@@ -243,7 +247,10 @@ def comparison_page(comparison: Comparison) -> str:
         figure.update_layout(rows_layout(len(paired), f"ahead of {label(names[0], 40)} by"))
         page.plot(figure, f"lead over {names[0]}")
     page.section("What differs in their experiments")
-    page.text("A searched key has the winner's value.", "dim")
+    page.text(
+        "A searched key has the winner's value; where a run has no such key, its place is empty.",
+        "dim",
+    )
     rows = [[key, *values] for key, values in comparison.differences.items()]
     if rows:
         page.table(["key", *names], rows)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raymeta.errors import RunError
+from raymeta.evaluation.drawings import DRAWINGS_FILE, Drawings
 from raymeta.evaluation.query_scores import MAX_BYTES, SCORES_FILE, QueryScores
 from raymeta.evaluation.scores import MetaTest
 from raymeta.evaluation.sealed import SEALED_FILE, look_lines
@@ -32,6 +33,7 @@ _FILES = (
     *("experiment.yaml", "best.yaml", FORMAT_FILE, RESULTS_FILE, TRIALS_FILE, "time.json"),
     *("refit.json", "refit", f"refit/{TRIALS_FILE}", "tune", "refit/tune", "search"),
     *(f"search/{ANALYSES_FILE}", "search/importance.json", SEALED_FILE, SCORES_FILE),
+    DRAWINGS_FILE,
 )
 T = TypeVar("T")
 
@@ -64,6 +66,7 @@ class RunFacts:
     refit: LoggedTrials | None
     meta_test: MetaTest | None
     scores: QueryScores | None
+    drawings: Drawings | None
     analyses: list[Analysis]
     importance: dict[str, float]
     origin: RunOrigin | None
@@ -128,6 +131,12 @@ def read_facts(run: Run) -> RunFacts:
     elif scores.own.shape[1] != meta_test.num_episodes:
         missing.append(f"{SCORES_FILE} is of another meta-test than {RESULTS_FILE}")
         scores = None
+    drawings = tried(lambda: Drawings.read(run), None) if meta_test is not None else None
+    if meta_test is not None and drawings is None:
+        missing.append(
+            "drawn episodes, forecasts and the confusion matrix: the meta-test of this run kept "
+            f"none; `raymeta evaluate {run.path.name}` records them"
+        )
     analyses: list[Analysis] = []
     importance: dict[str, float] = {}
     if experiment.search.space:
@@ -147,6 +156,7 @@ def read_facts(run: Run) -> RunFacts:
         refit=refit,
         meta_test=meta_test,
         scores=scores,
+        drawings=drawings,
         analyses=analyses,
         importance=importance,
         origin=origin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,8 +63,15 @@ def _parameters(analysis: Analysis) -> list[str]:
 
 def _axis(key: str, experiment: Experiment) -> dict[str, object]:
     parameter = experiment.search.space.get(key)
-    is_log = parameter is not None and parameter.log
-    return {"title": {"text": label(leaf(key), 40)}, "type": "log" if is_log else None}
+    axis: dict[str, object] = {"title": {"text": label(leaf(key), 40)}}
+    if parameter is None or not parameter.log or not parameter.low or not parameter.high:
+        return axis
+    low, high = parameter.low, parameter.high
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{first}e{decade}") for decade in decades for first in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    text = [f"{tick:g}" for tick in inside]
+    return {**axis, "type": "log", "tickvals": inside, "ticktext": text}
 
 
 def _is_numeric(values: Sequence[float]) -> bool:
@@ -127,13 +135,19 @@ def _contour(analysis: Analysis, experiment: Experiment) -> go.Figure | None:
     if not (_is_numeric(x.tolist()) and _is_numeric(y.tolist())) or len(sampled) != len(x):
         return None
     grid = ~sampled
+    # What the model is unsure of by far must not look like hills.
+    spread = np.nan_to_num(analysis.numbers(f"{metric}_sem"))
+    middle = (z[grid].max() + z[grid].min()) / 2
+    half = max((z[grid].max() - z[grid].min()) / 2, float(np.median(spread)), 1e-9)
     surface = go.Contour(
         x=x[grid],
         y=y[grid],
         z=z[grid],
+        zmin=middle - half,
+        zmax=middle + half,
         colorscale="Viridis",
         contours={"coloring": "heatmap"},
-        colorbar={"title": {"text": label(metric, 16)}, "thickness": 12, "tickformat": ".4g"},
+        colorbar={"title": {"text": label(metric, 16)}, "thickness": 12, "tickformat": ".3~g"},
         hovertemplate=f"{label(leaf(keys[0]))} %{{x:.3g}}<br>{label(leaf(keys[1]))} %{{y:.3g}}"
         f"<br>{label(metric)} %{{z:.3f}}<extra></extra>",
     )

@@ -37,6 +37,7 @@
   function traces(figure) {
     return figure.data.map((trace) => {
       const meta = trace.meta;
+      if (trace.type === "heatmap") return { ...trace, textfont: { color: dark.matches ? "#e4e8ee" : "#1c2430" } };
       if (!meta) return trace;
       const styled = { ...trace, visible: !hidden.has(meta.state) };
       if (chosen !== null) {
@@ -60,10 +61,17 @@
     }
   }
 
+  const picked = document.querySelector(".picked");
   const rows = [...document.querySelectorAll("tr[data-trial]")];
   function choose(trial) {
     chosen = chosen === trial ? null : trial;
     for (const row of rows) row.classList.toggle("chosen", row.dataset.trial === chosen);
+    const row = rows.find((r) => r.dataset.trial === chosen);
+    picked.hidden = !row;
+    if (row) {
+      picked.querySelector("p").textContent = `Trial ${chosen} is picked out (again to let go). To train it alone:`;
+      picked.querySelector("pre").textContent = row.dataset.command;
+    }
     draw(true);
   }
   for (const row of rows) {

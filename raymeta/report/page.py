@@ -67,20 +67,45 @@ class Page:
             block = f"<details><summary>{escape(summary)}</summary>{block}</details>"
         self._parts.append(block)
 
+    def markup(self, html: str, summary: str = "", *, is_open: bool = True) -> None:
+        """HTML whose texts are escaped, such as `raymeta.report.pictures` makes.
+
+        It can be folded away under `summary`, if there is one.
+        """
+        if summary:
+            state = " open" if is_open else ""
+            html = f"<details{state}><summary>{escape(summary)}</summary>{html}</details>"
+        self._parts.append(html)
+
+    def begin_grid(self) -> None:
+        """What follows stands side by side where there is room, up to `end_grid`."""
+        self._parts.append("<div class='grid'>")
+
+    def end_grid(self) -> None:
+        """Ends what `begin_grid` began."""
+        self._parts.append("</div>")
+
     def table(
         self,
         head: Sequence[str],
         rows: Sequence[Sequence[str]],
-        marks: Sequence[tuple[int, str]] = (),
+        marks: Sequence[tuple[int, str, str]] = (),
     ) -> None:
-        """A table; `marks` has the trial and state of each row, if the rows are trials."""
+        """A table.
+
+        If the rows are trials, `marks` has of each its number, its state and the command that
+        trains it alone.
+        """
         cells = "".join(f"<th>{escape(text)}</th>" for text in head)
         body = []
         for number, row in enumerate(rows):
             mark = ""
             if marks:
-                trial, state = marks[number]
-                mark = f" data-trial='{trial}' data-state='{escape(state)}' tabindex='0'"
+                trial, state, command = marks[number]
+                mark = (
+                    f" data-trial='{trial}' data-state='{escape(state)}' "
+                    f"data-command='{escape(command)}' tabindex='0'"
+                )
             inner = "".join(
                 f"<td{' class=short' if len(text) <= _SHORT else ''}>{escape(text)}</td>"
                 for text in row
@@ -100,7 +125,10 @@ class Page:
             f"</svg> {escape(text)}</label>"
             for state, text, colour in states
         ]
-        self._parts.append(f"<div class='filters'>show: {''.join(boxes)}</div>")
+        self._parts.append(
+            f"<div class='filters'>show: {''.join(boxes)}</div>"
+            "<div class='picked' hidden><p></p><pre></pre></div>"
+        )
 
     def plot(self, figure: Figure, name: str) -> None:
         """A plot; `name` says what it is to those who cannot see it."""

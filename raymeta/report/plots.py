@@ -6,6 +6,7 @@ All text from run files goes through `label`: plotly reads tags in it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -20,6 +21,7 @@ from raymeta.evaluation.scores import MetaTest, Row, Score, Verdict
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     *("#3b82c4", "#d9822b", "#1f9e77", "#d1495b", "#a86fb5", "#8a8f98"),
 )
+SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 VERDICT_COLOURS: dict[Verdict, str] = {
     "beaten": GREEN,
     "undecided": ORANGE,
@@ -28,6 +30,7 @@ VERDICT_COLOURS: dict[Verdict, str] = {
     "not finite": GREY,
 }
 _ROW_HEIGHT, MARGIN = 46, 110  # pixels
+_MOST_NAMED = 40  # units whose names have room below their bars
 _LONGEST_LABEL = 28  # characters before a line break
 
 
@@ -113,12 +116,16 @@ def curve_figure(result: MetaTest) -> go.Figure | None:
     if not rows:
         return None
     figure = go.Figure()
-    colours = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
-    for row, colour in zip(rows, colours, strict=False):
+    for row, colour in zip(rows, SERIES_COLOURS, strict=False):
         steps = list(range(len(row.curve)))
         figure.add_traces(_band(row, steps, colour))
     return figure.update_layout(
-        xaxis={"title": {"text": "adaptation steps on the support set"}, "rangemode": "tozero"},
+        xaxis={
+            "title": {"text": "adaptation steps on the support set"},
+            "rangemode": "tozero",
+            "tickformat": "d",
+            "dtick": max(1, (max(len(row.curve) for row in rows) - 1) // 10),
+        },
         yaxis={"title": {"text": label(result.metric)}},
     )
 
@@ -150,8 +157,19 @@ def _band(row: Row, steps: list[int], colour: str) -> list[go.Scatter]:
     return [band, line]
 
 
-def gain_figure(result: MetaTest, scores: QueryScores, axis: str) -> go.Figure | None:
-    """The lead over each control on every unit of an axis, a writer say; None for one unit."""
+def _unit(axis: str, number: int, known: Sequence[str]) -> str:
+    """What a unit of an axis is called; with the axis, if that is a number alone."""
+    name = known[number] if 0 <= number < len(known) else str(number)
+    return f"{label(axis, 20)} {label(name, 40)}" if name.isdigit() else label(name, 40)
+
+
+def gain_figure(
+    result: MetaTest, scores: QueryScores, axis: str, known: Sequence[str] = ()
+) -> go.Figure | None:
+    """The lead over each control on every unit of an axis, a writer say; None for one unit.
+
+    `known` names the units by their ids.
+    """
     ids = scores.queries.units[axis].reshape(-1)
     names, codes = np.unique(ids, return_inverse=True)
     if len(names) < 2:
@@ -169,13 +187,14 @@ def gain_figure(result: MetaTest, scores: QueryScores, axis: str) -> go.Figure |
     if not rows:
         return None
     figure = go.Figure()
+    titles = [_unit(axis, n, known) for n in names.tolist()]
     leads = {row.name: sign * (own - means(scores.controls[row.name])) for row in rows}
     order = np.argsort(-leads[rows[0].name], kind="stable")
     for number, row in enumerate(rows):
         lead = leads[row.name][order]
         figure.add_trace(
             go.Bar(
-                x=[f"{label(axis, 20)} {names[n]}" for n in order],
+                x=[titles[n] for n in order],
                 y=lead,
                 name=label(row.label, 34),
                 visible=True if number == 0 else "legendonly",
@@ -187,6 +206,11 @@ def gain_figure(result: MetaTest, scores: QueryScores, axis: str) -> go.Figure |
         )
     return figure.update_layout(
         barmode="group",
-        xaxis={"type": "category", "tickangle": -60 if len(names) > 6 else 0, "automargin": True},
+        xaxis={
+            "type": "category",
+            "tickangle": -60 if len(names) > 6 else 0,
+            "automargin": True,
+            "showticklabels": len(names) <= _MOST_NAMED,
+        },
         yaxis={"title": {"text": f"lead ({label(result.metric)})"}, "zeroline": True},
     )

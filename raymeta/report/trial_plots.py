@@ -25,6 +25,7 @@ STATE_COLOURS = {
     "abandoned": PURPLE,
     "running": ORANGE,
 }
+_UNUSED = -0.15  # where a trial crosses the axis of a key that it does not use
 MOST_TRIALS = 200  # in plots with a line for each
 Trials = Mapping[int, TrialRecord]  # by their number, from 1
 
@@ -163,7 +164,9 @@ def parallel_figure(trials: Trials, experiment: Experiment) -> go.Figure | None:
     columns = [
         _Axis.of(key, [r.point.get(key) for r in drawn.values()], experiment) for key in keys
     ]
-    columns.append(_Axis.of_metric(experiment, [r.curve[-1][1] for r in drawn.values()]))
+    metric = _Axis.of_metric(experiment, [r.curve[-1][1] for r in drawn.values()])
+    columns.append(metric)
+    goodness = [p if experiment.problem.sign > 0 else 1 - p for p in metric.places]
     figure = go.Figure()
     for row, (number, record) in enumerate(drawn.items()):
         head = f"trial {number}: {plus_minus(record.curve[-1][1], record.curve[-1][2])}"
@@ -172,10 +175,9 @@ def parallel_figure(trials: Trials, experiment: Experiment) -> go.Figure | None:
                 x=list(range(len(columns))),
                 y=[column.places[row] for column in columns],
                 mode="lines+markers",
-                line={"color": _shade(columns[-1].places[row]), "width": 2},
+                line={"color": _shade(goodness[row]), "width": 2},
                 marker={"size": 5},
                 opacity=0.8,
-                connectgaps=False,
                 meta=_mark(number, record),
                 hovertemplate=f"{head}<br>{_point_text(record)}<extra></extra>",
                 showlegend=False,
@@ -198,18 +200,20 @@ def parallel_figure(trials: Trials, experiment: Experiment) -> go.Figure | None:
             "zeroline": False,
             "automargin": True,
         },
-        yaxis={"visible": False, "range": [-0.08, 1.08]},
+        yaxis={"visible": False, "range": [_UNUSED - 0.08, 1.08]},
         hovermode="closest",
     )
 
 
 class _Axis:
-    """An axis of the parallel coordinates: places from 0 to 1, None where a key has no value."""
+    """An axis of the parallel coordinates: places from 0 to 1, below them where a key is unused."""
 
     def __init__(
         self, name: str, places: list[float | None], ticks: list[tuple[float, str]]
     ) -> None:
-        self.name, self.places, self.ticks = name, places, ticks
+        self.name = name
+        self.places = [_UNUSED if place is None else place for place in places]
+        self.ticks = [*ticks, (_UNUSED, "unused")] if None in places else ticks
 
     @classmethod
     def of(cls, key: str, values: list[Any], experiment: Experiment) -> _Axis:
@@ -247,10 +251,10 @@ def _scaled(
     return [None if v is None else place(v) for v in values], ticks
 
 
-def _shade(place: float | None) -> str:
+def _shade(place: float) -> str:
     """From grey to blue to orange: readable on both themes."""
     stops = ((138, 143, 152), (59, 130, 196), (217, 130, 43))
-    at = 2 * (0.0 if place is None else place)
+    at = 2 * place
     low = stops[min(int(at), 1)]
     high = stops[min(int(at), 1) + 1]
     part = at - min(int(at), 1)

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raymeta.console.text import plus_minus
-from raymeta.experiment.schema import Experiment
+from raymeta.console.text import plus_minus, value_text
+from raymeta.experiment.schema import Dimension, Experiment
 from raymeta.run_folder import Run
 
 if TYPE_CHECKING:  # these import Ray and torch, which `raymeta --help` must not wait for
@@ -191,12 +191,32 @@ def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
     names = list(result.rows[0].own_units)
 
     def text(score: Score) -> str:
+        mean = _plain(score.mean, 4)
         if score.half_width is None:
-            return f"{score.mean:.4g}, no ±"
-        return f"{score.mean:.4g} ± {score.half_width:.2g}"
+            return f"{mean}, no ±"
+        return f"{mean} ± {_plain(score.half_width, 2)}"
 
     rows = [[r.label, *map(text, r.own_units.values())] for r in result.rows if r.own_units]
     return ["", *names] if names else [], rows
+
+
+def _plain(value: float, digits: int) -> str:
+    """A number with so many significant digits, without an exponent while it is readable."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.10g}" if 1e-4 <= abs(rounded) < 1e9 else f"{rounded:g}"
+
+
+def range_words(dimension: Dimension) -> str:
+    """In what a key is searched."""
+    if dimension.choices is not None:
+        text = ", ".join(map(value_text, dimension.choices))
+    else:
+        text = f"{value_text(dimension.low)} to {value_text(dimension.high)}"
+        text += ", logarithmic" if dimension.log else ""
+        text += f", in steps of {value_text(dimension.step)}" if dimension.step else ""
+    for parent, values in (dimension.when or {}).items():
+        text += f"; only while {parent} is {' or '.join(map(value_text, values))}"
+    return text
 
 
 def source_words(source: Source) -> str:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections import Counter
 
 from raymeta.console.text import clock_text, plus_minus, value_text
+from raymeta.evaluation.drawings import Drawings, DrawnForecast
 from raymeta.evaluation.scores import ENSEMBLE, MetaTest, Row
 from raymeta.experiment.file import to_yaml
 from raymeta.experiment.schema import Experiment
-from raymeta.report import model_plots, plots, trial_plots
+from raymeta.report import drawing_plots, model_plots, plots, trial_plots
 from raymeta.report.facts import RunFacts, read_facts
 from raymeta.report.page import Page
+from raymeta.report.pictures import episode_cards, line_key
+from raymeta.report.trials import write_trials
 from raymeta.report.words import (
-    STATUS_WORDS,
     answer,
     asked,
     coverage_lines,
     interval_lines,
     own_units_table,
+    range_words,
     refit_lines,
     reliability_lines,
-    source_words,
     trial_lines,
     verdict_lines,
 )
@@ -32,7 +32,6 @@ from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath
 
 REPORT_FILE = "report.html"
-_MOST_ROWS = 1000  # of the table of trials
 _LONGEST_ERROR = 2000  # characters
 
 
@@ -68,9 +67,11 @@ def report_page(facts: RunFacts) -> str:
     _asked(page, facts.experiment)
     if facts.meta_test is not None:
         _meta_test(page, facts, facts.meta_test)
+        if facts.drawings is not None:
+            _drawings(page, facts, facts.drawings)
     if facts.best is not None and facts.experiment.search.space:
         _winner(page, facts, facts.best)
-    _trials(page, facts)
+    write_trials(page, facts)
     _model(page, facts)
     _problems(page, facts)
     _time(page, facts)
@@ -108,23 +109,10 @@ def _asked(page: Page, experiment: Experiment) -> None:
     if experiment.search.space:
         page.heading("What was searched")
         rows = [
-            [key, _range_text(experiment, key), value_text(experiment.value(key))]
+            [key, range_words(experiment.search.space[key]), value_text(experiment.value(key))]
             for key in experiment.search.space
         ]
         page.table(["key", "searched in", "in the file"], rows)
-
-
-def _range_text(experiment: Experiment, key: str) -> str:
-    dimension = experiment.search.space[key]
-    if dimension.choices is not None:
-        text = ", ".join(map(value_text, dimension.choices))
-    else:
-        text = f"{value_text(dimension.low)} to {value_text(dimension.high)}"
-        text += ", logarithmic" if dimension.log else ""
-        text += f", in steps of {value_text(dimension.step)}" if dimension.step else ""
-    for parent, values in (dimension.when or {}).items():
-        text += f"; only while {parent} is {' or '.join(map(value_text, values))}"
-    return text
 
 
 def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
@@ -155,12 +143,13 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
         page.table(head, rows)
     if facts.scores is not None:
         for axis in facts.scores.queries.units:
-            figure = plots.gain_figure(result, facts.scores, axis)
+            known = facts.drawings.units.get(axis, ()) if facts.drawings is not None else ()
+            figure = plots.gain_figure(result, facts.scores, axis, known)
             if figure is not None:
                 page.heading(f"Gain on each {axis}")
+                numbered = "" if known else " Units are numbered as in the data."
                 page.text(
-                    "Mean lead over the hardest control; the legend adds the others. Units are "
-                    "numbered as in the data.",
+                    "Mean lead over the hardest control; the legend adds the others." + numbered,
                     "dim",
                 )
                 page.plot(figure, f"lead on each {axis}")
@@ -171,6 +160,64 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
     if figure is not None:
         page.text("Bands are 95 % intervals for more episodes of the same tasks.", "dim")
         page.plot(figure, f"{result.metric} after each adaptation step")
+
+
+def _drawings(page: Page, facts: RunFacts, drawings: Drawings) -> None:
+    """What the network does, drawn: episodes, forecasts, whom it takes for whom."""
+    several = facts.meta_test is not None and len(facts.meta_test.rows[0].seeds) > 1
+    whose = "the first of the trainings" if several else "the network"
+    page.section("What it does")
+    if drawings.episodes:
+        page.text(f"The first episodes of the meta-test, answered by {whose}.", "dim")
+        for number, episode in enumerate(drawings.episodes, start=1):
+            page.markup(episode_cards(episode), f"Episode {number}", is_open=number == 1)
+    if drawings.forecasts:
+        shown = _shown_forecasts(facts, drawings.forecasts[0])
+        page.text(
+            "A forecast of each of the first series of the meta-test, in the series' own units, "
+            f"by {whose} and by controls. What lies behind the dotted line nobody had seen.",
+            "dim",
+        )
+        page.markup(line_key({"the series": plots.GREY, **shown}))
+        page.begin_grid()
+        for forecast in drawings.forecasts:
+            figure = drawing_plots.forecast_figure(forecast, shown)
+            page.plot(figure, f"forecast of {forecast.series}")
+        page.end_grid()
+    if drawings.fits:
+        page.text(f"The first tasks of the meta-test, answered by {whose}.", "dim")
+        page.begin_grid()
+        for fit in drawings.fits:
+            page.plot(drawing_plots.fit_figure(fit), "a fit to the support points")
+        page.end_grid()
+    if drawings.confusion is not None and len(drawings.confusion.classes) > 1:
+        page.heading("What it takes for what")
+        left = drawings.confusion.num_left_out
+        page.text(
+            "Of the queries of each class (row) the share in percent that got each answer "
+            "(column). An answer is one of the classes of its episode."
+            + f" Without the {left} classes that have the fewest errors."
+            * bool(left),
+            "dim",
+        )
+        figure = drawing_plots.confusion_figure(drawings.confusion)
+        page.plot(figure, "confusion matrix")
+    if drawings.reliability:
+        page.heading("Whether its probabilities can be trusted")
+        page.text(
+            "Of answers given with a probability of 0.8, say, 0.8 should be right: dots on the "
+            "dotted line.",
+            "dim",
+        )
+        page.plot(drawing_plots.reliability_figure(drawings.reliability), "reliability")
+
+
+def _shown_forecasts(facts: RunFacts, drawn: DrawnForecast) -> dict[str, str]:
+    """Whose forecasts are drawn, the network's first, with their colours."""
+    rows = facts.meta_test.rows if facts.meta_test is not None else ()
+    controls = [row.label for row in rows if row.name in ("seasonal_naive", "naive", "ets")]
+    found = [next(iter(drawn.forecasts), ""), *(c for c in controls if c in drawn.forecasts)]
+    return dict(zip(found, (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE), strict=False))
 
 
 def _score_table(page: Page, result: MetaTest) -> None:
@@ -194,7 +241,10 @@ def _winner(page: Page, facts: RunFacts, best: Experiment) -> None:
     page.section("The winner")
     head, rows = ["key", "tuned", "in the file"], []
     for key in facts.experiment.search.space:
-        row = [key, value_text(best.value(key)), value_text(facts.experiment.value(key))]
+        dimension = facts.experiment.search.space[key]
+        is_used = all(best.value(k) in values for k, values in (dimension.when or {}).items())
+        tuned = value_text(best.value(key)) if is_used else "unused"
+        row = [key, tuned, value_text(facts.experiment.value(key))]
         if facts.importance:
             share = facts.importance.get(key)
             row.append("" if share is None else f"{100 * share:.0f} %")
@@ -202,63 +252,6 @@ def _winner(page: Page, facts: RunFacts, best: Experiment) -> None:
     if facts.importance:
         head.append("share of the variance")
     page.table(head, rows)
-
-
-def _trials(page: Page, facts: RunFacts) -> None:
-    records = list(facts.trials.records.values())
-    if not records:
-        return
-    experiment = facts.experiment
-    page.section("The trials")
-    page.lines((text, style) for text, style in trial_lines(facts.trials) if style != "yellow")
-    counts = Counter(record.status for record in records)
-    page.filters(
-        [
-            (state, f"{STATUS_WORDS[state]} ({count})", trial_plots.STATE_COLOURS[state])
-            for state, count in counts.items()
-        ]
-    )
-    shown = trial_plots.shown_trials(records, experiment.problem.sign)
-    if len(shown) < len(records):
-        page.text(f"The plots show the best {len(shown)} of {len(records)} trials.", "yellow")
-    for title, figure in (
-        ("Results, trial by trial", trial_plots.progress_figure(shown, experiment)),
-        ("Learning curves", trial_plots.learning_figure(shown, experiment)),
-        ("All keys at once", trial_plots.parallel_figure(shown, experiment)),
-        ("Pareto front", trial_plots.front_figure(facts.trials.records, experiment)),
-    ):
-        if figure is not None:
-            page.heading(title)
-            page.plot(figure, title)
-    page.heading("Table")
-    page.text("A click on a row, or on a point, picks that trial out in every plot.", "dim")
-    _trial_table(page, facts)
-
-
-def _trial_table(page: Page, facts: RunFacts) -> None:
-    experiment = facts.experiment
-    keys = list(experiment.search.space)
-    head = ["trial", experiment.metric, "state", "meta-steps", "time", "point", *keys]
-    rows, marks = [], []
-    for number, trial in enumerate(summaries(facts.trials)[:_MOST_ROWS], start=1):
-        record = trial.record
-        sem = record.curve[-1][2] if record.curve else None
-        lasted = record.latest_s - record.began_s if record.began_s is not None else math.nan
-        rows.append(
-            [
-                str(number),
-                plus_minus(trial.value, sem) if record.curve else "",
-                STATUS_WORDS[record.status],
-                str(trial.steps),
-                clock_text(lasted) if math.isfinite(lasted) and lasted >= 0 else "",
-                source_words(record.source),
-                *(value_text(record.point[key]) if key in record.point else "" for key in keys),
-            ]
-        )
-        marks.append((number, record.status))
-    page.table(head, rows, marks)
-    if len(facts.trials.records) > _MOST_ROWS:
-        page.text(f"and {len(facts.trials.records) - _MOST_ROWS} more: see trials.jsonl", "yellow")
 
 
 def _model(page: Page, facts: RunFacts) -> None:
@@ -345,5 +338,6 @@ def _repeat(page: Page, facts: RunFacts) -> None:
 
 def _missing(page: Page, facts: RunFacts) -> None:
     page.section("What is not on this page")
-    lines = [*facts.missing, "a confusion matrix and drawn episodes: a run keeps no predictions"]
-    page.lines((line, "dim") for line in lines)
+    page.lines((line, "dim") for line in facts.missing)
+    if not facts.missing:
+        page.text("Nothing.")

@@ -10,6 +10,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.search.records import TrialRecord
 from raymeta.search.sources import Sources, read_sources
 from raymeta.search.space import Point, file_point
+from raymeta.search.trackers import check_trackers
 from raymeta.search.warm_start import earlier_trials
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.load import load_tasks
@@ -46,11 +47,13 @@ def prepare(
         sources: those of the runs that `search.learn_from` names, if they are known.
 
     Raises:
-        ExperimentError: the file's own values lie outside the search space.
+        ExperimentError: the file's own values lie outside the search space, or a tracker's package
+            is not installed.
         RunError: the run to learn from does not exist, or optimised another metric.
         DataError: the data are broken, or cannot serve the episodes of the file or of an end of a
             searched range.
     """
+    check_trackers(experiment)
     point = file_point(experiment)
     if earlier is None:
         earlier = earlier_trials(experiment, root)

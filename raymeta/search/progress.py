@@ -27,13 +27,17 @@ EventKind = Literal["started", "result", "silent", "hung", "completed", "failed"
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """A trial started, reported a result, ended or failed."""
+    """A trial started, reported a result, ended or failed.
+
+    `at_s` says when, in seconds of the search; None for now.
+    """
 
     trial_id: str
     kind: EventKind
     point: Point
     # The latest, empty before the first; of silent and hung trials `silent_s` and `limit_s`.
     result: dict[str, Any]
+    at_s: float | None = None
 
     @property
     def is_refit(self) -> bool:

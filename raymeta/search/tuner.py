@@ -38,6 +38,7 @@ from raymeta.search.results import (
 )
 from raymeta.search.searcher import AxSearcher
 from raymeta.search.space import search_space
+from raymeta.search.trackers import loggers, own_loggers_alone
 from raymeta.search.trial_log import LoggedTrials, TrialLog, logged_trials
 from raymeta.search.watchdog import Watchdog, ending_at_signals, ending_with_the_raylet
 from raymeta.storage.tune import run_storage
@@ -175,6 +176,7 @@ def run_trials(
     searcher = RecordingSearcher(batch.searcher, log, interrupted)
     watchdog = Watchdog(observer, batch.experiment.resources.report_timeout_s)
     callbacks: list[tune.Callback] = [Progress(observer, log, watch), watchdog]
+    callbacks += loggers(batch.experiment, run, say)
     try:
         run.trials_dir.mkdir(parents=True, exist_ok=True)
         tuner = _tuner(batch, run, searcher, callbacks, count, trials_at_once)
@@ -182,6 +184,7 @@ def run_trials(
             out_of_memory_is_a_lost_actor(),
             ending_at_signals(watchdog),
             ending_with_the_raylet(run.resume_command),
+            own_loggers_alone(),
         ):
             tuner.fit()
         log.flush()

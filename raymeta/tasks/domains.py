@@ -27,11 +27,11 @@ from raymeta.data.readers.sentences import tokenize
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed, is_held_back
 from raymeta.data.token_vectors import TokenVectors, token_vectors
-from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
+from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Legend, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.inputs import Inputs, Prepare, Words, check_facts
-from raymeta.tasks.sampling import GroupPool, episode_of, fingerprint, unit_ids
+from raymeta.tasks.sampling import GroupPool, episode_of, fingerprint, unit_ids, unit_names
 from raymeta.tasks.settings import SentenceTasks
 
 PADDING, UNKNOWN = 0, 1
@@ -181,6 +181,11 @@ def domain_tasks(
         facts=facts,
         warnings=dealt.warnings,
         encoded=encoded is not None,
+        legend=Legend(
+            classes=classes,
+            units=unit_names({axis: chosen["test"].groups[axis]}),
+            texts=chosen["test"].texts,
+        ),
     )
 
 

@@ -27,10 +27,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from raymeta.data.duplicates import distinct_rows
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed
-from raymeta.episodes import SPLITS, Episode, InputSpec, Past, Split, TaskDistribution
+from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
-from raymeta.tasks.sampling import fingerprint, unit_ids
+from raymeta.tasks.sampling import fingerprint, unit_ids, unit_names
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
 
@@ -292,6 +292,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
         facts=facts,
         warnings=dealt.warnings,
         season=settings.season,
+        legend=Legend(units=unit_names(chosen["test"].groups)),
     )
 
 

@@ -12,7 +12,7 @@ How to add a source `words`, with `raymeta.tasks.table` as the model:
    and `deal_sealed` of that deal if `sealed`),
    keeps one sequence of each content (`distinct_rows`), and draws episodes (`ClassPool`,
    `ClassSampler`, `episode_of`).  `fingerprint`, `deal` and `facts` bind a network to its data;
-   `warnings` tell the user what was dropped and why.
+   `warnings` tell the user what was dropped and why; `legend` says how a report draws episodes.
 4. `word_inputs(settings, facts)` beside the loader: what an example is to whoever uses a trained
    network, and how it is prepared, by the same functions as in training.  What the network reads is
    named (`features`, or `words` of texts) where it is not the channels.

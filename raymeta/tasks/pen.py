@@ -21,12 +21,21 @@ from raymeta.data.files import read_each, unread_files
 from raymeta.data.readers.unipen import read_unipen
 from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import Deal, deal_sealed, deal_units
-from raymeta.episodes import NO_CLASS, SPLITS, Episode, Examples, InputSpec, Split, TaskDistribution
+from raymeta.episodes import (
+    NO_CLASS,
+    SPLITS,
+    Episode,
+    Examples,
+    InputSpec,
+    Legend,
+    Split,
+    TaskDistribution,
+)
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
 from raymeta.tasks.augmentation import augment, blend, reverse
 from raymeta.tasks.inputs import Inputs, check_facts
-from raymeta.tasks.sampling import ClassPool, episode_of, fingerprint, unit_ids
+from raymeta.tasks.sampling import ClassPool, episode_of, fingerprint, unit_ids, unit_names
 from raymeta.tasks.settings import Augmentation, PenTasks
 
 # Eight letters (s and S count as one) are held out for validation: with fewer, validation episodes
@@ -124,6 +133,11 @@ def load_pen(settings: PenTasks, *, seed: int, sealed: bool = False) -> TaskDist
         deal=deal,
         facts=facts,
         warnings=(*unread, *recordings.warnings, *dropped),
+        legend=Legend(
+            classes=sorted(set(chosen["test"].classes)),
+            units=unit_names(chosen["test"].groups),
+            are_strokes=True,
+        ),
     )
 
 

@@ -192,6 +192,11 @@ def unit_ids(names: Sequence[str]) -> np.ndarray:
     return ids.astype(np.int64)
 
 
+def unit_names(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """What the numbers of `unit_ids` stand for on every axis."""
+    return {axis: tuple(np.unique(np.array(names)).tolist()) for axis, names in groups.items()}
+
+
 @dataclass(frozen=True)
 class GroupSampler:
     """Draws episodes of one group: its first sequences are the support, later ones the queries.

@@ -21,7 +21,8 @@ from raymeta.tasks.domains import deal_domains, domain_tasks, text_inputs_of
 from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.settings import SentimentTasks
 
-CLASSES = ("0", "1")  # blame, praise
+CLASSES = ("0", "1")
+_CLASS_NAMES = ("0 (blame)", "1 (praise)")  # for people
 
 
 def load_sentiment(
@@ -51,7 +52,8 @@ def load_sentiment(
     deal: Deal = {"domain": {d: "test" if d == held_out else "train" for d in domains}}
     dealt, encoded = deal_domains(whole, settings, deal, target="class", sealed=sealed)
     dealt = replace(dealt, warnings=(*unread, *dealt.warnings))
-    return domain_tasks("sentiment", dealt, encoded, settings, seed)
+    tasks = domain_tasks("sentiment", dealt, encoded, settings, seed)
+    return replace(tasks, legend=replace(tasks.legend, classes=_CLASS_NAMES))
 
 
 def sentiment_inputs(settings: SentimentTasks, facts: Mapping[str, Any]) -> Inputs:

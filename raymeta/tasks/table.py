@@ -29,7 +29,7 @@ from raymeta.data.missing import (
 )
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed, deal_units
-from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
+from raymeta.episodes import SPLITS, Examples, InputSpec, Legend, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
 from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
@@ -41,6 +41,7 @@ from raymeta.tasks.sampling import (
     GroupSampler,
     fingerprint,
     unit_ids,
+    unit_names,
 )
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
@@ -119,6 +120,15 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
         deal=dealt.deal,
         facts=facts,
         warnings=dealt.warnings,
+        legend=Legend(
+            classes=sorted(set(chosen["test"].classes)) if is_by_class else dealt.classes,
+            units=unit_names(
+                {**chosen["test"].groups, _new_axis(settings): _new_units(chosen["test"], settings)}
+            ),
+            channels=settings.features,
+            mean=mean[: len(settings.features)],
+            deviation=deviation[: len(settings.features)],
+        ),
     )
 
 

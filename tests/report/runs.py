@@ -6,6 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from raymeta.evaluation.drawings import (
+    Bin,
+    Confusion,
+    Drawings,
+    DrawnEpisode,
+    DrawnFit,
+    DrawnForecast,
+    Example,
+)
 from raymeta.evaluation.query_scores import DrawnQueries, QueryScores
 from raymeta.evaluation.scores import MetaTest, Row, Score
 from raymeta.experiment.file import load_experiment
@@ -49,6 +58,33 @@ def meta_test(scores: QueryScores, text: str = "random initialisation") -> MetaT
     return MetaTest("accuracy", True, len(own[0]), counts, text, (first, second))
 
 
+def drawings(text: str) -> Drawings:
+    """One drawing of every kind, `text` wherever a file has text."""
+    strokes = ((0.0, 0.0, 1.0, 1.0), (0.5, 0.0, 0.5, 1.0))
+    signals = ((1.0, 2.0, 3.0), (-1.0, 0.0, -1.0))
+    episodes = tuple(
+        DrawnEpisode(
+            (Example(text, words, lines), Example("b", words, lines)),
+            (Example(text, words, lines, "b", 0.7), Example("b", words, lines, "b", 0.9)),
+            channels,
+            are_strokes,
+        )
+        for words, lines, channels, are_strokes in (
+            ("", strokes, (), True),
+            ("", signals, (text, "second"), False),
+            (text, (), (), False),
+        )
+    )
+    return Drawings(
+        episodes=episodes,
+        forecasts=(DrawnForecast(text, (1.0, 2.0), (3.0, 4.0), {text: (2.5, 3.5)}),),
+        fits=(DrawnFit(((0.0, 1.0),), ((0.0, 1.0, 1.1), (1.0, 2.0, 1.9))),),
+        confusion=Confusion((text, "b"), ((3.0, 1.0), (0.0, 4.0)), 2),
+        reliability=(Bin(3, 0.5, 0.4), Bin(5, 0.9, 0.8)),
+        units={"writer": (text, "v", "w", "x")},
+    )
+
+
 def finished_run(folder: Path, *, name: str = "one", seed: int = 0, text: str = "plain") -> Run:
     """A search of `pen-maml` with five trials, one of which failed, and its meta-test."""
     run = Run.create(folder, load_experiment("pen-maml"), name, fingerprint="the data")
@@ -69,6 +105,7 @@ def finished_run(folder: Path, *, name: str = "one", seed: int = 0, text: str = 
     run.keep_best(point)
     scores = query_scores(seed)
     scores.write(run)
+    drawings(text).write(run)
     run.write_json("results.json", {"meta_test": meta_test(scores, text).to_json()})
     run.add_seconds(75)
     return run

@@ -21,7 +21,7 @@ def hostile_page() -> str:
     page.text(HOSTILE)
     page.lines([(HOSTILE, "red")])
     page.code(HOSTILE, HOSTILE)
-    page.table([HOSTILE], [[HOSTILE]], [(1, HOSTILE)])
+    page.table([HOSTILE], [[HOSTILE]], [(1, HOSTILE, HOSTILE)])
     page.filters([(HOSTILE, HOSTILE, HOSTILE)])
     page.plot(go.Figure(go.Scatter(x=[HOSTILE], y=[1], name=HOSTILE)), HOSTILE)
     return page.html()

@@ -21,7 +21,7 @@ from tests.report.runs import explained, finished_run
 
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
 SECTIONS = (
-    *("The answer", "What was asked", "The meta-test", "The winner", "The trials"),
+    *("The answer", "What was asked", "The meta-test", "What it does", "The winner", "The trials"),
     *("What the search&#x27;s model says", "What was skipped or failed", "Time and cost"),
     *("To repeat it", "What is not on this page"),
 )
@@ -60,6 +60,17 @@ def test_all_sections_are_there_and_the_answer_comes_first(page: str) -> None:
     assert "1:15 in all" in text
     assert "fingerprint the data" in text
     assert "front: one" in text
+    assert "✗ b (70&nbsp;%)" in text
+    assert "is plain" in text
+    assert "Without the 2 classes that have the fewest errors." in text
+
+
+def test_a_run_without_drawings_says_how_to_get_them(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    (Path(str(run.path)) / "drawings.json").unlink()
+    text = text_of(report_page(read_facts(run)))
+    assert "What it does</h2>" not in text
+    assert "kept none; `raymeta evaluate one` records them" in text
 
 
 def test_it_asks_the_network_for_nothing(page: str) -> None:
@@ -142,9 +153,10 @@ def test_chromium_draws_it_at_any_width_without_an_error(
     count = tab.value("document.querySelectorAll('.plot').length")
     drawn = tab.value(
         "[...document.querySelectorAll('.plot')].filter(p => p.querySelector("
-        "'.trace, .bars .point, .contour')).length"
+        "'.trace, .bars .point, .contour, .hm image')).length"
     )
-    assert count == drawn >= 12
+    assert count == drawn >= 16
+    assert tab.value("document.querySelectorAll('figure svg polyline').length") == 16
     assert tab.value("document.documentElement.scrollWidth") <= width
     # No text leaves the page, but for tables that scroll by themselves.
     wide = tab.value(
@@ -173,6 +185,9 @@ def test_trials_are_filtered_by_state_and_picked_out_in_all_plots(
     tab.value("document.querySelector('tr[data-trial=\"1\"]').click()")
     faint = "p => p.data.filter(t => t.meta && t.opacity === 0.15).length"
     assert tab.value(f"[...document.querySelectorAll('.plot')].filter({faint}).length") >= 3
+    command = tab.value("document.querySelector('.picked pre').textContent")
+    assert command.startswith("raymeta train ")
+    assert "--set maml.inner_lr=" in command
     assert tab.messages == []
 
 
