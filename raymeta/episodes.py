@@ -142,6 +142,15 @@ class Past:
 
 
 @dataclass(frozen=True)
+class TargetScale:
+    """Targets are in deviations from the mean, both of meta-training; `name` is their column."""
+
+    mean: float
+    deviation: float
+    name: str
+
+
+@dataclass(frozen=True)
 class Episode:
     """One episode in numpy: the arrays of `Episodes` without the leading axis.
 
@@ -180,7 +189,9 @@ class TaskDistribution:
     belongs to: axis -> unit -> split.  `facts` are what a network must know of its inputs, such as
     the vocabulary; JSON keeps them.  `warnings` tell the user what the loader could not use.
     Another `training_seed` draws other meta-training episodes, and the same of all other splits.
-    `encoded`: the features are token vectors of a pretrained encoder.  `season` are the steps of a
+    `encoded`: the features are token vectors of a pretrained encoder.  `recorded` are the same
+    episodes as they were recorded, where networks read spectra.  `target_scale` is there where
+    targets are numbers that were standardised.  `season` are the steps of a
     season, of forecasts alone.
     """
 
@@ -200,6 +211,8 @@ class TaskDistribution:
     training_seed: int = 0
     encoded: bool = False
     season: int | None = None
+    recorded: TaskDistribution | None = None
+    target_scale: TargetScale | None = None
 
     def for_joint_training(self) -> TaskDistribution:
         """The same tasks with every class known to the whole distribution."""

@@ -69,7 +69,8 @@ def meta_test(
         seeds = tuple(every.mean(dim=(1, 2)).tolist())
         row = replace(row, score=Score.over(every, of_trainings), seeds=seeds)
     note = tasks.note
-    if tasks.season is not None:
+    has_own_units = tasks.season is not None or tasks.target_scale is not None
+    if has_own_units:
         outputs = forecasts_of(trainings, num_episodes, steps)
         row = replace(row, own_units=in_own_units(tasks, outputs, of_trainings))
     rows, judged = [row], dict[str, np.ndarray]()
@@ -78,7 +79,7 @@ def meta_test(
         lead = recipe.problem.sign * (every - judgement.scores)
         row = _row(name, title, judgement, units)
         judged[name] = judgement.scores.double().numpy()
-        if judgement.outputs is not None:
+        if judgement.outputs is not None and has_own_units:
             row = replace(row, own_units=in_own_units(tasks, judgement.outputs[None], units))
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))
 

@@ -215,7 +215,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
                 "or hold out other groups (tasks.split_seed, tasks.val_groups, tasks.test_groups)"
             )
     chosen = dealt.chosen
-    columns = [settings.target, *settings.features]
+    columns = [settings.target_name, *settings.features]
     facts: dict[str, Any] = {"columns": columns, "season": settings.season}
     return TaskDistribution(
         name="table",
@@ -274,7 +274,7 @@ def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:
         deal=deal,
         num_read=len(sequences),
         left_out={reason: count for reason, count in left_out.items() if count},
-        target=settings.target,
+        target=settings.target_name,
         task=settings.sequence,
         groups=tuple(deal),
         classes=(),

@@ -118,16 +118,6 @@ class GroupPool:
         group = self.groups[int(rng.integers(len(self.groups)))]
         return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in group])
 
-    def draw_later(self, num_shots: int, num_queries: int, rng: np.random.Generator) -> np.ndarray:
-        """As `draw`, but the support set is the group's first examples, and queries are later."""
-        group = self.groups[int(rng.integers(len(self.groups)))]
-        return np.stack(
-            [
-                np.concatenate([rows[:num_shots], rng.permutation(rows[num_shots:])[:num_queries]])
-                for rows in group
-            ]
-        )
-
 
 def check_examples(smallest: int, num_examples: int, split: Split, class_name: str) -> None:
     """Refuses more examples of a class than its smallest class has.
@@ -159,8 +149,8 @@ def episode_of(
 ) -> Episode:
     """An episode of the examples `x` `[W, M, T, …]`: the first `num_shots` of a class are support.
 
-    `rows` `[W, M]` name the sequences, `classes` `[W]` the classes; `lengths` `[W, M]`.  `units`
-    has the unit of every sequence of the split on every axis, `[S]` each.
+    `rows` `[W, M]` name the sequence of each example, `classes` `[W]` the classes; `lengths`
+    `[W, M]`.  `units` has the unit of every sequence of the split on every axis, `[S]` each.
     """
     num_ways, num_examples = rows.shape
     labels = np.repeat(np.arange(num_ways)[:, None], num_examples, axis=1)
@@ -188,33 +178,6 @@ def unit_ids(names: Sequence[str]) -> np.ndarray:
     """The number of each sequence's unit, int64 `[S]`."""
     ids: np.ndarray = np.unique(np.array(names), return_inverse=True)[1]
     return ids.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class GroupSampler:
-    """Draws episodes of one group: its first sequences are the support, later ones the queries.
-
-    In a split, `x` is `[S, T, D]`, `lengths` `[S]` and `units` `[S]` on every axis.
-    """
-
-    pools: Mapping[Split, GroupPool]
-    x: Mapping[Split, np.ndarray]
-    lengths: Mapping[Split, np.ndarray]
-    units: Mapping[Split, Mapping[str, np.ndarray]]
-    num_shots: int
-    num_queries: int
-
-    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
-        """Draws one episode."""
-        rows = self.pools[split].draw_later(self.num_shots, self.num_queries, rng)
-        return episode_of(
-            self.x[split][rows],
-            rows,
-            np.arange(len(rows)),
-            self.num_shots,
-            units=self.units[split],
-            lengths=self.lengths[split][rows],
-        )
 
 
 @dataclass(frozen=True)
@@ -252,4 +215,6 @@ def fingerprint(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> 
             units = [sequences.groups[axis][row] for axis in sorted(sequences.groups)]
             digest.update(json.dumps([split, sequences.classes[row], *units]).encode())
             digest.update(content_of(x))
+            if sequences.targets:
+                digest.update(content_of(sequences.targets[row]))
     return digest.hexdigest()

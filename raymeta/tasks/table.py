@@ -10,7 +10,7 @@ Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,29 +20,29 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.missing import (
-    carried,
-    interpolated,
-    observed,
-    since_observed,
-    time_differences,
-)
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
 from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
-from raymeta.tasks.inputs import Inputs, check_facts
+from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.preparation import (
+    Prepared,
+    feature_names,
+    prepared,
+    prepared_examples,
+    windows_of,
+)
+from raymeta.tasks.regression import deal_regression, load_regression
 from raymeta.tasks.sampling import (
     ClassPool,
     ClassSampler,
-    GroupPool,
-    GroupSampler,
     fingerprint,
     unit_ids,
 )
 from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.sides import Draw, SidePool, SideSampler
 from raymeta.tasks.table_files import read_sequences
 
 _SHOWN = 3  # names that a message lists
@@ -63,63 +63,71 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
     """
     if settings.kind == "forecast":
         return load_forecast(settings, seed=seed, sealed=sealed)
+    if settings.has_numbers:
+        return load_regression(settings, seed=seed, sealed=sealed)
     dealt = deal_table(settings, sealed=sealed)
     chosen = dealt.chosen
-    num_examples = settings.num_shots + settings.num_queries
+    draw = Draw.of(settings)
+    windows = windows_of(settings, chosen)
     by_class = {s: ClassPool.build(c.classes, {n: n for n in c.classes}) for s, c in chosen.items()}
     by_group = {
-        s: GroupPool.build(c.groups[settings.groups[0]], c.classes, dealt.classes)
+        s: SidePool.build(c.groups[settings.groups[0]], c.classes, dealt.classes, windows[s])
         for s, c in chosen.items()
         if settings.kind == "groups"
     }
     for split in reversed(SPLITS):
         if settings.kind == "groups":
-            by_group[split].check(split, num_examples)
+            by_group[split].check(split, draw)
         else:
+            num_examples = settings.num_shots + settings.num_queries
             by_class[split].check(split, settings.num_ways, num_examples, "class")
     if settings.kind == "groups" and settings.num_ways != len(dealt.classes):
         raise DataError(
             f"tasks.num_ways must be {len(dealt.classes)}, the number of classes in column "
-            f"{settings.target}, since tasks.kind is groups, but got {settings.num_ways}"
+            f"{settings.target_name}, since tasks.kind is groups, but got {settings.num_ways}"
         )
-    features = _feature_names(settings)
-    values = {split: _features(chosen[split], settings) for split in SPLITS}
-    mean, deviation = _mean_and_deviation(settings, features, values["train"])
-    standardised = {s: _standardised(values[s], mean, deviation) for s in SPLITS}
-    _check_sizes(settings, features, [mean, deviation, *_largest(standardised.values())])
-    longest = max(int(chosen[split].lengths.max()) for split in SPLITS)
-    x = {s: standardised[s].padded(longest) for s in SPLITS}
-    lengths = {s: chosen[s].lengths for s in SPLITS}
     units = {
         s: {axis: unit_ids(chosen[s].groups[axis]) for axis in settings.groups}
         | {_new_axis(settings): unit_ids(_new_units(chosen[s], settings))}
         for s in SPLITS
     }
-    shots, queries = settings.num_shots, settings.num_queries
-    facts: dict[str, Any] = {
-        "features": features,
-        "mean": mean.tolist(),
-        "deviation": deviation.tolist(),
-    }
     is_by_class = settings.kind == "classes"
-    if not is_by_class:
-        facts["classes"] = list(dealt.classes)
-    return TaskDistribution(
-        name="table",
-        input_spec=InputSpec("classification", settings.num_ways, num_features=len(features)),
-        seed=seed,
-        sample_episode=ClassSampler(by_class, x, lengths, units, settings.num_ways, shots, queries)
-        if is_by_class
-        else GroupSampler(by_group, x, lengths, units, shots, queries),
-        class_mean_features=_means_and_deviations,
-        num_train_classes=by_class["train"].num_classes,
-        fixed_labels=not is_by_class,
-        note=_note(dealt, settings),
-        fingerprint=fingerprint(chosen, facts),
-        deal=dealt.deal,
-        facts=facts,
-        warnings=dealt.warnings,
-    )
+
+    def distribution(own: Prepared) -> TaskDistribution:
+        facts = dict(own.facts)
+        if not is_by_class:
+            facts["classes"] = list(dealt.classes)
+        return TaskDistribution(
+            name="table",
+            input_spec=InputSpec(
+                "classification", settings.num_ways, num_features=own.num_features
+            ),
+            seed=seed,
+            sample_episode=ClassSampler(
+                by_class,
+                own.x,
+                own.lengths,
+                units,
+                settings.num_ways,
+                draw.num_shots,
+                draw.num_queries,
+            )
+            if is_by_class
+            else SideSampler(by_group, own, units, draw),
+            class_mean_features=_means_and_deviations,
+            num_train_classes=by_class["train"].num_classes,
+            fixed_labels=not is_by_class,
+            note=_note(dealt, settings),
+            fingerprint=fingerprint(chosen, facts),
+            deal=dealt.deal,
+            facts=facts,
+            warnings=dealt.warnings,
+        )
+
+    found = distribution(prepared(settings, chosen, settings.spectrum))
+    if settings.spectrum is None:
+        return found
+    return replace(found, recorded=distribution(prepared(settings, chosen, None)))
 
 
 def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
@@ -133,50 +141,34 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
             "a network that was trained with tasks.kind: forecast cannot be used on other data "
             "yet: its examples are scaled by a whole past, which nobody hands it"
         )
+    if settings.has_numbers:
+        raise RunError(
+            "a network that was trained with a number as tasks.target cannot be used on other data "
+            "yet: its answers are in deviations of meta-training; `raymeta evaluate` judges it"
+        )
     if settings.missing != "refuse" or settings.time_differences:
         raise RunError(
             "a network that was trained with tasks.missing or tasks.time_differences cannot be "
             "used on other data yet; train one with neither"
         )
-    check_facts(settings, facts, "features")
+    if list(facts["features"]) != feature_names(settings, settings.spectrum):
+        raise ValueError("tasks.features or tasks.spectrum are not those of the training")
     mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
-    expected = (len(settings.features),)
+    per_step = 1 if settings.spectrum is None else settings.spectrum.per_step
+    expected = (per_step * len(settings.features),)
     if mean.shape != expected or deviation.shape != expected or not (deviation > 0).all():
         raise ValueError("mean and deviation do not fit the features")
 
     return Inputs(
         channels=tuple(settings.features),
-        prepare=partial(_prepared, settings.max_steps, mean, deviation),
+        prepare=partial(prepared_examples, settings, mean, deviation),
         sequence=settings.sequence,
         time=settings.time,
-        target=settings.target,
+        target=settings.target_name,
         classes=tuple(map(str, facts.get("classes", ()))),
-        stream_steps=settings.max_steps,
+        stream_steps=settings.example_steps if settings.spectrum is None else None,
+        features=() if settings.spectrum is None else tuple(facts["features"]),
     )
-
-
-def _prepared(
-    max_steps: int,
-    mean: np.ndarray,
-    deviation: np.ndarray,
-    examples: Sequence[np.ndarray],
-    names: Sequence[str],
-) -> list[np.ndarray]:
-    found = []
-    for name, x in zip(names, examples, strict=True):
-        if len(x) > max_steps:
-            raise DataError(
-                f"{name}: has {len(x)} time steps, but the network was trained on {max_steps} at "
-                "most (tasks.max_steps); cut the sequence up"
-            )
-        with np.errstate(over="ignore"):
-            found.append(((x - mean) / deviation).astype(np.float32))
-        if not np.isfinite(found[-1]).all():
-            raise DataError(
-                f"{name}: holds numbers too large to be standardised; mend them, or see that they "
-                "are in the units of the training data"
-            )
-    return found
 
 
 def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
@@ -187,11 +179,14 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     """
     if settings.kind == "forecast":
         return deal_forecast(settings, sealed=sealed)
+    if settings.has_numbers:
+        return deal_regression(settings, sealed=sealed)
     sequences, unread = read_sequences(settings)
     contents = [content_of(x) for x in sequences.x]
     for axis in settings.groups:
         refuse_copies(sequences, contents, axis)
-    num_examples = settings.num_shots + settings.num_queries
+    # Of windows the sides are checked later: here there must be a sequence for each.
+    num_examples = 2 if settings.window else settings.num_shots + settings.num_queries
     warnings, left_out = list(unread), Counter[str]()
     task = settings.groups[0] if settings.kind == "groups" else None
     classes = tuple(sorted(set(sequences.classes)))
@@ -242,7 +237,7 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
         deal=deal,
         num_read=len(sequences),
         left_out={reason: count for reason, count in left_out.items() if count},
-        target=settings.target,
+        target=settings.target_name,
         task=task,
         groups=tuple(settings.groups),
         classes=classes,
@@ -272,7 +267,7 @@ def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
     """Classes that are to be new, and the units of every group column, each axis by itself."""
     deal: dict[str, Mapping[str, Split]] = {}
     if settings.kind == "classes":
-        deal[settings.target] = deal_units(
+        deal[settings.target_name] = deal_units(
             sequences.classes,
             num_test=settings.test_classes,
             num_val=settings.val_classes,
@@ -283,7 +278,7 @@ def _deal(sequences: Sequences, settings: TableTasks) -> Deal:
 
 def _new_axis(settings: TableTasks) -> str:
     """What is new at deployment beside the groups: the class, or only the sequence."""
-    return settings.target if settings.kind == "classes" else settings.sequence
+    return settings.target_name if settings.kind == "classes" else settings.sequence
 
 
 def _new_units(sequences: Sequences, settings: TableTasks) -> Sequence[str]:
@@ -295,7 +290,7 @@ def _note(dealt: Dealt, settings: TableTasks) -> str:
     tested = dealt.chosen["test"]
     if settings.kind == "classes":
         what = f"{len(set(tested.classes))} classes"
-        disjoint = " and ".join([settings.target, *settings.groups])
+        disjoint = " and ".join([settings.target_name, *settings.groups])
     else:
         what = f"{len(set(tested.groups[settings.groups[0]]))} × {settings.groups[0]}"
         disjoint = " and ".join(settings.groups)
@@ -303,89 +298,6 @@ def _note(dealt: Dealt, settings: TableTasks) -> str:
         f"meta-test: {what}, {len(tested)} sequences; no {disjoint} of theirs occurs in "
         "meta-training"
     )
-
-
-def _feature_names(settings: TableTasks) -> list[str]:
-    """What the network reads at a time step, in the order of the numbers."""
-    names = list(settings.features)
-    if settings.missing == "mask":
-        names += [f"{name} observed" for name in settings.features]
-        names += [f"{name} time since observed" for name in settings.features]
-    return names + (["time difference"] if settings.time_differences else [])
-
-
-def _features(sequences: Sequences, settings: TableTasks) -> Sequences:
-    """The sequences as the settings fill them in; NaN where nothing was observed so far.
-
-    Raises:
-        DataError: a sequence has no number in a column between whose numbers it should be filled.
-    """
-    found = []
-    for row, x in enumerate(sequences.x):
-        times = sequences.times[row] if sequences.times else np.arange(len(x), dtype=np.float64)
-        parts = [x]
-        if settings.missing == "interpolate":
-            parts = [interpolated(x, times)]
-            empty = np.isnan(parts[0]).any(axis=0)
-            if empty.any():
-                raise DataError(
-                    f"{sequences.ids[row]}: column {settings.features[int(np.argmax(empty))]} has "
-                    "no number in this sequence, so that nothing can be interpolated; set "
-                    "tasks.missing to mask, or remove the sequence or the column"
-                )
-        elif settings.missing == "mask":
-            parts = [carried(x), observed(x), since_observed(x, times)]
-        if settings.time_differences:
-            parts.append(time_differences(times))
-        found.append(np.concatenate(parts, axis=1))
-    return replace(sequences, x=tuple(found))
-
-
-def _mean_and_deviation(
-    settings: TableTasks, features: Sequence[str], training: Sequences
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and the deviation of each feature over all steps that have it, `[D]` each."""
-    steps = np.concatenate(training.x)
-    unseen = np.isnan(steps).all(axis=0)
-    if unseen.any():
-        raise DataError(
-            f"{settings.data_dir}, column {features[int(np.argmax(unseen))]}: has no number in "
-            "meta-training; leave it out of tasks.features"
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = np.nanmean(steps, axis=0), np.nanstd(steps, axis=0)
-    deviation[deviation == 0] = 1.0
-    return mean, deviation
-
-
-def _largest(standardised: Iterable[Sequences]) -> list[np.ndarray]:
-    """The largest magnitude of each feature in single precision, as networks see it, `[D]`."""
-    with np.errstate(over="ignore"):
-        return [np.abs(np.concatenate(s.x).astype(np.float32)).max(axis=0) for s in standardised]
-
-
-def _check_sizes(
-    settings: TableTasks, features: Sequence[str], values: Sequence[np.ndarray]
-) -> None:
-    """Refuses features of which networks would see infinities, or nothing.
-
-    Raises:
-        DataError: naming the first column for which one of the `values` `[D]` is not finite.
-    """
-    is_finite = np.isfinite(np.stack(values)).all(axis=0)
-    if not is_finite.all():
-        raise DataError(
-            f"{settings.data_dir}, column {features[int(np.argmin(is_finite))]}: holds "
-            "numbers too large to be standardised; mend them, rescale the column, or leave it out "
-            "of tasks.features"
-        )
-
-
-def _standardised(sequences: Sequences, mean: np.ndarray, deviation: np.ndarray) -> Sequences:
-    """The features in deviations from the mean; the mean where nothing was observed so far."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        x = (np.where(np.isnan(own), 0.0, (own - mean) / deviation) for own in sequences.x)
-        return replace(sequences, x=tuple(x))
 
 
 def _means_and_deviations(examples: Examples) -> Tensor:
