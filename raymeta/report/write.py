@@ -13,6 +13,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.report import model_plots, plots, trial_plots
 from raymeta.report.facts import RunFacts, read_facts
 from raymeta.report.page import Page
+from raymeta.report.per_unit import unit_table
 from raymeta.report.words import (
     STATUS_WORDS,
     answer,
@@ -150,7 +151,7 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
     page.lines((line, "dim") for line in reliability_lines(result))
     head, rows = own_units_table(result)
     if rows:
-        page.heading("In the series' own units")
+        page.heading("In own units")
         page.table(head, rows)
     if facts.scores is not None:
         for axis in facts.scores.queries.units:
@@ -163,6 +164,9 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
                     "dim",
                 )
                 page.plot(figure, f"lead on each {axis}")
+            head, rows = unit_table(result, facts.scores, axis)
+            if rows:
+                page.table(head, rows)
     figure = plots.curve_figure(result)
     page.heading("Adaptation")
     if len(result.rows[0].curve) < 2:
