@@ -236,6 +236,8 @@ def _is_idle(key: str, settings: TableTasks) -> bool:
 
 def _yaml(value: Any) -> str:
     """A value on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(own)}' for key, own in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, str):

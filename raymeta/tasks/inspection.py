@@ -79,11 +79,12 @@ class Inspection:
 
     def _number(self, tasks: TableTasks) -> str:
         """What a task with a number for each example is."""
-        apart = " or ".join(self.dealt.groups)
-        where = f"one {self.dealt.task}" if self.dealt.task else f"sequences ({tasks.sequence})"
+        where = (
+            f"one {self.dealt.task}" if self.dealt.task else f"some sequences ({tasks.sequence})"
+        )
         each = "" if tasks.windows_each is None else f", {tasks.windows_each} of each at most"
         return (
-            f"a task is {where} of no {apart} that a network has seen: {tasks.num_shots} examples "
+            f"a task is {where} that no network has seen: {tasks.num_shots} examples "
             f"with their {tasks.target_name} to adapt to, and {tasks.num_queries} examples of "
             f"other sequences whose {tasks.target_name} is asked for{each}{_cut(tasks)}"
         )
