@@ -147,6 +147,15 @@ class Past:
 
 
 @dataclass(frozen=True)
+class TargetScale:
+    """Targets are in deviations from the mean, both of meta-training; `name` is their column."""
+
+    mean: float
+    deviation: float
+    name: str
+
+
+@dataclass(frozen=True)
 class Episode:
     """One episode in numpy: the arrays of `Episodes` without the leading axis.
 
@@ -204,8 +213,10 @@ class TaskDistribution:
     belongs to: axis -> unit -> split.  `facts` are what a network must know of its inputs, such as
     the vocabulary; JSON keeps them.  `warnings` tell the user what the loader could not use.
     Another `training_seed` draws other meta-training episodes, and the same of all other splits.
-    `encoded`: the features are token vectors of a pretrained encoder.  `season` are the steps of a
-    season, of forecasts alone.  `legend` is for drawings; without it there are fewer.
+    `encoded`: the features are token vectors of a pretrained encoder.  `recorded` are the same
+    episodes as they were recorded, if networks read spectra.  `target_scale` belongs to targets
+    that are standardised numbers.  `season` are the steps of a season, of forecasts alone.
+    `legend` is for drawings; without it there are fewer.
     """
 
     name: str
@@ -225,6 +236,8 @@ class TaskDistribution:
     encoded: bool = False
     season: int | None = None
     legend: Legend = field(default_factory=Legend)
+    recorded: TaskDistribution | None = None
+    target_scale: TargetScale | None = None
 
     def for_joint_training(self) -> TaskDistribution:
         """Returns the same tasks without made-up classes."""

@@ -14,6 +14,7 @@ RUN/models/*.safetensors  the tuned network and the trained controls
 RUN/results.json        the meta-test with its controls
 RUN/scores.safetensors  the score of every query of the meta-test
 RUN/calibration.json    what meta-validation says of the answers' certainty
+RUN/forecast_errors.json  the errors of forecasts on meta-validation
 RUN/familiarity.safetensors  what support examples of new tasks are compared with
 RUN/drawings.json       some episodes, forecasts and the confusion, for the report
 RUN/sealed.jsonl        the looks at the sealed deal

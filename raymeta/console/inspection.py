@@ -80,7 +80,9 @@ def _episode_table(inspection: Inspection) -> Table:
     )
     dealt = inspection.dealt
     heads = (dealt.target, "support: adapt to these", "query: name these")
-    if not dealt.classes:
+    if dealt.has_numbers:
+        heads = ("", "support: adapt to these", "query: tell these numbers")
+    elif not dealt.classes:
         heads = (dealt.task or "", "support: read, then adapt to", "query: read, then forecast")
     for column in heads:
         table.add_column(column, overflow="fold")

@@ -135,7 +135,7 @@ def _score_table(report: Report) -> Table:
 
 def _own_units_table(result: MetaTest) -> Table:
     head, rows = own_units_table(result)
-    table = _table("In the series' own units")
+    table = _table("In own units")
     table.add_column(head[0])
     for name in head[1:]:
         table.add_column(name, justify="right", no_wrap=True)

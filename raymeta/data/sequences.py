@@ -21,7 +21,8 @@ class Sequences:
     `classes` are the labels, as text.  `groups` maps an axis, such as `writer`, to the unit of each
     sequence on it.  `ids` say where each one was read: file, and line or row.  `texts` has each
     sequence as it is written (text only).  `times` `[T]` has the time of each step since the first
-    one, where the data have times.  `warnings` are for the user: what the reader accepted but could
+    one, where the data have times, `targets` `[T]` the number to be predicted at each step, where
+    it is a number.  `warnings` are for the user: what the reader accepted but could
     not take as it is.
     """
 
@@ -32,6 +33,7 @@ class Sequences:
     warnings: tuple[str, ...] = field(default=())
     texts: tuple[str, ...] = ()
     times: tuple[np.ndarray, ...] = ()
+    targets: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -52,6 +54,7 @@ class Sequences:
             warnings=self.warnings,
             texts=tuple(self.texts[row] for row in kept) if self.texts else (),
             times=tuple(self.times[row] for row in kept) if self.times else (),
+            targets=tuple(self.targets[row] for row in kept) if self.targets else (),
         )
 
     def padded(self, length: int) -> np.ndarray:
@@ -75,6 +78,7 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
         warnings=tuple(text for part in parts for text in part.warnings),
         texts=tuple(text for part in parts for text in part.texts),
         times=tuple(times for part in parts for times in part.times),
+        targets=tuple(targets for part in parts for targets in part.targets),
     )
 
 

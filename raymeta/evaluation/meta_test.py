@@ -72,19 +72,22 @@ def meta_test(
         seeds = tuple(every.mean(dim=(1, 2)).tolist())
         row = replace(row, score=Score.over(every, of_trainings), seeds=seeds)
     note, forecasts = tasks.note, dict[str, Tensor]()
-    if tasks.season is not None:
+    has_own_units = tasks.season is not None or tasks.target_scale is not None
+    if has_own_units:
         outputs = forecasts_of(trainings, num_episodes, steps)
         row = replace(row, own_units=in_own_units(tasks, outputs, of_trainings))
-        forecasts[label] = outputs[0]
+        if tasks.season is not None:
+            forecasts[label] = outputs[0]
     rows, judged = [row], dict[str, np.ndarray]()
 
     def judge(name: str, title: str, judgement: Judgement) -> None:
         lead = recipe.problem.sign * (every - judgement.scores)
         row = _row(name, title, judgement, units)
         judged[name] = judgement.scores.double().numpy()
-        if judgement.outputs is not None:
+        if judgement.outputs is not None and has_own_units:
             row = replace(row, own_units=in_own_units(tasks, judgement.outputs[None], units))
-            forecasts[title] = judgement.outputs
+            if tasks.season is not None:
+                forecasts[title] = judgement.outputs
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))
 
     if further:

@@ -1,4 +1,4 @@
-"""Measures forecasts in the series' own units: sMAPE and squared error, beside MASE.
+"""Measures of forecasts and numbers in the units of the data, beside the score.
 
 Shape legend: R trainings, E episodes, M queries, H horizon.
 """
@@ -31,10 +31,12 @@ def forecasts_of(
 def in_own_units(tasks: TaskDistribution, outputs: Tensor, units: Units) -> dict[str, Score]:
     """Computes the measures of forecasts `[R, E, M, H]` for the first meta-test episodes, by name.
 
-    sMAPE is in percent, 0 where forecast and value are both 0; the squared error is in the square
-    of the series' unit.
+    Of numbers they are the absolute and the squared error. Of forecasts, sMAPE is in percent, 0
+    where forecast and value are both 0; the squared error is in the square of the series' unit.
     """
     num_episodes = outputs.shape[1]
+    if tasks.target_scale is not None:
+        return _of_numbers(tasks, outputs, units)
     past = tasks.query_past("test", num_episodes)
     base, unit = torch.from_numpy(past.base), torch.from_numpy(past.unit)
     targets = tasks.episodes("test", range(num_episodes)).query.y.double()
@@ -43,6 +45,18 @@ def in_own_units(tasks: TaskDistribution, outputs: Tensor, units: Units) -> dict
         "sMAPE in %": smape(forecasts, values),
         "squared error": (forecasts - values).square().mean(dim=-1),
     }
+    return {
+        name: Score.over(found if len(found) > 1 else found[0], units)
+        for name, found in measures.items()
+    }
+
+
+def _of_numbers(tasks: TaskDistribution, outputs: Tensor, units: Units) -> dict[str, Score]:
+    scale = tasks.target_scale
+    assert scale is not None, "the targets are numbers"
+    targets = tasks.episodes("test", range(outputs.shape[1])).query.y.double()
+    errors = (scale.deviation * (outputs.double() - targets)).mean(dim=-1)
+    measures = {f"absolute error, {scale.name}": errors.abs(), "squared error": errors.square()}
     return {
         name: Score.over(found if len(found) > 1 else found[0], units)
         for name, found in measures.items()

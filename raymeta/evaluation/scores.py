@@ -60,8 +60,8 @@ class Row:
     queries, positive where the network is better; its interval is over units too, and narrower than
     those of the two scores, because what is hard for one is mostly hard for the other.  `detail`
     names what was chosen on meta-validation.  `seeds` are the mean scores of the trainings that the
-    row is the mean of, where there are several.  `own_units` are further measures of forecasts, in
-    the series' own units, by name.
+    row is the mean of, where there are several.  `own_units` are further measures of forecasts
+    and numbers, in the units of the data, by name.
     """
 
     name: str

@@ -277,7 +277,7 @@ def _check_dimension(
         raise ExperimentError(
             f"{where}: only single values of {', '.join(SEARCHABLE_SECTIONS)} can be searched{at}"
         )
-    if key in fixed_keys(experiment):
+    if any(key == fixed or key.startswith(f"{fixed}.") for fixed in fixed_keys(experiment)):
         raise ExperimentError(
             f"{where}: cannot be searched, since trials that differ in it cannot be compared; set "
             f"{key} itself{at}"

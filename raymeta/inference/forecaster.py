@@ -126,7 +126,7 @@ class Forecaster:
         reader = TableReader(
             sequence=tasks.sequence,
             target=None,
-            features=(tasks.target, *tasks.features),
+            features=(tasks.target_name, *tasks.features),
             time=tasks.time,
         )
         found = reader.sequences(table, place)
@@ -140,7 +140,7 @@ class Forecaster:
     def columns(self) -> tuple[str, ...]:
         """The columns that a table of histories must have."""
         tasks = self.tasks
-        named = (tasks.sequence, tasks.time, tasks.target, *tasks.features)
+        named = (tasks.sequence, tasks.time, tasks.target_name, *tasks.features)
         return tuple(name for name in named if name is not None)
 
     def _forecast(
@@ -212,7 +212,7 @@ class Forecaster:
     def _inputs(self) -> Inputs:
         """What arrays of histories are checked against."""
         return Inputs(
-            channels=(self.tasks.target, *self.tasks.features), prepare=lambda x, _: list(x)
+            channels=(self.tasks.target_name, *self.tasks.features), prepare=lambda x, _: list(x)
         )
 
     def _times(self, table: pa.Table, names: Sequence[str]) -> list[pa.Array]:

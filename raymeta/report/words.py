@@ -187,7 +187,7 @@ def coverage_lines(result: MetaTest) -> list[str]:
 
 
 def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
-    """The measures of forecasts in the series' own units: heading and rows; empty for others."""
+    """The measures in own units, of forecasts and numbers: heading and rows; empty for others."""
     names = list(result.rows[0].own_units)
 
     def text(score: Score) -> str:

@@ -12,6 +12,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.report import drawing_plots, model_plots, plots, trial_plots
 from raymeta.report.facts import RunFacts, read_facts
 from raymeta.report.page import Page
+from raymeta.report.per_unit import unit_table
 from raymeta.report.pictures import episode_cards, line_key
 from raymeta.report.trials import write_trials
 from raymeta.report.words import (
@@ -139,7 +140,7 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
     page.lines((line, "dim") for line in (*reliability_lines(result), *coverage_lines(result)))
     head, rows = own_units_table(result)
     if rows:
-        page.heading("In the series' own units")
+        page.heading("In own units")
         page.table(head, rows)
     if facts.scores is not None:
         for axis in facts.scores.queries.units:
@@ -153,6 +154,9 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
                     "dim",
                 )
                 page.plot(figure, f"lead on each {axis}")
+            head, rows = unit_table(result, facts.scores, axis)
+            if rows:
+                page.table(head, rows)
     figure = plots.curve_figure(result)
     page.heading("Adaptation")
     if len(result.rows[0].curve) < 2:

@@ -23,7 +23,7 @@ class Dealt:
     `left_out` counts the sequences in no split by the reason; with those in `chosen` they are all
     `num_read` sequences.  `target` is the axis of the classes. `task` is the axis of the tasks;
     None if a task is a set of classes.  `groups` are the axes whose units are in one split each.
-    `classes` are those of all splits; a forecast has none.
+    `classes` are those of all splits; forecasts and numbers have none.
     """
 
     chosen: Mapping[Split, Sequences]
@@ -35,6 +35,11 @@ class Dealt:
     groups: tuple[str, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a number is to be predicted for every example."""
+        return any(own.targets for own in self.chosen.values())
 
     def sizes(self, split: Split) -> dict[str, dict[str, int]]:
         """Counts the sequences of each class, by task or in one entry for all tasks."""

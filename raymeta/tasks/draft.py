@@ -19,12 +19,14 @@ _OF_TABLE = {
     "data_dir": "a relative folder is looked for where raymeta is run",
     "files": "names or patterns in data_dir; [] is every table file in it",
     "sequence": "which rows are one sequence",
-    "target": "the class of a sequence, or the numbers to be forecast",
+    "target": "the class of a sequence, its {number: COLUMN}, or the numbers to be forecast",
     "time": "orders the rows of a sequence; null: as they stand in the file",
     "time_differences": "the time since the row before is a feature too",
     "missing": "refuse, interpolate or mask",
     "features": "the numbers that the network reads at each step",
     "groups": "no group is in two splits",
+    "window": "sequences are cut into windows of so many rows; null: a sequence is one example",
+    "support": "a task's first sequences (first), or sequences at random (random)",
     "num_ways": "classes of an episode",
     "num_shots": "support examples a class",
     "num_queries": "query examples a class",
@@ -58,6 +60,7 @@ _ONLY = {
     "test_classes": {"classes"},
     **{key: {"forecast"} for key in ("season", "horizon", "context", "difference")},
     **{key: {"classes", "groups"} for key in ("num_ways", "missing")},
+    **{key: {"groups"} for key in ("window", "support")},
 }
 
 # The budget of a first run, as in `pen`.
@@ -149,6 +152,35 @@ evaluation: {num_episodes: 600, adaptation_steps: 1}
 """
 
 
+_REST_OF_NUMBERS = """
+learner: ridge
+
+model: {cell: gru, hidden_size: 48}
+
+training:
+  meta_steps: 300             # more for a final result
+  meta_batch_size: 8
+  outer_lr: 0.003
+  eval_every: 50
+  val_episodes: 200
+
+resources: {num_workers: 1, max_concurrent_trials: 2}
+
+search:
+  num_trials: 8
+  num_sobol: 4
+  grace_steps: 100
+  space:
+    learner: {choices: [ridge, alpaca, maml]}
+    maml.inner_lr: {low: 0.003, high: 0.1, log: true, when: {learner: maml}}
+    training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
+    model.hidden_size: {low: 32, high: 128, step: 32}
+    model.dropout: {low: 0.0, high: 0.3}
+
+evaluation: {num_episodes: 600, adaptation_steps: 5}
+"""
+
+
 def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     """Formats the text of an experiment file.
 
@@ -168,6 +200,8 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
         comments, rest = _OF_TEXTS, _REST_OF_TEXTS
     elif isinstance(settings, TableTasks) and settings.kind == "forecast":
         rest = _REST_OF_FORECAST
+    elif isinstance(settings, TableTasks) and settings.has_numbers:
+        rest = _REST_OF_NUMBERS
     lines = []
     for key in ("source", *comments):
         if isinstance(settings, TableTasks) and _is_idle(key, settings):
@@ -190,14 +224,20 @@ def _is_idle(key: str, settings: TableTasks) -> bool:
     """Whether a key is of another kind of tasks, or has an obvious default."""
     if settings.kind not in _ONLY.get(key, {settings.kind}):
         return True
-    if key.endswith("_groups") and not settings.groups and settings.kind != "forecast":
+    if settings.has_numbers and key in ("num_ways", "small_classes"):
+        return True
+    has_units = settings.kind == "forecast" or settings.has_numbers
+    if key.endswith("_groups") and not settings.groups and not has_units:
         return True
     default = TableTasks.model_fields[key].default
-    return key in ("time_differences", "max_steps") and getattr(settings, key) == default
+    idle = ("time_differences", "max_steps", "window", "support")
+    return key in idle and getattr(settings, key) == default
 
 
 def _yaml(value: Any) -> str:
     """Formats a value on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(own)}' for key, own in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, str):

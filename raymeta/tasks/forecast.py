@@ -298,7 +298,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
 
 def forecast_facts(settings: TableTasks) -> dict[str, Any]:
     """What a network must know of its inputs; JSON keeps it."""
-    return {"columns": [settings.target, *settings.features], "season": settings.season}
+    return {"columns": [settings.target_name, *settings.features], "season": settings.season}
 
 
 def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:
@@ -330,7 +330,7 @@ def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:
         deal=deal,
         num_read=len(sequences),
         left_out={reason: count for reason, count in left_out.items() if count},
-        target=settings.target,
+        target=settings.target_name,
         task=settings.sequence,
         groups=tuple(deal),
         classes=(),

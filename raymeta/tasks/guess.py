@@ -16,6 +16,7 @@ from raymeta.finding import Finding
 from raymeta.storage.paths import path_at
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.guess_forecast import guess_forecast, looks_like_forecast
+from raymeta.tasks.guess_regression import guess_regression, looks_like_regression
 from raymeta.tasks.roles import Roles
 from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table
@@ -45,7 +46,8 @@ def guess_tasks(
 
     Args:
         location: a file, a folder, or a pattern such as `recordings/*.csv`.
-        target: the column of the class, or of the numbers to be forecast, if it is known; as are
+        target: the column of the class or the number of a sequence, or of the numbers to be
+            forecast, if it is known; as are
             the following.
         task: the columns whose groups are tasks, or stay together; of texts, their domain.
         sequence: the column of the sequence that a row belongs to.
@@ -71,6 +73,12 @@ def guess_tasks(
             roles, place, target=target, task=list(task), sequence=sequence, time=time
         )
         return Guess(forecast, roles.findings)
+    if target is not None and looks_like_regression(columns, target, sequence):
+        place = {"source": "table", "data_dir": folder, "files": names}
+        numbers = guess_regression(
+            roles, place, target=target, task=list(task), sequence=sequence, time=time
+        )
+        return Guess(numbers, roles.findings)
     label = roles.target(target)
     own = roles.sequence(sequence, label)
     clock = roles.time(time, own)
@@ -164,10 +172,11 @@ def _sized(
 
 def _told(settings: TableTasks, dealt: Dealt) -> str:
     counts = ", ".join(f"{len(own)} {split}" for split, own in dealt.chosen.items())
+    ways, target = settings.num_ways, settings.target_name
     what = (
-        f"{settings.num_ways} new classes of {settings.target}"
+        f"{ways} new classes of {target}"
         if settings.kind == "classes"
-        else f"one {settings.groups[0]} with all {settings.num_ways} classes of {settings.target}"
+        else f"one {settings.groups[0]} with all {ways} classes of {target}"
     )
     small = "; small ones are left out" if settings.small_classes == "leave_out" else ""
     return (

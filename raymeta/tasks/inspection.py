@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from raymeta.data.readers.columns import read_table
+from raymeta.data.readers.columns import Column, read_table
 from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.forecast import Cutter
-from raymeta.tasks.leaks import find_leaks
+from raymeta.tasks.leaks import find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
 from raymeta.tasks.settings import TableTasks
 
@@ -52,11 +53,13 @@ class Inspection:
             cutter = Cutter.of(tasks)
             apart = " or ".join(dealt.groups)
             return (
-                f"a task is one series ({tasks.sequence}) of {tasks.target}, of a {apart} that no "
-                f"network has seen, cut at a random step: the {cutter.past} steps before the cut "
-                f"hold {tasks.num_shots} support windows to adapt to, and {tasks.num_queries} "
-                f"queries ask for {tasks.horizon} steps after it"
+                f"a task is one series ({tasks.sequence}) of {tasks.target_name}, of a {apart} "
+                f"that no network has seen, cut at a random step: the {cutter.past} steps before "
+                f"the cut hold {tasks.num_shots} support windows to adapt to, and "
+                f"{tasks.num_queries} queries ask for {tasks.horizon} steps after it"
             )
+        if isinstance(tasks, TableTasks) and tasks.has_numbers:
+            return self._number(tasks)
         if dealt.task is None:
             what = f"{tasks.num_ways} classes of {dealt.target} that no network has seen"
         else:
@@ -66,7 +69,33 @@ class Inspection:
         return (
             f"a task is {what}{further}: {tasks.num_shots} support examples a class to adapt to, "
             f"{tasks.num_queries} queries a class to be judged on"
+            + (_cut(tasks) if isinstance(tasks, TableTasks) else "")
         )
+
+    def _number(self, tasks: TableTasks) -> str:
+        """What a task with a number for each example is."""
+        where = (
+            f"one {self.dealt.task}" if self.dealt.task else f"some sequences ({tasks.sequence})"
+        )
+        each = "" if tasks.windows_each is None else f", {tasks.windows_each} of each at most"
+        return (
+            f"a task is {where} that no network has seen: {tasks.num_shots} examples "
+            f"with their {tasks.target_name} to adapt to, and {tasks.num_queries} examples of "
+            f"other sequences whose {tasks.target_name} is asked for{each}{_cut(tasks)}"
+        )
+
+
+def _cut(tasks: TableTasks) -> str:
+    """What an example is of a sequence, where it is not the rows themselves."""
+    text = ""
+    if tasks.window is not None:
+        text = (
+            f"; an example is a window of {tasks.window} rows, and no {tasks.sequence} has windows "
+            "on both sides"
+        )
+    if tasks.spectrum is not None:
+        text += f"; networks read its {tasks.spectrum.frequencies} lowest frequencies"
+    return text
 
 
 def inspect_tasks(experiment: Experiment) -> Inspection:
@@ -85,12 +114,14 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         )
     dealt = deal(tasks, sealed=experiment.evaluation.sealed)
     axes = [*dealt.groups, *([""] if dealt.task is None else [])]
-    if not dealt.classes and dealt.task is not None and dealt.task not in axes:
+    if isinstance(tasks, TableTasks) and tasks.has_numbers:
+        axes = list(dealt.groups)
+    elif not dealt.classes and dealt.task is not None and dealt.task not in axes:
         axes.append(dealt.task)
     leaks = find_leaks(dealt.chosen, axes)
     if not leaks:
         # Training and validation may share a domain of texts: there are no units to separate.
-        units = [*dealt.groups, *([dealt.target] if dealt.task is None else [])]
+        units = [*dealt.groups, *([dealt.target] if "" in axes else [])]
         named = f"no {' or '.join(units)} and " if units else ""
         text = f"{named}no equal sequence is in two splits; no rows are shared"
         leaks = [Finding("leaks", text)]
@@ -99,6 +130,8 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         findings += _unnamed_groups(tasks, dealt)
     enough, distribution = _enough(experiment, dealt)
     findings.append(enough)
+    if distribution is not None and isinstance(tasks, TableTasks) and tasks.kind != "forecast":
+        findings += find_shared_sides(distribution.recorded or distribution)
     is_sound = all(finding.level != "error" for finding in findings)
     ways = _ways(experiment, dealt, distribution) if is_sound and distribution is not None else ()
     return Inspection(experiment, dealt, tuple(findings), ways)
@@ -114,7 +147,8 @@ def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribu
     try:
         distribution = load_tasks(experiment)
     except DataError as error:
-        ways, examples = dealt.fitting(*asked) if dealt.classes else (0, 0)
+        is_cut = isinstance(tasks, TableTasks) and tasks.window is not None
+        ways, examples = dealt.fitting(*asked) if dealt.classes and not is_cut else (0, 0)
         text = f"{error}"
         if ways >= 2 and examples >= 2:
             shots = min(tasks.num_shots, examples - 1)
@@ -124,7 +158,13 @@ def _enough(experiment: Experiment, dealt: Dealt) -> tuple[Finding, TaskDistribu
             )
         return Finding("enough", text, "error"), None
     ways, examples = asked
-    text = f"every split serves {ways} ways with {examples} sequences each"
+    of = "windows" if isinstance(tasks, TableTasks) and tasks.window else "sequences"
+    text = f"every split serves {ways} ways with {examples} {of} each"
+    if distribution.target_scale is not None:
+        text = (
+            f"every split serves {experiment.tasks.num_shots} support examples and "
+            f"{experiment.tasks.num_queries} queries of other sequences"
+        )
     if distribution.season is not None:
         fewest = min(len(dealt.chosen[split]) for split in SPLITS)
         text = f"every split has {fewest} series or more that can be cut"
@@ -140,6 +180,8 @@ def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) 
     names = tested.groups[tasks.sequence] if isinstance(tasks, TableTasks) else tested.ids
     if isinstance(tasks, TableTasks) and tasks.kind == "forecast":
         return (_series(tasks, distribution, dealt),)
+    if distribution.target_scale is not None:
+        return (_numbers(distribution, names),)
     found = []
     for way in range(tasks.num_ways):
         support = episode.support_ids[episode.support_y == way]
@@ -152,6 +194,23 @@ def _ways(experiment: Experiment, dealt: Dealt, distribution: TaskDistribution) 
             )
         )
     return tuple(found)
+
+
+def _numbers(distribution: TaskDistribution, names: Sequence[str]) -> Way:
+    """The sequences of episode 0, with the number of each example."""
+    episode, scale = distribution.episode("test", 0), distribution.target_scale
+    assert scale is not None, "the targets are numbers"
+
+    def told(ids: np.ndarray | None, y: np.ndarray) -> tuple[str, ...]:
+        assert ids is not None, "episodes of tables have ids"
+        values = scale.mean + scale.deviation * y[:, 0]
+        return tuple(f"{names[row]}: {value:.4g}" for row, value in zip(ids, values, strict=True))
+
+    return Way(
+        scale.name,
+        told(episode.support_ids, episode.support_y),
+        told(episode.query_ids, episode.query_y),
+    )
 
 
 def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> Way:
@@ -176,10 +235,10 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
     columns = read_table(tasks.data_files())
-    known = {tasks.sequence, tasks.target, tasks.time, *tasks.groups, *tasks.features}
-    own, target = columns[tasks.sequence], columns[tasks.target]
-    is_forecast = tasks.kind == "forecast"
-    if own.codes is None or (target.codes is None and not is_forecast):
+    known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.features}
+    own, target = columns[tasks.sequence], columns.get(tasks.target_name, Column())
+    has_numbers = tasks.kind == "forecast" or tasks.has_numbers
+    if own.codes is None or (target.codes is None and not has_numbers):
         return []
     split_of = {
         name: split for split in SPLITS for name in dealt.chosen[split].groups[tasks.sequence]
@@ -190,7 +249,7 @@ def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
             continue
         if not column.is_constant_in(own.codes):
             continue
-        if target.codes is not None and not is_forecast and column.is_constant_in(target.codes):
+        if target.codes is not None and not has_numbers and column.is_constant_in(target.codes):
             continue
         assert column.codes is not None, "it has labels"
         first = np.unique(own.codes, return_index=True)[1]

@@ -1,6 +1,6 @@
 """Searches for leaks of data between splits, independently of the loader.
 
-It reads the dealt sequences and shares no code with the loader.
+It reads the sequences as dealt and the episodes as drawn, and shares no code with the loader.
 
 Shape legend: T time steps, D features.
 """
@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from raymeta.data.sequences import Sequences
-from raymeta.episodes import SPLITS, Split
+from raymeta.episodes import SPLITS, Episode, Split, TaskDistribution
 from raymeta.finding import Finding
 
 # Consecutive rows that sequences of different recordings do not share by chance.
@@ -67,6 +67,51 @@ def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[F
             )
             findings.append(Finding("overlap", text, "warning"))
     return findings
+
+
+def find_shared_sides(tasks: TaskDistribution, num_episodes: int = 20) -> list[Finding]:
+    """What could leak from the support set of an episode to its queries.
+
+    Args:
+        tasks: whose episodes are drawn; their examples are numbers.
+        num_episodes: of each split.
+
+    Returns:
+        An error for each split with episodes in which one sequence, or one run of `WINDOW` rows, is
+        on both sides: windows of one recording, say.
+    """
+    findings = []
+    for split in SPLITS:
+        found = [
+            _shared_sides(tasks.episode(split, index), f"episode {index} of meta-{split}")
+            for index in range(num_episodes)
+        ]
+        told = [text for text in found if text is not None]
+        if told:
+            text = f"{len(told)} of {num_episodes} episodes of meta-{split} share data: {told[0]}"
+            findings.append(Finding("sides", text, "error"))
+    return findings
+
+
+def _shared_sides(episode: Episode, name: str) -> str | None:
+    """What the support set of an episode shares with its queries."""
+    sides = []
+    for x, lengths, ids in (
+        (episode.support_x, episode.support_lengths, episode.support_ids),
+        (episode.query_x, episode.query_lengths, episode.query_ids),
+    ):
+        ends = [x.shape[1]] * len(x) if lengths is None else lengths
+        rows = tuple(own[:end].astype(np.float64) for own, end in zip(x, ends, strict=True))
+        named = tuple(map(str, range(len(x)) if ids is None else ids))
+        sides.append(Sequences(x=rows, classes=("",) * len(x), groups={}, ids=named))
+    support, query = sides
+    if shared := sorted(set(support.ids) & set(query.ids)):
+        return f"sequence {shared[0]} is on both sides of {name}"
+    if {_bytes(x) for x in support.x} & {_bytes(x) for x in query.x}:
+        return f"an example is on both sides of {name}"
+    if len(np.intersect1d(_windows(support)[0], _windows(query)[0])):
+        return f"both sides of {name} hold the same {WINDOW} rows"
+    return None
 
 
 def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:

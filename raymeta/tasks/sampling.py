@@ -118,16 +118,6 @@ class GroupPool:
         group = self.groups[int(rng.integers(len(self.groups)))]
         return np.stack([rows[rng.permutation(len(rows))[:num_examples]] for rows in group])
 
-    def draw_later(self, num_shots: int, num_queries: int, rng: np.random.Generator) -> np.ndarray:
-        """Like `draw`, but supports are the group's first examples and queries come later."""
-        group = self.groups[int(rng.integers(len(self.groups)))]
-        return np.stack(
-            [
-                np.concatenate([rows[:num_shots], rng.permutation(rows[num_shots:])[:num_queries]])
-                for rows in group
-            ]
-        )
-
 
 def check_examples(smallest: int, num_examples: int, split: Split, class_name: str) -> None:
     """Refuses more examples of a class than its smallest class has.
@@ -161,8 +151,8 @@ def episode_of(
 
     The first `num_shots` of a class are support.
 
-    `rows` `[W, M]` name the sequences, `classes` `[W]` the classes; `lengths` `[W, M]`.  `units`
-    has the unit of every sequence of the split on every axis, `[S]` each.
+    `rows` `[W, M]` name the sequence of each example, `classes` `[W]` the classes; `lengths`
+    `[W, M]`.  `units` has the unit of every sequence of the split on every axis, `[S]` each.
     """
     num_ways, num_examples = rows.shape
     labels = np.repeat(np.arange(num_ways)[:, None], num_examples, axis=1)
@@ -195,33 +185,6 @@ def unit_ids(names: Sequence[str]) -> np.ndarray:
 def unit_names(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """What the numbers of `unit_ids` stand for on every axis."""
     return {axis: tuple(np.unique(np.array(names)).tolist()) for axis, names in groups.items()}
-
-
-@dataclass(frozen=True)
-class GroupSampler:
-    """Draws episodes of one group: its first sequences are the support, later ones the queries.
-
-    In a split, `x` is `[S, T, D]`, `lengths` `[S]` and `units` `[S]` on every axis.
-    """
-
-    pools: Mapping[Split, GroupPool]
-    x: Mapping[Split, np.ndarray]
-    lengths: Mapping[Split, np.ndarray]
-    units: Mapping[Split, Mapping[str, np.ndarray]]
-    num_shots: int
-    num_queries: int
-
-    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
-        """Draws one episode."""
-        rows = self.pools[split].draw_later(self.num_shots, self.num_queries, rng)
-        return episode_of(
-            self.x[split][rows],
-            rows,
-            np.arange(len(rows)),
-            self.num_shots,
-            units=self.units[split],
-            lengths=self.lengths[split][rows],
-        )
 
 
 @dataclass(frozen=True)
@@ -259,4 +222,6 @@ def fingerprint(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> 
             units = [sequences.groups[axis][row] for axis in sorted(sequences.groups)]
             digest.update(json.dumps([split, sequences.classes[row], *units]).encode())
             digest.update(content_of(x))
+            if sequences.targets:
+                digest.update(content_of(sequences.targets[row]))
     return digest.hexdigest()

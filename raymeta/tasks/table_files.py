@@ -7,7 +7,7 @@ from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences, joined
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.settings import NumberTarget, TableTasks
 
 # Suffixes of unsupported tables, about which users are warned.
 _OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")
@@ -16,7 +16,8 @@ _OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt"
 def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
     """Reads all sequences of the table, and warns of files that are not read.
 
-    For forecasts a step holds the target and then the features, and there are no classes.
+    If the target is a column of numbers, a step holds the target and then the features, and there
+    are no classes.
 
     Raises:
         DataError: a file is broken, or a sequence is too long or in two files.
@@ -29,10 +30,12 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
             f"{settings.data_dir}: no file {named}found; set tasks.data_dir and tasks.files"
         )
     is_forecast = settings.kind == "forecast"
-    features = [*([settings.target] if is_forecast else []), *settings.features]
+    # The target is the first column of numbers, or it is made of the times.
+    has_column = is_forecast or isinstance(settings.target, NumberTarget)
+    features = [*([settings.target_name] if has_column else []), *settings.features]
     reader = TableReader(
         sequence=settings.sequence,
-        target=None if is_forecast else settings.target,
+        target=None if is_forecast or settings.has_numbers else settings.target_name,
         features=tuple(features),
         time=settings.time,
         groups=tuple(settings.groups),
@@ -41,10 +44,12 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
     read = read_each(reader, files)
     for path, sequences in zip(files, read, strict=True):
         longest = int(sequences.lengths.argmax())
-        if len(sequences.x[longest]) > settings.max_steps and not is_forecast:
+        is_whole = not is_forecast and settings.window is None
+        if len(sequences.x[longest]) > settings.max_steps and is_whole:
             raise DataError(
                 f"{path}: {sequences.ids[longest]} has {len(sequences.x[longest])} rows, but "
-                f"tasks.max_steps is {settings.max_steps}; raise it, or cut the sequence up"
+                f"tasks.max_steps is {settings.max_steps}; raise it, or cut the sequence up "
+                "(kind: groups: with tasks.window)"
             )
     found = joined(read)
     file_of: dict[str, str] = {}

@@ -341,7 +341,7 @@ class LocalTrial(SimpleNamespace):
 
     def init_local_path(self) -> None: ...
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 def test_keys_of_other_learners_are_shown_and_a_restart_loses_nothing(tmp_path: Path) -> None:

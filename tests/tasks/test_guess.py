@@ -298,3 +298,35 @@ def test_missing_values_of_series_are_refused(tmp_path: Path) -> None:
     frame.loc[5, "y"] = np.nan
     with pytest.raises(DataError, match=r"column y has 1 missing.*future"):
         guess_tasks(written(tmp_path, frame))
+
+
+def doses() -> pd.DataFrame:
+    """Pulses of six patients under a dose that is a number."""
+    rng, parts = np.random.default_rng(0), []
+    for patient, visit in product(range(6), range(5)):
+        dose, steps = rng.uniform(5, 50), np.arange(6)
+        facts = {"session": f"s{patient}-{visit}", "patient": f"patient {patient}", "dose": dose}
+        parts.append(pd.DataFrame(facts | {"second": steps, "pulse": 60 + dose + steps}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("task", [["patient"], []])
+def test_a_target_that_is_one_number_a_sequence_is_told_apart(
+    task: list[str], tmp_path: Path
+) -> None:
+    frame = doses() if task else doses().drop(columns="patient")
+    guess = guess_tasks(written(tmp_path, frame), target="dose", task=task)
+    found = guess.settings
+    assert (found.kind, found.sequence, found.time) == ("groups", "session", "second")
+    assert (found.target.number, found.features, found.groups) == ("dose", ["pulse"], task)
+    assert found.support == ("first" if task else "random")
+    assert (found.num_shots, found.num_queries) == ((2, 2) if task else (3, 3))
+    assert any("a number that is the same in all rows" in f.text for f in guess.findings)
+    assert loaded(tmp_path, found).input_spec.problem == "regression"
+
+
+def test_a_missing_number_of_a_sequence_is_refused(tmp_path: Path) -> None:
+    frame = doses()
+    frame.loc[frame.session == "s0-0", "dose"] = np.nan
+    with pytest.raises(DataError, match=r"column dose has 6 missing numbers"):
+        guess_tasks(written(tmp_path, frame), target="dose", task=["patient"])

@@ -618,6 +618,31 @@ def test_the_shipped_vowels_are_whole_and_named_with_their_licence() -> None:
     assert class_mean_scores(load_tasks(experiment), "test", 100).mean() > 0.7
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "sequences", "rows", "most_bytes"),
+    [
+        ("exercise", "watch_exercises", 140, (118, 327), 400_000),
+        ("pigs", "pig_cvp", 312, (500, 500), 300_000),
+    ],
+)
+def test_shipped_recordings_are_whole_and_named_with_their_licence(
+    name: str, folder: str, sequences: int, rows: tuple[int, int], most_bytes: int
+) -> None:
+    experiment = load_experiment(name)
+    found = inspect_tasks(experiment)
+    assert found.is_sound
+    dealt = found.dealt
+    assert (dealt.num_read, dealt.left_out, dealt.warnings) == (sequences, {}, ())
+    lengths = np.concatenate([dealt.chosen[split].lengths for split in SPLITS])
+    assert (lengths.min(), lengths.max()) == rows
+    (file,) = experiment.tasks.data_files()
+    assert file.stat().st_size < most_bytes
+    told = (Path(str(file)).parents[1] / "README.md").read_text()
+    assert f"`{folder}/`" in told
+    assert "BSD" in told
+    assert (Path(str(file)).parent / "LICENSE").read_text().startswith("Copyright (c) 2018")
+
+
 def test_a_file_that_builds_on_shipped_data_reads_them(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("base: vowels\nname: own\ntasks: {num_shots: 2}\n")

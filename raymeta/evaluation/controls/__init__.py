@@ -15,6 +15,8 @@ from raymeta.evaluation.controls.minirocket import MiniRocketRidge
 from raymeta.evaluation.controls.naive import MovedSeason, Naive, SeasonalNaive
 from raymeta.evaluation.controls.random_start import RandomStart
 from raymeta.evaluation.controls.smoothing import ExponentialSmoothing, Theta
+from raymeta.evaluation.controls.spectrum_means import SpectrumMeans
+from raymeta.evaluation.controls.summary_ridge import SummaryRidge
 from raymeta.evaluation.controls.support_mean import SupportMean
 from raymeta.evaluation.controls.time_warping import TimeWarping
 from raymeta.evaluation.controls.unadapted import Unadapted
@@ -27,11 +29,13 @@ CONTROLS: tuple[Control, ...] = (
     RandomStart(),
     JointTraining(),
     ClassMeans(),
+    SpectrumMeans(),
     TimeWarping(),
     MiniRocketRidge(),
     WordRegression(),
     EncoderRegression(),
     SupportMean(),
+    SummaryRidge(),
     KernelRidge(),
     Naive(),
     SeasonalNaive(),

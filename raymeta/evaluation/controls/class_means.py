@@ -24,7 +24,7 @@ class ClassMeans(Control):
 
     def judge(self, contest: Contest) -> Judgement:
         """The accuracy of the nearest class mean."""
-        return Judgement(class_mean_scores(contest.own.tasks, "test", contest.num_episodes))
+        return Judgement(class_mean_scores(contest.as_recorded, "test", contest.num_episodes))
 
 
 def class_mean_scores(tasks: TaskDistribution, split: Split, num_episodes: int) -> Tensor:

@@ -47,6 +47,11 @@ class Contest:
     networks: Mapping[str, Network]
 
     @property
+    def as_recorded(self) -> TaskDistribution:
+        """The tasks as controls without a network read them: no spectra but the signals."""
+        return self.own.tasks.recorded or self.own.tasks
+
+    @property
     def num_episodes(self) -> int:
         """Meta-test episodes."""
         return self.scores.shape[0]
@@ -63,7 +68,7 @@ class Judgement:
 
     A control that adapts also has `curves` `[E, M, S + 1]`, its scores after 0 … S steps, and
     `steps`, the number of steps it was judged after.  `detail` names what was chosen on
-    meta-validation.  `outputs` `[E, M, O]` are the answers of a control for forecasts.
+    meta-validation.  `outputs` `[E, M, O]` are the answers of a control for forecasts or numbers.
     """
 
     scores: Tensor

@@ -43,13 +43,18 @@ class KernelRidge(Control):
             return sign * float(score(outputs, validation.query.y.double()).mean())
 
         width, penalty = max(itertools.product(WIDTHS, PENALTIES), key=value)
-        scores = []
+        scores, answers = [], []
         for start in range(0, contest.num_episodes, CHUNK):
             indices = range(start, min(start + CHUNK, contest.num_episodes))
             episodes = own.tasks.episodes("test", indices)
             outputs = _answers(episodes, median * width, penalty)
             scores.append(score(outputs, episodes.query.y.double()))
-        return Judgement(torch.cat(scores), detail=f"width {width:g}, penalty {penalty:g}")
+            answers.append(outputs)
+        return Judgement(
+            torch.cat(scores),
+            outputs=torch.cat(answers),
+            detail=f"width {width:g}, penalty {penalty:g}",
+        )
 
 
 def ridge_answers(gram: Tensor, cross: Tensor, targets: Tensor, penalty: float) -> Tensor:

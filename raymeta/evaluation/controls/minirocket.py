@@ -53,7 +53,7 @@ class MiniRocketRidge(Control):
 
     def judge(self, contest: Contest) -> Judgement:
         """Chooses the penalty on meta-validation; scores the meta-test with it."""
-        tasks = contest.own.tasks
+        tasks = contest.as_recorded
         features = _Features.of(tasks)
         validation = features.kernels(tasks, "val", contract.NUM_CHOICE_EPISODES)
         num_ways = tasks.input_spec.num_outputs

@@ -18,4 +18,4 @@ class SupportMean(Control):
         episodes = own.tasks.episodes("test", range(contest.num_episodes))
         targets = episodes.query.y.double()  # [E, N, O]
         means = episodes.support.y.double().mean(dim=1, keepdim=True).expand_as(targets)
-        return Judgement(own.recipe.problem.query_scores(means, targets))
+        return Judgement(own.recipe.problem.query_scores(means, targets), outputs=means)

@@ -35,7 +35,7 @@ class TimeWarping(Control):
 
     def judge(self, contest: Contest) -> Judgement:
         """Chooses the band on meta-validation; scores the meta-test with it."""
-        tasks, num_choice = contest.own.tasks, contract.NUM_CHOICE_EPISODES
+        tasks, num_choice = contest.as_recorded, contract.NUM_CHOICE_EPISODES
         block = block_size(tasks, contest.num_episodes)
         found = [dtw_scores(tasks, "val", num_choice, band, block).mean() for band in BANDS]
         # Among equal scores take the widest band: it depends least on how sequences are cut.

@@ -1,0 +1,268 @@
+"""What networks read of the sequences of a table: filled in, cut, as spectra, standardised.
+
+Shape legend: S sequences, N examples, T time steps, D features, F frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raymeta.data.missing import (
+    carried,
+    interpolated,
+    observed,
+    since_observed,
+    time_differences,
+)
+from raymeta.data.sequences import Sequences
+from raymeta.episodes import SPLITS, Split
+from raymeta.errors import DataError
+from raymeta.tasks.settings import Spectrum, TableTasks
+from raymeta.tasks.sides import Windows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The examples of each split.
+
+    `x` is `[N, T, D]` float32, zero behind the end of each example; `lengths` `[N]`.  `windows` say
+    which rows of which sequence an example is.  `facts` are what networks must know of it.
+    """
+
+    x: Mapping[Split, np.ndarray]
+    lengths: Mapping[Split, np.ndarray]
+    windows: Mapping[Split, Windows]
+    facts: Mapping[str, Any]
+
+    @property
+    def num_features(self) -> int:
+        """Features of a time step."""
+        return len(self.facts["features"])
+
+
+def windows_of(settings: TableTasks, chosen: Mapping[Split, Sequences]) -> dict[Split, Windows]:
+    """The windows that the sequences of each split are cut into."""
+    size, step = settings.window, settings.window_step
+    return {split: Windows.of(own.lengths, size, step) for split, own in chosen.items()}
+
+
+def prepared(
+    settings: TableTasks, chosen: Mapping[Split, Sequences], spectrum: Spectrum | None
+) -> Prepared:
+    """Prepares the sequences of each split; features are standardised by meta-training.
+
+    Args:
+        settings: of the tasks.
+        chosen: the sequences of each split.
+        spectrum: what to read of the spectra; None: the time steps themselves.
+
+    Raises:
+        DataError: a column has no number where one is needed, or too large ones.
+    """
+    features = feature_names(settings, spectrum)
+    windows = windows_of(settings, chosen)
+    # Without windows and spectra the examples are the sequences, and none is copied.
+    examples = {
+        s: _examples(_filled(chosen[s], settings), windows[s], settings, spectrum) for s in SPLITS
+    }
+    mean, deviation = _mean_and_deviation(settings, features, examples["train"])
+    standardised = {s: [_standardised(x, mean, deviation) for x in examples[s]] for s in SPLITS}
+    _check_sizes(settings, features, [mean, deviation, *map(_largest, standardised.values())])
+    longest = max(len(x) for own in standardised.values() for x in own)
+    facts: dict[str, Any] = {
+        "features": features,
+        "mean": mean.tolist(),
+        "deviation": deviation.tolist(),
+    }
+    if settings.window is not None:
+        facts["window"] = [settings.window, settings.window_step or settings.window]
+    if spectrum is not None:
+        facts["spectrum"] = spectrum.model_dump()
+    return Prepared(
+        x={s: _padded(own, longest) for s, own in standardised.items()},
+        lengths={s: np.array([len(x) for x in own]) for s, own in standardised.items()},
+        windows=windows,
+        facts=facts,
+    )
+
+
+def prepared_examples(
+    settings: TableTasks,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    examples: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> list[np.ndarray]:
+    """What a trained network reads of further examples `[T, D]`, float32.
+
+    Args:
+        settings: that the network was trained with.
+        mean: of its features in meta-training, `[D]`.
+        deviation: likewise.
+        examples: as a user has them; where times count, a last column holds them.
+        names: what messages call each of them.
+
+    Raises:
+        DataError: an example is longer than those of the training, or has too large numbers.
+    """
+    size, found = len(settings.features), []
+    for name, x in zip(names, examples, strict=True):
+        if len(x) > settings.example_steps:
+            raise DataError(
+                f"{name}: has {len(x)} time steps, but the network was trained on "
+                f"{settings.example_steps} at most (tasks.window, or tasks.max_steps); cut the "
+                "sequence up"
+            )
+        times = x[:, size] if x.shape[1] > size else None
+        own = _filled_in(x[:, :size], times, settings, name)
+        if settings.spectrum is not None:
+            own = spectrum_of(own, settings.spectrum, settings.example_steps)
+        with np.errstate(over="ignore"):
+            found.append(_standardised(own, mean, deviation).astype(np.float32))
+        if not np.isfinite(found[-1]).all():
+            raise DataError(
+                f"{name}: holds numbers too large to be standardised; mend them, or see that they "
+                "are in the units of the training data"
+            )
+    return found
+
+
+def spectrum_of(x: np.ndarray, spectrum: Spectrum, num_steps: int) -> np.ndarray:
+    """The square roots of the amplitudes of an example's lowest frequencies.
+
+    Frequency k is k / `num_steps` cycles a row, whatever the example's length: behind its end it
+    counts as zero.  Frequency 0 is the level.  The square root keeps the strongest frequency from
+    being all that counts.
+
+    Args:
+        x: `[T, D]`.
+        spectrum: how many frequencies, and how many of them a time step holds.
+        num_steps: rows of the longest example, at least T.
+
+    Returns:
+        `[F / per_step, per_step * D]`: at each time step the next frequencies of every column.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        transformed = np.fft.rfft(x, n=num_steps, axis=0)[: spectrum.frequencies]
+        amplitudes: np.ndarray = np.sqrt(np.abs(transformed) / np.sqrt(len(x)))
+    return amplitudes.reshape(len(amplitudes) // spectrum.per_step, -1)
+
+
+def _examples(
+    sequences: Sequences, windows: Windows, settings: TableTasks, spectrum: Spectrum | None
+) -> list[np.ndarray]:
+    found = [
+        sequences.x[own][start:end]
+        for own, start, end in zip(windows.owner, windows.starts, windows.ends, strict=True)
+    ]
+    if spectrum is None:
+        return found
+    return [spectrum_of(x, spectrum, settings.example_steps) for x in found]
+
+
+def _padded(examples: Sequence[np.ndarray], longest: int) -> np.ndarray:
+    x = np.zeros((len(examples), longest, examples[0].shape[1]), dtype=np.float32)
+    for row, own in enumerate(examples):
+        x[row, : len(own)] = own
+    return x
+
+
+def feature_names(settings: TableTasks, spectrum: Spectrum | None) -> list[str]:
+    """What the network reads at a time step, in the order of the numbers."""
+    names = list(settings.features)
+    if settings.missing == "mask":
+        names += [f"{name} observed" for name in settings.features]
+        names += [f"{name} time since observed" for name in settings.features]
+    names += ["time difference"] if settings.time_differences else []
+    if spectrum is None:
+        return names
+    return [f"{name} +{place}" for place in range(spectrum.per_step) for name in names]
+
+
+def _filled(sequences: Sequences, settings: TableTasks) -> Sequences:
+    """Fills the sequences in; NaN before the first observation.
+
+    Raises:
+        DataError: a sequence has no number in a column to interpolate.
+    """
+    times = sequences.times or (None,) * len(sequences)
+    filled = (
+        _filled_in(x, own, settings, place)
+        for x, own, place in zip(sequences.x, times, sequences.ids, strict=True)
+    )
+    return replace(sequences, x=tuple(filled))
+
+
+def _filled_in(
+    x: np.ndarray, times: np.ndarray | None, settings: TableTasks, place: str
+) -> np.ndarray:
+    """Fills one sequence `[T, C]` in, `[T, D]`; without times its steps are even."""
+    if times is None:
+        times = np.arange(len(x), dtype=np.float64)
+    parts = [x]
+    if settings.missing == "interpolate":
+        parts = [interpolated(x, times)]
+        empty = np.isnan(parts[0]).any(axis=0)
+        if empty.any():
+            raise DataError(
+                f"{place}: column {settings.features[int(np.argmax(empty))]} has "
+                "no number in this sequence, so that nothing can be interpolated; set "
+                "tasks.missing to mask, or remove the sequence or the column"
+            )
+    elif settings.missing == "mask":
+        parts = [carried(x), observed(x), since_observed(x, times)]
+    if settings.time_differences:
+        parts.append(time_differences(times))
+    return np.concatenate(parts, axis=1)
+
+
+def _mean_and_deviation(
+    settings: TableTasks, features: Sequence[str], training: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the deviation of each feature over all steps that have it, `[D]` each."""
+    steps = np.concatenate(training)
+    unseen = np.isnan(steps).all(axis=0)
+    if unseen.any():
+        raise DataError(
+            f"{settings.data_dir}, column {features[int(np.argmax(unseen))]}: has no number in "
+            "meta-training; leave it out of tasks.features"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = np.nanmean(steps, axis=0), np.nanstd(steps, axis=0)
+    deviation[deviation == 0] = 1.0
+    return mean, deviation
+
+
+def _largest(standardised: Sequence[np.ndarray]) -> np.ndarray:
+    """The largest magnitude of each feature in single precision, as networks see it, `[D]`."""
+    with np.errstate(over="ignore"):
+        largest: np.ndarray = np.abs(np.concatenate(standardised).astype(np.float32)).max(axis=0)
+    return largest
+
+
+def _check_sizes(
+    settings: TableTasks, features: Sequence[str], values: Sequence[np.ndarray]
+) -> None:
+    """Refuses features of which networks would see infinities, or nothing.
+
+    Raises:
+        DataError: naming the first column for which one of the `values` `[D]` is not finite.
+    """
+    is_finite = np.isfinite(np.stack(values)).all(axis=0)
+    if not is_finite.all():
+        raise DataError(
+            f"{settings.data_dir}, column {features[int(np.argmin(is_finite))]}: holds "
+            "numbers too large to be standardised; mend them, rescale the column, or leave it out "
+            "of tasks.features"
+        )
+
+
+def _standardised(x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """The features in deviations from the mean; the mean where nothing was observed so far."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: np.ndarray = np.where(np.isnan(x), 0.0, (x - mean) / deviation)
+    return found
