@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from raymeta.errors import ResourceError
 from raymeta.experiment.schema import Resources
@@ -114,7 +115,7 @@ def test_a_ray_that_does_not_start_in_time_is_an_error_with_a_remedy(
     def time_out(**_: object) -> None:
         raise (Exception if kind is ResourceError else ValueError)(said)
 
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session.ray, "init", time_out)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", time_out)
     with pytest.raises(kind, match="run the same command again" if kind is ResourceError else said):
         session.connect(verbose=False)
