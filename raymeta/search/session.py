@@ -63,12 +63,20 @@ def connect(verbose: bool) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+        is_ended, own = False, signal.getsignal(signal.SIGTERM)
         with _keeping_signal_handlers():
-            ray.init(
-                logging_level=level,
-                log_to_driver=verbose,
-                **({} if os.environ.get("RAY_ADDRESS") else local),
-            )
+            try:
+                ray.init(
+                    logging_level=level,
+                    log_to_driver=verbose,
+                    **({} if os.environ.get("RAY_ADDRESS") else local),
+                )
+            except SystemExit:  # of the handler of SIGTERM that Ray has meanwhile
+                if not callable(own):
+                    raise
+                is_ended = True
+        if is_ended:
+            signal.raise_signal(signal.SIGTERM)
         protect_token()
 
 
@@ -89,11 +97,13 @@ def stop_ray() -> None:
 def _keeping_signal_handlers() -> Iterator[None]:
     """Sets the handlers that there were again: those of Ray print a stack of C++ and exit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            if callable(handler):
-                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if callable(handler):
+                    signal.signal(number, handler)
 
 
 def _wait_for_workers(say: Callable[[str], object]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import ray
 
 from raymeta.errors import ResourceError
 from raymeta.experiment.schema import Resources
@@ -87,3 +90,23 @@ def test_a_signal_is_received_while_ray_ends_and_after_it() -> None:
     command = [sys.executable, "-c", ENDING_RAY]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (0, "2\n"), ended.stderr
+
+
+def test_a_signal_while_ray_starts_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has a handler of its own meanwhile, which exits with a code that tells nothing."""
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        signal.raise_signal(signal.SIGTERM)
+
+    received: list[int] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        session.connect(verbose=False)
+        assert received == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
