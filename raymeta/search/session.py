@@ -69,6 +69,7 @@ def connect(verbose: bool) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+        is_ended, own = False, signal.getsignal(signal.SIGTERM)
         with _keeping_signal_handlers(), without_idle_services(shows_logs=verbose):
             try:
                 ray.init(
@@ -76,6 +77,10 @@ def connect(verbose: bool) -> None:
                     log_to_driver=verbose,
                     **({} if os.environ.get("RAY_ADDRESS") else local),
                 )
+            except SystemExit:  # of the handler of SIGTERM that Ray has meanwhile
+                if not callable(own):
+                    raise
+                is_ended = True
             except Exception as error:  # Ray has no kind of its own for this one
                 if _TIMED_OUT not in str(error):
                     raise
@@ -83,6 +88,8 @@ def connect(verbose: bool) -> None:
                     "Ray did not start within half a minute, as happens on a machine that is busy "
                     "with other work; wait for that, and run the same command again"
                 ) from error
+        if is_ended:
+            signal.raise_signal(signal.SIGTERM)
         protect_token()
 
 
@@ -103,11 +110,13 @@ def stop_ray() -> None:
 def _keeping_signal_handlers() -> Iterator[None]:
     """Restores the former signal handlers: Ray's print a C++ stack and exit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            if callable(handler):
-                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if callable(handler):
+                    signal.signal(number, handler)
 
 
 def _wait_for_workers(say: Callable[[str], object]) -> None:

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 
+import ray
 from ray import serve
 
 from raymeta.errors import EndedBySignalError, ResourceError, RunError
@@ -102,8 +103,9 @@ def serve_run(
             told = f"ended by {name} before anybody was served"
             raise EndedBySignalError(told, signals.received) from None
         finally:
-            with contextlib.suppress(Exception):  # it may be what failed; Ray's end follows
-                serve.shutdown()
+            if ray.is_initialized():  # else Serve would start a Ray in order to end
+                with contextlib.suppress(Exception):  # it may be what failed; Ray's end follows
+                    serve.shutdown()
             stop_ray()
 
 

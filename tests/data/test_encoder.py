@@ -121,6 +121,11 @@ def with_a_nan(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
 
 
+def with_a_huge_header(folder: Path) -> None:
+    header = b"{" + b" " * 94_000_000 + b"}"
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 def cut(name: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         content = (folder / name).read_bytes()
@@ -161,6 +166,7 @@ def remove(name: str) -> Callable[[Path], None]:
             without_a_weight, "no weights of the right shape for ['encoder.layer.1", id="weight"
         ),
         pytest.param(with_a_nan, "token vectors are NaN", id="NaN"),
+        pytest.param(with_a_huge_header, "its header must have at most 1,000,000", id="header"),
     ],
 )
 def test_an_encoder_that_cannot_be_used_is_refused(

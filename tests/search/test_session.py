@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -119,3 +121,23 @@ def test_a_ray_that_does_not_start_in_time_is_an_error_with_a_remedy(
     monkeypatch.setattr(ray, "init", time_out)
     with pytest.raises(kind, match="run the same command again" if kind is ResourceError else said):
         session.connect(verbose=False)
+
+
+def test_a_signal_while_ray_starts_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has a handler of its own meanwhile, which exits with a code that tells nothing."""
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        signal.raise_signal(signal.SIGTERM)
+
+    received: list[int] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        session.connect(verbose=False)
+        assert received == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
