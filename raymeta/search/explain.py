@@ -22,7 +22,6 @@ from ax.core.analysis_card import AnalysisCardBase
 from raymeta.run_folder import ANALYSES_FILE
 from raymeta.search.ax_model import AxModel
 from raymeta.search.ax_parameters import AxSpace
-from raymeta.search.explanation import check_enough
 from raymeta.search.plots import PLOTS
 from raymeta.search.plots.fitted import FittedSearch, plotted
 from raymeta.search.records import TrialRecord
@@ -82,12 +81,11 @@ def explain(
     Args:
         space: the search space.
         settings: of the search; a model is fitted even if the search had none (Sobol, random).
-        records: the trials by Tune's trial_id, in their order.
+        records: the trials by Tune's trial_id, in their order; `check_enough` has seen them.
 
     Raises:
-        SearchError: too few trials have ended, or the model cannot be fitted to them.
+        SearchError: the model cannot be fitted to them.
     """
-    check_enough(records)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on busy cores a second thread makes a fit many times slower
     try:

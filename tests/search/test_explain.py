@@ -10,6 +10,7 @@ import pytest
 from raymeta.errors import SearchError
 from raymeta.experiment.parameter import Parameter
 from raymeta.search.explain import Explanation, explain
+from raymeta.search.explanation import check_enough
 from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point, Space
@@ -102,4 +103,4 @@ def test_the_data_are_those_of_the_trials_in_their_own_units(
 
 def test_too_few_finished_trials_are_refused() -> None:
     with pytest.raises(SearchError, match=r"3 of 3 trials came to their end; .* at least 4"):
-        explain(SPACE, SETTINGS, records(3))
+        check_enough(records(3))
