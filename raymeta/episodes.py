@@ -341,7 +341,12 @@ def _stack(
     xs: list[np.ndarray], ys: list[np.ndarray], lengths: list[np.ndarray | None]
 ) -> Examples:
     longest = max(x.shape[1] for x in xs)
-    padded = [np.pad(x, [(0, 0), (0, longest - x.shape[1])] + [(0, 0)] * (x.ndim - 2)) for x in xs]
+    padded = [
+        x
+        if x.shape[1] == longest
+        else np.pad(x, [(0, 0), (0, longest - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+        for x in xs
+    ]
     return Examples(
         x=torch.from_numpy(np.stack(padded)),
         y=torch.from_numpy(np.stack(ys)),

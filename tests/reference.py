@@ -7,6 +7,7 @@ end are what both are given.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,7 @@ class ReferenceNetwork(nn.Module):
         pooling: str = "last",
         dropout: float = 0.0,
         layer_dtype: None = None,
+        stacked_steps: int = 1,
     ) -> None:
         super().__init__()
         del dropout  # its masks come from outside: `thinned`
@@ -49,8 +51,10 @@ class ReferenceNetwork(nn.Module):
         if vocabulary_size is not None:
             self.embedding = nn.Embedding(vocabulary_size, embedding_size)
             input_size = embedding_size
+        assert input_size is not None
+        self.num_features, self.stacked_steps = input_size, stacked_steps
         self.rnn = MODULES[cell](
-            input_size=input_size,
+            input_size=input_size * stacked_steps,
             hidden_size=hidden_size,
             num_layers=num_layers,
             bidirectional=bidirectional,
@@ -68,6 +72,7 @@ class ReferenceNetwork(nn.Module):
             lengths = torch.full(x.shape[:1], x.shape[1])
         if hasattr(self, "embedding"):
             x = self.embedding(x)
+        x, lengths = self._stacked(x, lengths)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         packed_states, final = self.rnn(packed)
         if self.cell == "lstm":
@@ -75,11 +80,27 @@ class ReferenceNetwork(nn.Module):
         states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=x.shape[1])
         return states, torch.cat(list(final[-self.num_directions :]), dim=-1)
 
+    def _stacked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Each example's steps, so many at once, zeros behind its end; and their number."""
+        if self.stacked_steps == 1:
+            return x, lengths
+        rows = []
+        for one, length in zip(x, lengths.tolist(), strict=True):
+            steps = [*one[:length]]
+            while len(steps) < x.shape[1] or len(steps) % self.stacked_steps:
+                steps.append(torch.zeros_like(one[0]))
+            starts = range(0, len(steps), self.stacked_steps)
+            rows.append(
+                torch.stack([torch.cat(steps[at : at + self.stacked_steps]) for at in starts])
+            )
+        return torch.stack(rows), (lengths + self.stacked_steps - 1) // self.stacked_steps
+
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         states, final = self.states(x, lengths)
         if self.pooling == "last":
             return self.head(final)
-        ends = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
+        steps = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
+        ends = [math.ceil(count / self.stacked_steps) for count in steps]
         return self.head(
             torch.stack([self._pool(s[:n]) for s, n in zip(states, ends, strict=True)])
         )
@@ -236,7 +257,7 @@ def random_episodes(
                 network.embedding.num_embeddings, (*shape, num_steps), generator=generator
             )
         else:
-            x = normal(*shape, num_steps, network.rnn.input_size)
+            x = normal(*shape, num_steps, network.num_features)
         y = torch.randint(outputs, shape, generator=generator)
         if every_class:
             y = torch.arange(count).remainder(outputs).expand(shape).clone()

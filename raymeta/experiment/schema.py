@@ -30,6 +30,13 @@ class Model(Section):
     dropout: Probability = 0.0
     pooling: Literal["last", "mean", "attention"] = "last"
     embedding_size: int = Field(32, ge=1, le=4096, description="of tokens; unused without text")
+    stacked_steps: int = Field(
+        1,
+        ge=1,
+        le=512,
+        description="time steps that the first layer reads at once: a network of so many times "
+        "fewer steps, which trains the faster",
+    )
 
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
@@ -73,13 +74,26 @@ class FloatNetwork:
         return (found[:, :num_classes] / self._temperature).softmax(dim=-1)
 
     def attention(self, vectors: Tensor, lengths: Tensor | None) -> Tensor | None:
-        """The weights `[N, T]` by which it pools the time steps; None if it pools otherwise."""
+        """The weights `[N, T]` by which it pools the time steps; None if it pools otherwise.
+
+        Steps that are read at once share their weight.
+        """
         if self._spec.pooling != "attention":
             return None
         params = expand_params(self._network, 1)
         own = None if lengths is None else lengths[None]
         sequence, valid = recurrent_features(self._spec, params, vectors[None], own, None)
-        return attention_weights(params, sequence, valid)[0].T
+        weights, steps = attention_weights(params, sequence, valid)[0].T, vectors.shape[1]
+        stack = self._spec.stacked_steps
+        if stack == 1:
+            return weights
+        inside = torch.arange(self._spec.num_stacks(steps) * stack) < (
+            torch.tensor(steps) if lengths is None else lengths[:, None]
+        )  # [N, T], or [T]
+        inside = inside.expand(len(weights), -1)
+        counts = inside.reshape(len(weights), -1, stack).sum(dim=2).clamp(min=1)
+        shared = (weights / counts).repeat_interleave(stack, dim=1)
+        return (shared * inside)[:, :steps]
 
     def support_weights(self, vectors: Tensor, lengths: Tensor | None) -> Tensor | None:
         """The weights `[N, S]` of the support examples; see `Learner.support_weights`."""

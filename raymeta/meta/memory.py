@@ -78,8 +78,8 @@ def _episode_bytes(
     width = spec.hidden_size * len(spec.suffixes) * spec.num_layers
     gates = NUM_GATES[spec.cell]
 
-    def values(examples: Examples) -> int:  # hidden units × time steps × examples
-        return examples.x.shape[1] * examples.x.shape[2] * width
+    def values(examples: Examples) -> int:  # hidden units × steps × examples
+        return examples.x.shape[1] * spec.num_stacks(examples.x.shape[2]) * width
 
     support, query = values(episodes.support), values(episodes.query)
     graph = _KEPT[spec.cell]

@@ -35,6 +35,11 @@ class NetworkSpec:
     probability with which a unit of a layer's output (and of the embedding) is dropped for a whole
     sequence (Gal and Ghahramani 2016).  The recurrent layers compute in `layer_dtype`, if it is not
     that of the parameters; parameters, pooling, head and losses keep theirs.
+
+    The first layer reads `stacked_steps` time steps at once, as one longer vector, and all layers
+    and the pooling have so many times fewer steps (frame stacking: Sak et al. 2015, "Fast and
+    Accurate Recurrent Neural Network Acoustic Models for Speech Recognition"); zeros fill the last
+    stack.
     """
 
     num_outputs: int
@@ -48,11 +53,21 @@ class NetworkSpec:
     dropout: float = 0.0
     pooling: Pooling = "last"
     layer_dtype: torch.dtype | None = None
+    stacked_steps: int = 1
 
     @property
     def input_size(self) -> int:
-        """Features per time step of the first layer's input."""
+        """Features per time step of an example."""
         return self.embedding_size if self.num_features is None else self.num_features
+
+    @property
+    def stack_size(self) -> int:
+        """Features that the first layer reads at once."""
+        return self.input_size * self.stacked_steps
+
+    def num_stacks(self, num_steps: int) -> int:
+        """Steps of the layers for an example of `num_steps`."""
+        return -(-num_steps // self.stacked_steps)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -95,7 +110,7 @@ def init_params(
         shape = (spec.vocabulary_size, spec.embedding_size)
         params["embedding.weight"] = torch.randn(shape, generator=generator, dtype=torch.float64)
         params["embedding.weight"] *= 0.1
-    size = spec.input_size
+    size = spec.stack_size
     for layer in range(spec.num_layers):
         for suffix in spec.suffixes:
             end = f"l{layer}{suffix}"
@@ -203,7 +218,7 @@ def param_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.vocabulary_size is not None:
         shapes["embedding.weight"] = (spec.vocabulary_size, spec.embedding_size)
-    size = spec.input_size
+    size = spec.stack_size
     for layer in range(spec.num_layers):
         for suffix in spec.suffixes:
             end = f"l{layer}{suffix}"
@@ -269,7 +284,10 @@ def recurrent_features(
     lengths: Tensor | None,
     masks: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The last layer's states `[E, T, N, F]` and the valid steps `[E, T, N, 1]` (None: all)."""
+    """The last layer's states `[E, T, N, F]` and the valid steps `[E, T, N, 1]` (None: all).
+
+    T counts stacks of time steps.
+    """
     pending = list(masks or [])
     own_dtype = next(iter(params.values())).dtype
     if spec.layer_dtype is not None:
@@ -288,11 +306,25 @@ def recurrent_features(
         valid = (steps[None, :, None] < lengths[:, None, :]).unsqueeze(-1)
         # Padding may hold anything, NaN included; 0 × NaN would reach the gradient.
         sequence = sequence.masked_fill(~valid, 0.0)
+    if spec.stacked_steps > 1:
+        sequence, valid = _stacks(spec, sequence, valid)
     for layer in range(spec.num_layers):
         sequence = _layer(spec, params, sequence, valid, layer)
         if pending:
             sequence = sequence * pending.pop(0)
     return sequence.to(own_dtype), valid
+
+
+def _stacks(
+    spec: NetworkSpec, sequence: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Steps `[E, T, N, D]` and what is valid, stack by stack: the features of step after step."""
+    episodes, steps, examples, size = sequence.shape
+    count, stack = spec.num_stacks(steps), spec.stacked_steps
+    sequence = torch.nn.functional.pad(sequence, (0, 0, 0, 0, 0, count * stack - steps))
+    sequence = sequence.view(episodes, count, stack, examples, size).transpose(2, 3).flatten(3)
+    # A stack is valid if its first step is.
+    return sequence, None if valid is None else valid[:, ::stack]
 
 
 def _embed(weight: Tensor, tokens: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ def first_state(spec: NetworkSpec, params: Mapping[str, Tensor], num_examples: i
     """
     if spec.bidirectional:
         raise ValueError("a bidirectional network reads a sequence from its end too")
+    if spec.stacked_steps > 1:
+        raise ValueError(f"it reads {spec.stacked_steps} time steps at once (model.stacked_steps)")
     if spec.num_features is None or spec.layer_dtype is not None:
         raise ValueError("only real-valued inputs and layers of the parameters' dtype have steps")
     like = params["rnn.weight_hh_l0"]

@@ -71,14 +71,11 @@ def _random_affine(
 ) -> np.ndarray:
     """Random maps `[*shape, 2, 2]`: rotation × shear × scale."""
     angle = np.deg2rad(rng.uniform(-rotation_deg, rotation_deg, shape))
-    rotation = np.stack(
-        [
-            np.stack([np.cos(angle), -np.sin(angle)], -1),
-            np.stack([np.sin(angle), np.cos(angle)], -1),
-        ],
-        -2,
-    )
+    rotation, slant = np.empty((*shape, 2, 2)), np.empty((*shape, 2, 2))
+    rotation[..., 0, 0] = rotation[..., 1, 1] = np.cos(angle)
+    rotation[..., 1, 0] = np.sin(angle)
+    rotation[..., 0, 1] = -rotation[..., 1, 0]
     stretch = np.exp(rng.normal(0.0, scale, (*shape, 2)))
-    slant = np.broadcast_to(np.eye(2), (*shape, 2, 2)).copy()
+    slant[...] = np.eye(2)
     slant[..., 0, 1] = rng.normal(0.0, shear, shape)
     return np.asarray(rotation @ slant * stretch[..., None, :])

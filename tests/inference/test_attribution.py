@@ -233,6 +233,22 @@ def test_attention_over_the_time_steps_is_that_of_the_pooling(run_of: RunOf) -> 
     assert plain.attribute(x, num_nodes=1).attention is None
 
 
+def test_steps_that_are_read_at_once_share_their_attention(run_of: RunOf) -> None:
+    stacked = ("learner=prototypes", "model.pooling=attention", "model.stacked_steps=4")
+    adapted = adapted_of(raymeta.load(str(run_of("table", *stacked).path)), "table")
+    x, _ = task_of("table", 4, seed=1)
+    found = adapted.attribute(x, num_nodes=1)
+    assert found.attention is not None
+    assert found.attention.shape[1] == max(map(len, x))
+    for row, one in enumerate(x):
+        weights = found.attention[row, : len(one)]
+        assert weights.sum() == pytest.approx(1)
+        assert (found.attention[row, len(one) :] == 0).all()
+        for start in range(0, len(one), 4):
+            assert len(set(weights[start : start + 4].tolist())) == 1
+    assert found.values.shape[1] == found.attention.shape[1]
+
+
 def test_the_attention_of_matching_networks_is_over_the_users_support(run_of: RunOf) -> None:
     model = raymeta.load(str(run_of("table", MATCHING, seeds=2).path))
     support_x, y = task_of("table", 7)

@@ -54,7 +54,7 @@ NETWORKS = [
     for pooling in ("last", "mean", "attention")
     for both in ("false", "true")
     for layers in (1, 2)
-]
+] + [(f"model.pooling={pooling}", "model.stacked_steps=3") for pooling in ("last", "attention")]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=" ".join)
@@ -115,6 +115,7 @@ def test_every_learner_is_exported_adapted_and_adapts_itself(
         ("last", ("model.bidirectional=true", "model.num_layers=2")),
         ("mean", ("model.num_layers=2",)),
         ("attention", ("model.bidirectional=true",)),
+        ("attention", ("model.bidirectional=true", "model.stacked_steps=2")),
     ],
 )
 def test_gradients_of_every_network_are_those_of_adaptation(

@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from raymeta.meta.learners.imaml import Imaml
 from raymeta.meta.learners.maml import Maml
 from raymeta.meta.learners.maml_plus_plus import MamlPlusPlus
 from raymeta.meta.learners.proto_maml import ProtoMaml
+from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.memory import GraphMode, MemoryPlan, plan_memory
 from raymeta.nn.networks import NetworkSpec, Params, init_params
 from raymeta.nn.torch_scans import Cell
@@ -58,6 +60,16 @@ def test_graphs_are_dropped_before_episodes_are_split_into_chunks():
     assert (chosen.chunk_size, chosen.graph_steps) == (4, 0)
     chosen = plan(limit_bytes=flat - 1)
     assert (chosen.chunk_size, chosen.graph_steps) == (3, 0)
+
+
+def test_steps_that_are_read_at_once_take_less_memory():
+    sizes = []
+    for stacked_steps in (1, 5):
+        spec, _, drawn = problem("gru", size=64)
+        spec = replace(spec, stacked_steps=stacked_steps)
+        params = init_params(spec, torch.Generator())
+        sizes.append(plan_memory(Prototypes(), spec, params, drawn, limit_bytes=LIMIT).num_bytes)
+    assert sizes[1] < sizes[0] / 2
 
 
 def test_episodes_that_do_not_fit_are_taken_one_by_one():

@@ -114,6 +114,7 @@ def test_outputs_and_gradients_are_those_of_torch_nn(
         num_layers=st.integers(1, 3),
         bidirectional=st.booleans(),
         pooling=st.sampled_from(get_args(Pooling)),
+        stacked_steps=st.integers(1, 4),
     ),
     num_episodes=st.integers(1, 3),
     num_steps=st.integers(1, 6),
@@ -126,6 +127,17 @@ def test_any_architecture_on_any_shape_is_that_of_torch_nn(
     params, examples = problem(
         spec, padded=padded, num_episodes=num_episodes, num_steps=num_steps, seed=seed
     )
+    assert_same(of_raymeta(spec, params, examples), of_torch(spec, params, examples))
+
+
+@every_pooling
+@pytest.mark.parametrize("spec", [SPEC, TEXT], ids=["numbers", "tokens"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("stacked_steps", [2, 3, 9])
+def test_steps_that_are_read_at_once_are_one_longer_vector(spec, pooling, padded, stacked_steps):
+    spec = replace(spec, stacked_steps=stacked_steps, pooling=pooling, bidirectional=True)
+    params, examples = problem(spec, padded=padded)
+    assert params["rnn.weight_ih_l0"].shape[2] == stacked_steps * spec.input_size
     assert_same(of_raymeta(spec, params, examples), of_torch(spec, params, examples))
 
 
@@ -155,8 +167,10 @@ def test_states_within_the_lengths_are_those_of_packed_sequences(cell, bidirecti
 
 @every_pooling
 @pytest.mark.parametrize("spec", [SPEC, TEXT], ids=["numbers", "tokens"])
-def test_padding_changes_neither_outputs_nor_gradients(spec, pooling):
+@pytest.mark.parametrize("stacked_steps", [1, 2])
+def test_padding_changes_neither_outputs_nor_gradients(spec, pooling, stacked_steps):
     spec = replace(spec, pooling=pooling, num_layers=2, bidirectional=True)
+    spec = replace(spec, stacked_steps=stacked_steps)
     params, examples = problem(spec, padded=True)
     assert examples.lengths is not None
     outside = torch.arange(examples.x.shape[2]) >= examples.lengths[..., None]
@@ -173,8 +187,9 @@ def test_padding_changes_neither_outputs_nor_gradients(spec, pooling):
         assert (grads["x"][outside] == 0).all()
 
 
-def test_more_padding_changes_nothing():
-    spec = replace(SPEC, bidirectional=True, pooling="attention")
+@pytest.mark.parametrize("stacked_steps", [1, 4])
+def test_more_padding_changes_nothing(stacked_steps):
+    spec = replace(SPEC, bidirectional=True, pooling="attention", stacked_steps=stacked_steps)
     params, examples = problem(spec, padded=True)
     longer = torch.nn.functional.pad(examples.x, (0, 0, 0, 3))
     assert_same(

@@ -42,6 +42,7 @@ def test_outputs_after_every_step_are_those_of_the_sequence_so_far(cell, pooling
     [
         ({"bidirectional": True}, "bidirectional"),
         ({"layer_dtype": torch.bfloat16}, "dtype"),
+        ({"stacked_steps": 2}, "2 time steps at once"),
     ],
 )
 def test_what_has_no_steps_is_refused(setting, said):

@@ -114,6 +114,9 @@ def forward_pass(
     valid = nodes.cast(is_valid, "float")
     # Padding may hold anything, NaN included.
     sequence = nodes.op("Where", is_valid, sequence, nodes.constant(0.0))
+    if spec.stacked_steps > 1:
+        sequence, is_valid, lengths = _stacks(nodes, spec, sequence, is_valid, lengths)
+        valid = nodes.cast(is_valid, "float")
     short = nodes.cast(lengths, "int32")
     inputs, states, last = [], [], ""
     for layer in range(spec.num_layers):
@@ -134,6 +137,26 @@ def forward_pass(
             weights = nodes.op("Softmax", score, axis=0)
             pooled = nodes.sum(nodes.op("Mul", weights, sequence), 0)
     return Pass(pooled, tuple(inputs), tuple(states), sequence, valid, weights)
+
+
+def _stacks(
+    nodes: Nodes, spec: NetworkSpec, sequence: str, is_valid: str, lengths: str
+) -> tuple[str, str, str]:
+    """The steps `[T, N, ·]`, the valid ones and the lengths, stack by stack."""
+    stack = nodes.constant([spec.stacked_steps], np.int64)
+    less = nodes.constant([spec.stacked_steps - 1], np.int64)
+
+    def num_stacks(num_steps: str) -> str:
+        return nodes.op("Div", nodes.op("Add", num_steps, less), stack)
+
+    end = nodes.op("Mul", num_stacks(nodes.size(sequence, 0)), stack)
+    pads = nodes.constant([0, 0, 0, spec.stacked_steps - 1, 0, 0], np.int64)
+    padded = nodes.op("Pad", sequence, pads)
+    whole = nodes.op("Slice", padded, nodes.constant([0], np.int64), end, _axis(nodes, 0))
+    examples = nodes.op("Transpose", whole, perm=[1, 0, 2])
+    stacks = nodes.op("Transpose", nodes.reshape(examples, 0, -1, spec.stack_size), perm=[1, 0, 2])
+    ends = (nodes.constant([place], np.int64) for place in (0, INT64_MAX, 0))
+    return stacks, nodes.op("Slice", is_valid, *ends, stack), num_stacks(lengths)
 
 
 def gradient(

@@ -6,6 +6,7 @@ the one of `test_registry.py`, has it tested as well.
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 from dataclasses import asdict, fields, replace
@@ -266,3 +267,32 @@ def test_a_jointly_trained_network_is_taken_over_but_for_the_head_of_its_classes
     learner.starts_from(meta_params, joint)
     assert_same(meta_params["rnn.weight_hh_l0"], joint["rnn.weight_hh_l0"], 0)
     assert not meta_params.get("head.weight", torch.zeros(1)).any()
+
+
+def in_stacks(examples: Examples, count: int) -> Examples:
+    """Every `count` time steps as one, by a loop."""
+    assert examples.lengths is not None
+    num_episodes, num_examples, _, size = examples.x.shape
+    lengths = (examples.lengths + count - 1) // count
+    x = torch.zeros(num_episodes, num_examples, int(lengths.max()), count * size).double()
+    for episode, example in itertools.product(range(num_episodes), range(num_examples)):
+        for step in range(int(examples.lengths[episode, example])):
+            place = slice(step % count * size, (step % count + 1) * size)
+            x[episode, example, step // count, place] = examples.x[episode, example, step]
+    return Examples(x, examples.y, lengths)
+
+
+@every_served_problem
+def test_a_network_that_reads_steps_at_once_learns_as_one_of_longer_vectors(
+    name: str, problem: str
+) -> None:
+    case = Case(name, problem)
+    spec = replace(SPEC, stacked_steps=3)
+    plain = replace(SPEC, num_features=spec.stack_size)
+    params = init_params(spec, torch.Generator().manual_seed(0), torch.float64)
+    meta_params = case.learner.init_meta_params(params)
+    support, query = (in_stacks(e, 3) for e in (case.episodes.support, case.episodes.query))
+    episodes = replace(case.episodes, support=support, query=query)
+    found = case.learner.meta_gradient(spec, case.problem, meta_params, case.episodes)
+    wanted = case.learner.meta_gradient(plain, case.problem, meta_params, episodes)
+    assert_same(everything(found), everything(wanted))
