@@ -336,12 +336,15 @@ def test_a_place_of_mlflow_with_a_secret_is_refused_without_showing_it(
     assert "canary" not in str(error.value)
 
 
-class LocalTrial(SimpleNamespace):
+@dataclass(eq=False)
+class LocalTrial:
     """What TensorBoard's callback asks of a trial."""
 
-    def init_local_path(self) -> None: ...
+    trial_id: str
+    config: dict[str, Any]
+    local_path: str
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def init_local_path(self) -> None: ...
 
 
 def test_keys_of_other_learners_are_shown_and_a_restart_loses_nothing(tmp_path: Path) -> None:
