@@ -38,8 +38,11 @@ folder = Path(sys.argv[1])
 class Steps(tune.Trainable):
     def setup(self, config):
         self._x, self._step = config["x"], 0
+    def reset_config(self, new_config):
+        self.setup(new_config)
+        return True
     def step(self):
-        time.sleep(0.1)
+        time.sleep(0.2)
         self._step += 1
         done = self._step == {STEPS}
         if done:
@@ -63,7 +66,7 @@ else:
     tuner = tune.Tuner(
         Steps,
         tune_config=tune.TuneConfig(search_alg=searcher, num_samples={NUM_TRIALS},
-                                    max_concurrent_trials=2),
+                                    max_concurrent_trials=2, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(folder), storage_filesystem=filesystem, verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1)))
