@@ -15,6 +15,7 @@ import typer
 from raymeta.cli.options import EnsembleOption, FolderArgument, RunsDirOption, open_console
 from raymeta.errors import DataError, DataWarning
 from raymeta.run_folder import DEFAULT_ROOT
+from raymeta.storage import bounds
 from raymeta.storage.atomic import write_file
 from raymeta.storage.paths import AnyPath, path_at
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # they import torch, which `raymeta --help` must not wait for
     from raymeta.tasks.inputs import Inputs
 
 _STREAM = "-"
+_PART_BYTES = 1 << 20
 _TABLES = "a table in any format that training reads, with the columns of the experiment"
 Format = Literal["csv", "parquet", "jsonl"]
 FormatOption = Annotated[
@@ -344,8 +346,16 @@ def _input_file(name: str, kind: Format) -> Iterator[tuple[AnyPath, AnyPath]]:
     if sys.stdin.isatty():
         raise DataError("name a file of examples, or give them as a stream: … < examples.csv")
     with TemporaryDirectory(prefix="raymeta-") as folder:
-        file = Path(folder) / f"stream.{kind}"
-        file.write_bytes(sys.stdin.buffer.read())
+        file, size = Path(folder) / f"stream.{kind}", 0
+        with file.open("wb") as stream:
+            while part := sys.stdin.buffer.read(_PART_BYTES):
+                size += len(part)
+                if size > bounds.TEXT_BYTES:  # `yes | raymeta predict` never ends
+                    raise DataError(
+                        f"standard input: has more than {bounds.TEXT_BYTES} bytes; give fewer "
+                        "examples at a time"
+                    )
+                stream.write(part)
         yield file, Path("standard input")
 
 

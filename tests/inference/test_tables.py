@@ -18,6 +18,7 @@ import raymeta
 from raymeta.errors import DataError
 from raymeta.inference.examples import RawExamples
 from raymeta.inference.tables import Format, predictions, table_bytes, table_of_examples
+from raymeta.storage import bounds
 from raymeta.tasks.inputs import Inputs
 from tests.inference.conftest import Cli, RunOf
 
@@ -271,3 +272,16 @@ def test_what_training_reads_is_predicted_too(
     assert code == 0
     wanted = raymeta.load(run).adapt(support).predict(support)
     assert pd.read_csv(io.StringIO(shown))["prediction"].tolist() == wanted.tolist()
+
+
+def test_a_stream_without_an_end_is_refused(
+    run_cli: Cli, run_of: RunOf, support: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(run_of("table", "learner=prototypes").path)
+    content = content_of(support, "csv")
+    monkeypatch.setattr(bounds, "TEXT_BYTES", len(content))
+    arguments = ("adapt", run, "--support", "-", "-o", "mine")
+    assert run_cli(*arguments, stdin=content)[0] == 0
+    code, _, err = run_cli(*arguments, stdin=content + b"x")
+    assert code == 1
+    assert f"standard input: has more than {len(content)} bytes" in err

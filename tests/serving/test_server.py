@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ARROW = "application/vnd.apache.arrow.stream"
 TIMEOUT_S = 240  # until a server answers
 NUM_CLIENTS = 3
+ORPHANS_S = 30  # stated in cluster/README.md
 
 
 @dataclass
@@ -76,16 +78,16 @@ class Server:
         return found
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
+@contextmanager
+def serving(folder: Path, num_replicas: int) -> Iterator[Server]:
+    """A server that answers."""
     run = make_run(folder / "run", "table", "learner=prototypes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token, log = folder / "secret" / "token", folder / "log"
     command = [sys.executable, "-c", "from raymeta.cli import main; main()", "serve"]
-    options = ["--port", str(port), "--replicas", "2", "--token-file", str(token)]
+    options = ["--port", str(port), "--replicas", str(num_replicas), "--token-file", str(token)]
     limits = ["--tasks-kept", "30", "--max-body-mib", "0.5", "--max-examples", "50"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -100,6 +102,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield found
     finally:
         kill_driver(process)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("served"), 2) as found:
+        yield found
 
 
 def wait_until_it_answers(server: Server) -> None:
@@ -288,3 +296,23 @@ def test_a_signal_ends_it_and_leaves_nothing(server: Server) -> None:
     assert "Traceback" not in log
     token = server.token_file.read_text()
     assert log.count(token) == 1  # shown once, when it was made
+
+
+def test_nothing_outlives_a_killed_server(tmp_path: Path) -> None:
+    with serving(tmp_path, 1) as killed:
+        descendants = psutil.Process(killed.process.pid).children(recursive=True)
+        # Two agents of Ray's own report the raylet's end for 60 s.
+        everything = [
+            process
+            for process in descendants
+            if not process.cmdline() or "Agent" not in process.cmdline()[0]
+        ]
+        assert killed.replicas()
+        killed.process.kill()
+        killed.process.wait()
+        _, alive = psutil.wait_procs(everything, timeout=ORPHANS_S)
+        assert not alive
+        psutil.wait_procs(descendants, timeout=0)
+        for agent in descendants:
+            if agent.is_running():
+                agent.kill()
