@@ -142,7 +142,8 @@ class Adapted:
         """`predict_interval` for examples that were read before."""
         if self.labels is not None:
             raise DataError("classes have no prediction intervals; use predict_set")
-        radius = self.calibration.radius(coverage) * self._scales(raw)  # [N, O]
+        unit = self._scales(raw) * self.trained.target_unit
+        radius = self.calibration.radius(coverage) * unit  # [N, O]
         middle = self._outputs(raw).numpy()
         ends = middle - radius, middle + radius
         lower, upper = (end[:, 0] if end.shape[1] == 1 else end for end in ends)
@@ -151,7 +152,8 @@ class Adapted:
     def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
         """The mean score of the examples by the metric of the meta-test.
 
-        It is accuracy, or for regression the squared error, of which less is better.
+        It is accuracy, or for regression the squared error in the target's own unit, of which less
+        is better.
 
         Args:
             x: as for `Model.adapt`.
@@ -214,7 +216,7 @@ class Adapted:
             self.support,
             self.calibration.temperature,
         )
-        return explainer.attribute(
+        found = explainer.attribute(
             raw,
             trained.examples(raw, torch.zeros(len(raw), dtype=torch.int64)),
             target=target,
@@ -222,6 +224,12 @@ class Adapted:
             baseline=baseline,
             window=window,
             num_nodes=num_nodes,
+        )
+        return replace(
+            found,
+            values=found.values * trained.target_unit,
+            outputs=trained.in_own_units(found.outputs),
+            baseline_outputs=trained.in_own_units(found.baseline_outputs),
         )
 
     def stream(self, num_streams: int = 1) -> Stream:
@@ -332,6 +340,8 @@ class Adapted:
             answers = answers / self.calibration.temperature
             found.append(recipe.problem.mean_outputs(answers)[0])
         outputs = torch.cat(found)
+        if self.labels is None:
+            outputs = trained.in_own_units(outputs)
         is_finite = outputs.isfinite().all(dim=1)
         if not is_finite.all():
             name = raw.names[int(is_finite.int().argmin())]

@@ -86,6 +86,7 @@ def table_examples(
     Raises:
         DataError: naming place, row, column, rule and remedy.
     """
+    _refuse_computed(inputs, place, with_targets=with_targets)
     check_columns(table.schema.names, inputs, place, with_targets=with_targets)
     if inputs.text is not None:
         return _of_text_table(table, inputs, place, with_targets)
@@ -106,11 +107,11 @@ def table_examples(
     x, y = list(found.x), np.array(found.classes) if with_targets else None
     if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
-            if (steps[:, -1] != steps[0, -1]).any():
+            if (steps[:, -1] != steps[0, -1]).any() and not inputs.target_at_end:
                 raise DataError(
                     f"{name}: column {inputs.target} must be the same in all rows of a sequence"
                 )
-        y = np.array([steps[:1, -1] for steps in x])
+        y = np.array([steps[-1:, -1] for steps in x])
         x = [steps[:, :-1] for steps in x]
     if inputs.is_timed:
         x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]
@@ -135,6 +136,14 @@ def check_columns(
     refuse_missing(place, names, needed_columns(inputs, with_targets=with_targets))
 
 
+def _refuse_computed(inputs: Inputs, place: AnyPath, *, with_targets: bool) -> None:
+    if with_targets and inputs.is_target_computed:
+        raise DataError(
+            f"{place}: no column has the targets, which training computed from whole sequences and "
+            f"their column {inputs.target!r}; give them beside the examples, as model.adapt(x, y)"
+        )
+
+
 def _of_text_table(
     table: pa.Table, inputs: Inputs, place: AnyPath, with_targets: bool
 ) -> RawExamples:
@@ -150,6 +159,7 @@ def _of_text_table(
 
 def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExamples:
     names = [str(name) for name in frame.columns]
+    _refuse_computed(inputs, _DATAFRAME, with_targets=with_targets)
     check_columns(names, inputs, _DATAFRAME, with_targets=with_targets)
     columns = needed_columns(inputs, with_targets=with_targets)
     try:

@@ -195,7 +195,7 @@ class Model:
         )
         query = read_examples(x, self.trained.inputs, axes=axes)
         task = self._support(raw if support_y is None else replace(raw, y=support_y))
-        return leave_one_out(
+        found = leave_one_out(
             task.trained.recipe,
             self.networks,
             task.support,
@@ -207,6 +207,8 @@ class Model:
             target=target,
             temperature=self.calibration.temperature,
         )
+        unit, outputs = task.trained.target_unit, task.trained.in_own_units(found.outputs)
+        return replace(found, changes=found.changes * unit, outputs=outputs)
 
     def _support(self, raw: RawExamples) -> _Task:
         """What networks are adapted to."""
@@ -224,7 +226,8 @@ class Model:
                 spec = replace(recipe.spec, num_outputs=len(labels))
                 recipe = replace(recipe, spec=spec)
         else:
-            labels, targets = None, values_array(raw.y, len(raw), recipe.spec.num_outputs)
+            values = values_array(raw.y, len(raw), recipe.spec.num_outputs)
+            labels, targets = None, trained.standardised(values)
             self._warn_of_few(len(raw), "there are")
         examples = trained.examples(raw, targets)
         return _Task(replace(trained, recipe=recipe), examples, labels, rows)

@@ -111,7 +111,8 @@ class Stream:
                 "the network's answer is not finite; see that the step is in the units of the "
                 "training data"
             )
-        return found
+        scale = self._inputs.target_scale
+        return found if scale is None else scale[0] + scale[1] * found
 
     def _numbers(self, values: np.ndarray) -> np.ndarray:
         """A step as float64, or an error that says why it is none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,3 +51,19 @@ class Trained:
         lengths = None if bool((sizes == padded.shape[1]).all()) else sizes
         examples = Examples(padded[None], y[None], lengths)
         return examples.to(torch.device("cpu"), self.recipe.dtype)
+
+    def standardised(self, y: Tensor) -> Tensor:
+        """A user's numbers as the networks learned them."""
+        scale = self.inputs.target_scale
+        return y if scale is None else (y - scale[0]) / scale[1]
+
+    def in_own_units(self, values: Any) -> Any:
+        """The networks' numbers as their user has them: the inverse of `standardised`."""
+        scale = self.inputs.target_scale
+        return values if scale is None else scale[0] + scale[1] * values
+
+    @property
+    def target_unit(self) -> float:
+        """What a difference of 1 between two numbers of the networks is to their user."""
+        scale = self.inputs.target_scale
+        return 1.0 if scale is None else scale[1]

@@ -40,6 +40,10 @@ class Inputs:
     `features` names the D inputs of the network at a time step if they differ from the channels;
     `are_strokes` tells that the first three are x, y and whether the pen is on paper.
     `words` gives a text's word at each time step.
+
+    Networks of standardised numbers have a `target_scale`: their mean and deviation in
+    meta-training.  `target_at_end`: an example's target is that of its last row, not of all rows.
+    `is_target_computed`: training computes targets from whole sequences; no column has them.
     """
 
     channels: tuple[str, ...]
@@ -55,6 +59,9 @@ class Inputs:
     features: tuple[str, ...] = ()
     are_strokes: bool = False
     words: Words | None = None
+    target_scale: tuple[float, float] | None = None
+    target_at_end: bool = False
+    is_target_computed: bool = False
     may_miss: bool = False
     is_timed: bool = False
 

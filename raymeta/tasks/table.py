@@ -42,7 +42,7 @@ from raymeta.tasks.sampling import (
     unit_ids,
     unit_names,
 )
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.settings import RemainingLife, TableTasks
 from raymeta.tasks.sides import Draw, SidePool, SideSampler
 from raymeta.tasks.table_files import read_sequences
 
@@ -143,11 +143,6 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
             "a network that was trained with tasks.kind: forecast takes the past of whole series: "
             "`raymeta forecast RUN FILE`, or raymeta.load_forecaster(RUN)"
         )
-    if settings.has_numbers:
-        raise RunError(
-            "a network that was trained with a number as tasks.target cannot be used on other data "
-            "yet: its answers are in deviations of meta-training; `raymeta evaluate` judges it"
-        )
     features = feature_names(settings, settings.spectrum)
     if list(facts["features"]) != features:
         raise ValueError(
@@ -157,6 +152,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
     if not mean.shape == deviation.shape == (len(features),) or not (deviation > 0).all():
         raise ValueError("mean and deviation do not fit the features")
+    scale = facts["target"] if settings.has_numbers else None
     fills_in = settings.missing != "refuse" or settings.time_differences
     is_plain = not fills_in and settings.spectrum is None
     return Inputs(
@@ -165,6 +161,10 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target_name,
+        numeric_target=settings.has_numbers,
+        target_scale=None if scale is None else (float(scale["mean"]), float(scale["deviation"])),
+        target_at_end=settings.has_numbers,
+        is_target_computed=isinstance(settings.target, RemainingLife),
         classes=tuple(map(str, facts.get("classes", ()))),
         stream_steps=settings.example_steps if is_plain else None,
         scaling=(mean, deviation) if is_plain else None,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raymeta.episodes import SPLITS
-from raymeta.errors import DataError, ExperimentError, RunError
+from raymeta.errors import DataError, ExperimentError
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.controls.summary_ridge import answers, summaries
 from raymeta.evaluation.meta_test import meta_test
@@ -20,7 +20,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
 from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.leaks import find_shared_sides
-from raymeta.tasks.load import load_inputs, load_tasks
+from raymeta.tasks.load import load_tasks
 from raymeta.training.recipe import build_recipe, initial_meta_params
 from raymeta.training.trainer import build_trainer
 
@@ -321,12 +321,6 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ExperimentError, match=complaint):
         experiment(text, pumps(), override)
-
-
-def test_using_a_network_of_numbers_is_refused_with_the_reason(experiment: Load) -> None:
-    settings = experiment(DOSES, doses())
-    with pytest.raises(RunError, match=r"a number as tasks\.target cannot be used on other data"):
-        load_inputs(settings.tasks, load_tasks(settings).facts)
 
 
 def test_the_recipe_is_that_of_a_regression(experiment: Load) -> None:

@@ -37,6 +37,11 @@ def check_exportable(trained: Trained) -> None:
         raise DataError(
             f"ONNX export serves classes and numbers, not {trained.recipe.problem.name}"
         )
+    if trained.inputs.target_scale is not None:
+        raise DataError(
+            "a network of numbers in units of meta-training cannot be exported: turning them into "
+            "the data's own units has no ONNX form yet"
+        )
     if spec.num_features is None or trained.inputs.text is not None:
         raise DataError(
             "a network of texts cannot be exported: ONNX has no operation that splits a text into "
