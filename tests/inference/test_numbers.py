@@ -124,7 +124,7 @@ def test_units_of_the_target_count_in_everything_that_is_told(
     support, x = of_patient(0).query("visit < 'p0v3'"), queries()
     ours, theirs = model.adapt(support), grams.adapt(in_grams(support))
     np.testing.assert_allclose(theirs.predict(x), 1000 * ours.predict(x) + 7, rtol=1e-4)
-    near = {"rtol": 1e-3, "atol": 1e-2}
+    near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-2}
     first, second = ours.attribute(x), theirs.attribute(x)
     np.testing.assert_allclose(second.values, 1000 * first.values, **near)  # noqa: PD011
     np.testing.assert_allclose(first.outputs, ours.predict(x), rtol=1e-4)

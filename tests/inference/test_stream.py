@@ -34,7 +34,7 @@ def test_a_step_that_is_refused_changes_nothing(run_of: RunOf) -> None:
     for step, said in [
         ([1, 2], r"must be \[N, C\] = \[2, 2\]"),
         ([[1, 2]], "volt, ampere"),
-        ([[1, np.nan], [3, 4]], "NaN"),
+        ([[1, np.nan], [3, 4]], "nan is not a finite number"),
         ([[1, "x"], [3, 4]], "numbers"),
         ([[1, 1e300], [3, 4]], "stream 1: holds numbers too large"),
     ]:
