@@ -507,7 +507,7 @@ def test_settings_of_another_type_are_refused_at_once(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SearchError, match=message):
-        new_searcher([SPACE[0]], **settings)
+        AxSearcher([SPACE[0]], metric="score", mode="max", **settings)
 
 
 @pytest.mark.usefixtures("ax_here")

@@ -113,7 +113,7 @@ def test_places_of_this_machine_are_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("uri", "message"),
-    [("quux://bucket/runs", "no storage that Arrow can open"), ("s3://", "name a bucket")],
+    [("quux://bucket/runs", "is not a storage that Arrow can open"), ("s3://", "name a bucket")],
 )
 def test_an_unknown_storage_is_refused(uri: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
