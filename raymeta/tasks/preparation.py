@@ -112,10 +112,10 @@ def prepared_examples(
     size, found = len(settings.features), []
     for name, x in zip(names, examples, strict=True):
         if len(x) > settings.example_steps:
+            key = "tasks.max_steps" if settings.window is None else "tasks.window"
             raise DataError(
                 f"{name}: has {len(x)} time steps, but the network was trained on "
-                f"{settings.example_steps} at most (tasks.window, or tasks.max_steps); cut the "
-                "sequence up"
+                f"{settings.example_steps} at most ({key}); cut the sequence up"
             )
         times = x[:, size] if x.shape[1] > size else None
         own = _filled_in(x[:, :size], times, settings, name)

@@ -141,7 +141,7 @@ def test_arrays_may_have_gaps_where_steps_are_even(gaps_run: GapsRun) -> None:
         adapted.predict_proba(arrays), adapted.predict_proba(frame.drop(columns="kind"))
     )
     arrays[0][0, 1] = np.inf
-    with pytest.raises(DataError, match="inf is no finite number"):
+    with pytest.raises(DataError, match="inf is not a finite number"):
         adapted.predict(arrays)
 
 
