@@ -65,7 +65,7 @@ def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:
     assert raymeta.runs(tmp_path) == raymeta.runs(str(tmp_path)) == [run]
     assert not hasattr(raymeta, "list")
     assert set(raymeta.__all__) == {
-        *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted"),
+        *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted", "load_forecaster"),
         *("compare", "evaluate", "explain", "runs", "train", "tune", "write_report"),
     }
     for name in raymeta.__all__:
