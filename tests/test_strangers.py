@@ -17,8 +17,10 @@ from raymeta.cli import app
 from raymeta.console.tables import print_runs
 from raymeta.data.readers.archives import read_tsf
 from raymeta.errors import DataError, RaymetaError, RunError
+from raymeta.evaluation.familiarity import Reference
 from raymeta.evaluation.query_scores import QueryScores
 from raymeta.inference.files import load
+from raymeta.nn.networks import NetworkSpec
 from raymeta.report.facts import read_facts
 from raymeta.run_folder import Run, runs
 from raymeta.search.trial_log import logged_trials
@@ -145,11 +147,15 @@ def test_a_record_of_trials_takes_neither_time_nor_memory(folder: Path) -> None:
         logged_trials(Run(folder))
 
 
-def test_the_header_of_the_scores_is_bounded(folder: Path) -> None:
-    header = b"{" + b" " * 94_000_000 + b"}"
+def test_the_headers_of_arrays_are_bounded(folder: Path) -> None:
+    header = b"{" + b" " * 40_000_000 + b"}"
     (folder / "scores.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(RunError, match="its header must have at most 1,000,000 bytes"):
         QueryScores.read(Run(folder))
+    (folder / "familiarity.safetensors").write_bytes((folder / "scores.safetensors").read_bytes())
+    spec = NetworkSpec(cell="gru", hidden_size=2, num_outputs=2, num_features=1)
+    with pytest.raises(RunError, match="its header must have at most 1,000,000 bytes"):
+        Reference.read(Run(folder), spec, "classification")
     assert any("its header must have" in line for line in read_facts(Run(folder)).missing)
 
 

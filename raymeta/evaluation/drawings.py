@@ -136,13 +136,12 @@ class Drawings:
         path = run.path / DRAWINGS_FILE
         remedy = f"`raymeta evaluate {run.path.name}` makes it anew"
         try:
-            content = read_regular(path, MAX_BYTES + 1)
+            content = read_regular(path, most=MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if len(content) > MAX_BYTES:
-            raise RunError(f"{path}: has more than {MAX_BYTES} bytes; {remedy}")
+            reason = error.strerror or error
+            raise RunError(f"{path}: cannot be read: {reason}; {remedy}") from error
         try:
             return TypeAdapter(cls).validate_json(content)
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is one

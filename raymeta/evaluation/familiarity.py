@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from torch import Tensor
 
 from raymeta.episodes import Examples, Split
@@ -36,6 +35,7 @@ from raymeta.meta.embedding import support_of
 from raymeta.nn.networks import NetworkSpec, Params, shared_features
 from raymeta.run_folder import Run
 from raymeta.storage.atomic import write_file
+from raymeta.storage.bounds import parse_tensors
 from raymeta.storage.paths import read_regular
 from raymeta.training.curves import EVALUATION_CHUNK
 from raymeta.training.recipe import Recipe
@@ -127,15 +127,17 @@ class Reference:
         """
         path = run.path / FAMILIARITY_FILE
         try:
-            content = read_regular(path, _MAX_BYTES)
+            content = read_regular(path, most=_MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
-            found = cls(**load(content))
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: is damaged; `raymeta evaluate` makes it anew") from error
+            found = cls(**parse_tensors(content))
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"{path}: is damaged ({error}); `raymeta evaluate` makes it anew"
+            ) from error
         size = description_size(spec, problem)
         count = len(found.distances)
         shapes = {"center": (size,), "whitener": (size, size), "distances": (count,)}

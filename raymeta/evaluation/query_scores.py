@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from raymeta.episodes import Episode, TaskDistribution
 from raymeta.errors import RunError
 from raymeta.run_folder import Run
 from raymeta.storage.atomic import write_file
-from raymeta.storage.bounds import header_fault
+from raymeta.storage.bounds import parse_tensors
 from raymeta.storage.paths import read_regular
 from raymeta.uncertainty import Units
 
@@ -106,18 +105,11 @@ class QueryScores:
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
-            return _scores(_tensors(content))
-        except (SafetensorError, KeyError, ValueError) as error:
+            return _scores(parse_tensors(content))
+        except (KeyError, ValueError) as error:
             raise RunError(
                 f"{path}: is damaged ({error}); `raymeta evaluate {run.path.name}` makes it anew"
             ) from error
-
-
-def _tensors(content: bytes) -> dict[str, np.ndarray]:
-    fault = header_fault(content)
-    if fault:
-        raise ValueError(fault)
-    return load(content)
 
 
 def _scores(tensors: Mapping[str, np.ndarray]) -> QueryScores:

@@ -10,6 +10,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
 JSON_BYTES = 64 << 20  # of a file of JSON
 JOURNAL_BYTES = 256 << 20  # of a record of trials: a million reports
 TEXT_BYTES = 2 << 30  # of a file of data that is text
@@ -61,3 +65,18 @@ def header_fault(start: bytes) -> str:
     if len(start) >= _LENGTH_BYTES and size <= HEADER_BYTES:
         return ""
     return f"its header must have at most {HEADER_BYTES:,} bytes, but says {size:,}"
+
+
+def parse_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file.
+
+    Raises:
+        ValueError: it is none, or its header is too long.
+    """
+    fault = header_fault(content)
+    if fault:
+        raise ValueError(fault)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
