@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from string import Template
 from typing import Any
 
 from raymeta.errors import ExperimentError
@@ -121,17 +122,15 @@ search:
 evaluation: {num_episodes: 600, adaptation_steps: 5}
 """
 
-_REST_OF_FORECAST = """
-learner: maml
-
-maml: {adaptation_steps: 1, inner_lr: 0.02, learn_inner_lr: true}
+_REST_OF_VALUES = Template("""
+$learner
 
 model: {cell: gru, hidden_size: 48}
 
 training:
   meta_steps: 300             # more for a final result
-  meta_batch_size: 16
-  outer_lr: 0.004
+  meta_batch_size: $batch
+  outer_lr: $rate
   eval_every: 50
   val_episodes: 200
 
@@ -142,43 +141,26 @@ search:
   num_sobol: 4
   grace_steps: 100
   space:
-    learner: {choices: [maml, meta_sgd, ridge]}
+    learner: {choices: [$learners]}
     maml.inner_lr: {low: 0.003, high: 0.1, log: true, when: {learner: maml}}
     training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
     model.hidden_size: {low: 32, high: 128, step: 32}
     model.dropout: {low: 0.0, high: 0.3}
 
-evaluation: {num_episodes: 600, adaptation_steps: 1}
-"""
+evaluation: {num_episodes: 600, adaptation_steps: $steps}
+""")
 
+_REST_OF_FORECAST = _REST_OF_VALUES.substitute(
+    learner="learner: maml\n\nmaml: {adaptation_steps: 1, inner_lr: 0.02, learn_inner_lr: true}",
+    batch=16,
+    rate=0.004,
+    learners="maml, meta_sgd, ridge",
+    steps=1,
+)
 
-_REST_OF_NUMBERS = """
-learner: ridge
-
-model: {cell: gru, hidden_size: 48}
-
-training:
-  meta_steps: 300             # more for a final result
-  meta_batch_size: 8
-  outer_lr: 0.003
-  eval_every: 50
-  val_episodes: 200
-
-resources: {num_workers: 1, max_concurrent_trials: 2}
-
-search:
-  num_trials: 8
-  num_sobol: 4
-  grace_steps: 100
-  space:
-    learner: {choices: [ridge, alpaca, maml]}
-    maml.inner_lr: {low: 0.003, high: 0.1, log: true, when: {learner: maml}}
-    training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
-    model.hidden_size: {low: 32, high: 128, step: 32}
-    model.dropout: {low: 0.0, high: 0.3}
-
-evaluation: {num_episodes: 600, adaptation_steps: 5}
-"""
+_REST_OF_NUMBERS = _REST_OF_VALUES.substitute(
+    learner="learner: ridge", batch=8, rate=0.003, learners="ridge, alpaca, maml", steps=5
+)
 
 
 def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
