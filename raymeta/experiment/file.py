@@ -17,7 +17,7 @@ from raymeta.experiment.schema import Dimension, Experiment
 from raymeta.experiment.yaml_lines import Document, Key
 from raymeta.meta.settings import SETTINGS as LEARNERS
 from raymeta.storage.paths import AnyPath, path_at
-from raymeta.tasks.settings import SHIPPED_DATA
+from raymeta.tasks.base_settings import SHIPPED_DATA
 
 SEARCHABLE_SECTIONS = ("tasks", "model", "learner", *LEARNERS, "training")
 # Trials that differ in these keys solve different problems or have different budgets.

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from raymeta.experiment.file import FIXED_TRAINING_KEYS, SEARCHABLE_SECTIONS
 from raymeta.experiment.schema import Experiment
-from raymeta.tasks.settings import SETTINGS
+from raymeta.tasks.base_settings import SETTINGS
 
 _BASE = {
     "type": "string",

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from raymeta.errors import shown
 from raymeta.experiment.schema import Experiment
-from raymeta.tasks.settings import SETTINGS
+from raymeta.tasks.base_settings import SETTINGS
 
 # Dotted key -> "file, line N" or "--set".
 Places = dict[str, str]
@@ -55,10 +55,14 @@ def message(error: ErrorDetails, places: Places) -> str:
         case "value_error":
             return f"{key or 'experiment'}: {context['error']}{at}"
         case "union_tag_not_found":
-            return f"tasks.source is required: one of {', '.join(SETTINGS)}{at}"
+            return f"tasks.source is required: one of {', '.join(sorted(SETTINGS))}{at}"
         case "union_tag_invalid":
             at = place("tasks.source", places)
-            key, got, rule = "tasks.source", context["tag"], f"be one of {', '.join(SETTINGS)}"
+            key, got, rule = (
+                "tasks.source",
+                context["tag"],
+                f"be one of {', '.join(sorted(SETTINGS))}",
+            )
         case "literal_error":
             rule = f"be {context['expected']}"
         case "greater_than":

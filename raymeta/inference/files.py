@@ -29,7 +29,7 @@ from raymeta.nn.networks import Params, is_head, param_shapes
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at
 from raymeta.tasks.forecast import forecast_facts
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 from raymeta.training.checkpoint import State, check_tensors, read_state
 from raymeta.training.identity import Identity
 from raymeta.training.recipe import Recipe, initial_meta_params, recipe_for_inputs

@@ -31,7 +31,7 @@ from raymeta.nn.networks import Params
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.inputs import Inputs
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 _CHUNK = 256  # series forecast at once; bounds memory, never changes an answer
 _FRAME = Path("the DataFrame")  # what messages call it

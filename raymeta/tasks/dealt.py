@@ -13,7 +13,7 @@ from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_units
 from raymeta.episodes import SPLITS, Split
 from raymeta.errors import DataError
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from string import Template
 from typing import Any
 
 from raymeta.errors import ExperimentError
-from raymeta.tasks.settings import FileTasks, TableTasks, TextTasks
+from raymeta.tasks.base_settings import FileTasks
+from raymeta.tasks.settings import TextTasks
+from raymeta.tasks.table_settings import TableTasks
 
 _PLAIN = re.compile(
     r"(?!(?:true|false|yes|no|on|off|null)$)[A-Za-z_][A-Za-z0-9_ .-]*", re.IGNORECASE

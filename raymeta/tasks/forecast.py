@@ -31,8 +31,8 @@ from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, Ta
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
 from raymeta.tasks.sampling import fingerprint, unit_ids, unit_names
-from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table_files import read_sequences
+from raymeta.tasks.table_settings import TableTasks
 
 _SHOWN = 3  # most names listed in a message
 _UNEVEN = 1.5  # a step of time that is longer than this many median steps is a gap

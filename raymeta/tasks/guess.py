@@ -18,8 +18,8 @@ from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.guess_forecast import guess_forecast, looks_like_forecast
 from raymeta.tasks.guess_regression import guess_regression, looks_like_regression
 from raymeta.tasks.roles import Roles
-from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table
+from raymeta.tasks.table_settings import TableTasks
 from raymeta.tasks.text_guess import guess_texts, text_column
 
 _MAX_WAYS, _MAX_QUERIES = 5, 3  # what a first experiment asks for, where the data have it

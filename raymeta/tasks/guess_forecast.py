@@ -11,7 +11,7 @@ from raymeta.data.readers.columns import Column
 from raymeta.errors import DataError
 from raymeta.tasks.forecast import Cutter, deal_forecast
 from raymeta.tasks.roles import SEQUENCES, TARGETS, TIMES, Roles
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 _HELD_OUT = 0.2  # share of groups or series for each of validation and test
 _MAX_LABELS = 20  # different whole numbers

@@ -11,7 +11,7 @@ from raymeta.data.readers.columns import Column
 from raymeta.errors import DataError
 from raymeta.tasks.regression import load_regression
 from raymeta.tasks.roles import SEQUENCES, Roles
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 _HELD_OUT = 0.2  # of groups or sequences, for validation and for the test each
 _MAX_LABELS = 20  # different whole numbers

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raymeta.tasks.settings import TaskSettings
+from raymeta.tasks.base_settings import TaskSettings
 
 # Examples and their names in messages -> the network's input of each: float32 `[T, D]`, or int64
 # token ids `[T]`. Raises a DataError for an example that training would refuse.

@@ -16,7 +16,7 @@ from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.leaks import find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ from raymeta.data.files import Stamp, stamps
 from raymeta.episodes import TaskDistribution
 from raymeta.errors import DataWarning, RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.tasks.base_settings import SETTINGS, TaskSettings
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.pen import load_pen, pen_inputs
 from raymeta.tasks.sentiment import load_sentiment, sentiment_inputs
-from raymeta.tasks.settings import SETTINGS, TaskSettings
 from raymeta.tasks.sinusoid import load_sinusoid, sinusoid_inputs
 from raymeta.tasks.table import deal_table, load_table, table_inputs
 from raymeta.tasks.text import deal_text, load_text, text_inputs

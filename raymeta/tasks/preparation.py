@@ -21,8 +21,8 @@ from raymeta.data.missing import (
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Split
 from raymeta.errors import DataError
-from raymeta.tasks.settings import Spectrum, TableTasks
 from raymeta.tasks.sides import Windows
+from raymeta.tasks.table_settings import Spectrum, TableTasks
 
 
 @dataclass(frozen=True)

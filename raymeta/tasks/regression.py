@@ -25,9 +25,9 @@ from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
 from raymeta.tasks.preparation import Prepared, prepared, windows_of
 from raymeta.tasks.sampling import fingerprint, unit_ids
-from raymeta.tasks.settings import NumberTarget, RemainingLife, TableTasks
 from raymeta.tasks.sides import Draw, SidePool, SideSampler, Windows
 from raymeta.tasks.table_files import read_sequences
+from raymeta.tasks.table_settings import NumberTarget, RemainingLife, TableTasks
 
 _BETWEEN = "two of their groups are in different splits"
 _COPIES = "copies of others"

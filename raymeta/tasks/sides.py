@@ -18,7 +18,7 @@ import numpy as np
 from raymeta.episodes import Episode, Split
 from raymeta.errors import DataError
 from raymeta.tasks.sampling import check_examples, episode_of
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 
 @dataclass(frozen=True)

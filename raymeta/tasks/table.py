@@ -42,9 +42,9 @@ from raymeta.tasks.sampling import (
     unit_ids,
     unit_names,
 )
-from raymeta.tasks.settings import RemainingLife, TableTasks
 from raymeta.tasks.sides import Draw, SidePool, SideSampler
 from raymeta.tasks.table_files import read_sequences
+from raymeta.tasks.table_settings import RemainingLife, TableTasks
 
 _SHOWN = 3  # most names listed in a message
 

@@ -7,7 +7,7 @@ from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences, joined
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
-from raymeta.tasks.settings import NumberTarget, TableTasks
+from raymeta.tasks.table_settings import NumberTarget, TableTasks
 
 # Suffixes of unsupported tables, about which users are warned.
 _OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")

@@ -22,7 +22,7 @@ from raymeta.experiment.file import (
 )
 from raymeta.experiment.schema import Experiment
 from raymeta.meta.settings import SETTINGS as LEARNERS
-from raymeta.tasks.settings import SETTINGS
+from raymeta.tasks.base_settings import SETTINGS
 
 MINIMAL = "name: a\ntasks: {source: pen}\n"  # two lines
 SEARCHED = MINIMAL + "search:\n  space:\n    maml.inner_lr: {low: 0.01, high: 1, log: true}\n"

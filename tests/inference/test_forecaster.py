@@ -62,7 +62,7 @@ def test_a_forecast_is_the_answer_of_the_meta_test(run: Run, forecaster: Forecas
     """Of the ensemble, to the past of each meta-test episode."""
     experiment = run.experiment()
     tasks = load_tasks(experiment)
-    assert isinstance(experiment.tasks, raymeta.tasks.settings.TableTasks)
+    assert isinstance(experiment.tasks, raymeta.tasks.table_settings.TableTasks)
     networks = [Network(tasks, forecaster.trained.recipe, params) for params in forecaster.networks]
     assert len(networks) == 2
     steps = forecaster.trained.recipe.num_steps

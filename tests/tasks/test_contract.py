@@ -25,8 +25,8 @@ from raymeta.errors import DataError
 from raymeta.experiment.file import load_experiment, to_yaml
 from raymeta.experiment.schema import Experiment
 from raymeta.tasks import load as tasks_load
+from raymeta.tasks.base_settings import SETTINGS
 from raymeta.tasks.load import load_tasks
-from raymeta.tasks.settings import SETTINGS
 from raymeta.training.trainer import build_trainer
 
 # All that somebody writes who adds a source: one file …
@@ -43,7 +43,7 @@ from raymeta.data.splits import deal_sealed, deal_units
 from raymeta.episodes import SPLITS, InputSpec, TaskDistribution
 from raymeta.storage.paths import path_at
 from raymeta.tasks.sampling import ClassPool, ClassSampler, fingerprint, unit_ids
-from raymeta.tasks.settings import TaskSettings
+from raymeta.tasks.base_settings import TaskSettings
 
 
 class ToyTasks(TaskSettings):

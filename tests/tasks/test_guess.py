@@ -16,7 +16,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.tasks.draft import draft
 from raymeta.tasks.guess import guess_tasks
 from raymeta.tasks.load import load_tasks
-from raymeta.tasks.settings import TableTasks
+from raymeta.tasks.table_settings import TableTasks
 
 
 def table(num_classes: int = 9, num_people: int = 1, repeats: int = 5) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from raymeta.episodes import SPLITS
 from raymeta.errors import DataError
 from raymeta.tasks.leaks import find_leaks
-from raymeta.tasks.settings import TableTasks
 from raymeta.tasks.table import deal_table, load_table
+from raymeta.tasks.table_settings import TableTasks
 
 # Few values, so that copies and contradictions come up.
 VALUES = st.sampled_from(["0", "1", "2", "-0.0", "0.5", "1e3"])

@@ -18,7 +18,7 @@ from raymeta.storage.paths import AnyPath
 
 @dataclass(frozen=True)
 class TableReader:
-    """Reads the configured columns; see `raymeta.tasks.settings.TableTasks`."""
+    """Reads the configured columns; see `raymeta.tasks.table_settings.TableTasks`."""
 
     sequence: str
     target: str | None  # None: the sequences have no class

@@ -12,7 +12,8 @@ import numpy as np
 from raymeta.errors import DataError
 from raymeta.inference.export.nodes import INT64_MAX, Nodes
 from raymeta.inference.trained import Trained
-from raymeta.tasks.settings import PenTasks, TableTasks
+from raymeta.tasks.settings import PenTasks
+from raymeta.tasks.table_settings import TableTasks
 
 
 @dataclass(frozen=True)

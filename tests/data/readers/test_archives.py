@@ -13,9 +13,9 @@ import torch
 from raymeta.data.readers.arrow import read_columns
 from raymeta.errors import MAX_MESSAGE, DataError
 from raymeta.experiment.file import load_experiment
+from raymeta.tasks.base_settings import SHIPPED_DATA
 from raymeta.tasks.guess import guess_tasks
 from raymeta.tasks.load import load_tasks
-from raymeta.tasks.settings import SHIPPED_DATA
 
 TS = """# A comment
 @problemName demo
