@@ -240,7 +240,7 @@ class Encoder:
             tokenizer = Tokenizer.from_str(content.decode())
             tokenizer.no_padding()
             tokenizer.enable_truncation(max_length=max_tokens)
-        except Exception as error:  # tokenizers raises no narrower one
+        except Exception as error:  # tokenizers raises plain Exceptions
             raise self._damaged(_TOKENIZER, error) from error
         return tokenizer
 

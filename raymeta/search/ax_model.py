@@ -230,7 +230,7 @@ class AxModel:
             self._refresh_estimates()
             node._fit(experiment)  # noqa: SLF001
             return experiment, node.generator_specs[0].fitted_adapter
-        except Exception as error:  # as in `propose`
+        except Exception as error:  # the same four libraries
             if is_raised_here(error):
                 raise
             raise SearchError(

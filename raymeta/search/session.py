@@ -81,7 +81,7 @@ def connect(verbose: bool) -> None:
                 if not callable(own):
                     raise
                 is_ended = True
-            except Exception as error:  # Ray has no kind of its own for this one
+            except Exception as error:  # Ray raises a plain Exception when it times out
                 if _TIMED_OUT not in str(error):
                     raise
                 raise ResourceError(

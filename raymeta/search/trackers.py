@@ -172,7 +172,7 @@ class Tracker(tune.Callback):
     def _tried(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001  (whatever a tracker's library raises)
+        except Exception as error:  # noqa: BLE001  (a tracker must not end a run, however it fails; it is said)
             self._inner = None
             self._say(left_out(f"trackers.{self._key}", error))
 

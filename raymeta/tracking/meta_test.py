@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from raymeta.errors import RunError
 from raymeta.evaluation.calibration import CALIBRATION_FILE
+from raymeta.evaluation.familiarity import FAMILIARITY_FILE
 from raymeta.evaluation.networks import REFIT_FILE
 from raymeta.evaluation.scores import MetaTest
 from raymeta.experiment.schema import Experiment
@@ -21,7 +22,10 @@ from raymeta.search.trackers import left_out
 from raymeta.storage.mlflow import mlflow_experiment, mlflow_uri
 from raymeta.storage.paths import AnyPath, list_matching
 
-_FILES = ("experiment.yaml", "best.yaml", FORMAT_FILE, REFIT_FILE, CALIBRATION_FILE)
+_FILES = (
+    *("experiment.yaml", "best.yaml", FORMAT_FILE, REFIT_FILE),
+    *(CALIBRATION_FILE, FAMILIARITY_FILE),
+)
 
 
 def track_meta_test(
@@ -36,7 +40,7 @@ def track_meta_test(
         return
     try:
         _track(run, experiment, result, page, say)
-    except Exception as error:  # noqa: BLE001  (whatever a tracker's library raises)
+    except Exception as error:  # noqa: BLE001  (a tracker must not end a run, however it fails; it is said)
         say(left_out("trackers.mlflow", error))
 
 
