@@ -12,7 +12,12 @@ import ray
 import torch
 
 from raymeta.errors import RunError, SearchError
-from raymeta.evaluation.calibration import CALIBRATION_FILE, keep_calibrations, reliability
+from raymeta.evaluation.calibration import (
+    CALIBRATION_FILE,
+    interval_coverage,
+    keep_calibrations,
+    reliability,
+)
 from raymeta.evaluation.drawings import (
     DRAWINGS_FILE,
     draw_classification,
@@ -279,9 +284,12 @@ def judge(
             result = replace(result, reliability=found)
             drawings = draw_classification(together, calibration, num_episodes)
         else:
+            covered = interval_coverage(together, calibration, num_episodes)
+            result = replace(result, coverage=covered)
             drawings = draw_regression(together, num_episodes)
         watcher.phase("describing the tasks of meta-training")
-        keep_reference(run, own)
+        unlike = keep_reference(run, own).unlike_training(own, num_episodes)
+        result = replace(result, unlike=unlike)
     drawings.write(run)
     kept[0].write(run)
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})

@@ -15,12 +15,11 @@ from raymeta.errors import RaymetaError, RunError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
 from raymeta.report.words import (
-    coverage_lines,
+    certainty_lines,
     interval_lines,
     own_units_table,
     problem_words,
     refit_lines,
-    reliability_lines,
     trial_lines,
     verdict_lines,
 )
@@ -68,8 +67,7 @@ def print_report(console: Console, report: Report) -> None:
     notes = [
         "ahead of it by: mean difference over the same queries; negative: the control is better",
         *interval_lines(result),
-        *reliability_lines(result),
-        *coverage_lines(result),
+        *certainty_lines(result),
         result.note,
     ]
     for text in filter(None, notes):

@@ -23,12 +23,13 @@ from torch import Tensor
 from raymeta.episodes import Split
 from raymeta.errors import DataError, RunError
 from raymeta.evaluation.controls.contract import Network
-from raymeta.evaluation.scores import NUM_BINS, Reliability
+from raymeta.evaluation.scores import NUM_BINS, Coverage, Reliability, Score
 from raymeta.run_folder import Run
 from raymeta.training.curves import EVALUATION_CHUNK
 
 CALIBRATION_FILE = "calibration.json"
 NUM_EPISODES = 100  # meta-validation episodes for the temperature, and as many for the threshold
+TESTED_COVERAGE = 0.9  # of the intervals that the meta-test judges
 _LARGEST = 20.0  # temperature, and the inverse of the smallest
 Rows = tuple[tuple[float, ...], ...]  # a number for each query [M] of each episode [E]
 
@@ -140,11 +141,9 @@ def calibrate(networks: Sequence[Network]) -> Calibration:
     """
     if networks[0].recipe.problem.name == "classification":
         return _calibrate_classes(networks)
-    residuals = []
-    for start in range(0, NUM_EPISODES, EVALUATION_CHUNK):
-        indices = range(start, min(start + EVALUATION_CHUNK, NUM_EPISODES))
-        residuals.append(_residuals(networks, indices))
-    by_output = torch.cat(residuals).permute(2, 0, 1)
+    missed, scale = _missed(networks, "val", NUM_EPISODES)
+    found = (missed / scale).nan_to_num(nan=math.inf, posinf=math.inf)
+    by_output = found.permute(2, 0, 1)
     return Calibration(residuals=tuple(tuple(map(tuple, rows)) for rows in by_output.tolist()))
 
 
@@ -178,25 +177,63 @@ def joint_scale(values: Tensor, scales: Sequence[Tensor | None]) -> Tensor | Non
     return (own + values.double().var(dim=0, unbiased=False)).sqrt()
 
 
-def _residuals(networks: Sequence[Network], indices: range) -> Tensor:
-    """What networks together miss of meta-validation queries, `[E, M, O]`."""
+def _missed(networks: Sequence[Network], split: Split, num_episodes: int) -> tuple[Tensor, Tensor]:
+    """What networks together miss of the first queries of a split.
+
+    Returns:
+        The absolute errors `[E, M, O]`, and the deviation that the networks expect, of that shape;
+        1 where they expect none.
+    """
     first = networks[0].recipe
     reference = next(iter(networks[0].params.values()))
-    episodes = networks[0].tasks.episodes("val", indices).to(reference.device, reference.dtype)
-    values, scales = [], []
-    for network in networks:
-        learner, spec = network.recipe.learner, network.recipe.spec
-        params = {name: value.detach() for name, value in network.params.items()}
-        adapted = learner.adapted_params(
-            spec, first.problem, params, episodes.support, network.recipe.num_steps
-        )
-        values.append(learner.adapted_outputs(spec, adapted, episodes.query))
-        scales.append(learner.predictive_scale(spec, adapted, episodes.query))
-    answers = torch.stack(values)
-    missed = (first.problem.mean_outputs(answers) - episodes.query.y.double()).abs()
-    scale = joint_scale(answers, scales)
-    found = missed if scale is None else missed / scale
-    return found.nan_to_num(nan=math.inf, posinf=math.inf).cpu()
+    errors, deviations = [], []
+    for start in range(0, num_episodes, EVALUATION_CHUNK):
+        indices = range(start, min(start + EVALUATION_CHUNK, num_episodes))
+        episodes = networks[0].tasks.episodes(split, indices).to(reference.device, reference.dtype)
+        values, scales = [], []
+        for network in networks:
+            learner, spec = network.recipe.learner, network.recipe.spec
+            params = {name: value.detach() for name, value in network.params.items()}
+            adapted = learner.adapted_params(
+                spec, first.problem, params, episodes.support, network.recipe.num_steps
+            )
+            values.append(learner.adapted_outputs(spec, adapted, episodes.query))
+            scales.append(learner.predictive_scale(spec, adapted, episodes.query))
+        answers = torch.stack(values)
+        missed = (first.problem.mean_outputs(answers) - episodes.query.y.double()).abs()
+        scale = joint_scale(answers, scales)
+        errors.append(missed.cpu())
+        deviations.append(torch.ones_like(missed).cpu() if scale is None else scale.cpu())
+    return torch.cat(errors), torch.cat(deviations)
+
+
+def interval_coverage(
+    networks: Sequence[Network],
+    calibration: Calibration,
+    num_episodes: int,
+    coverage: float = TESTED_COVERAGE,
+) -> Coverage | None:
+    """How many values of the first meta-test episodes are in the networks' intervals.
+
+    None: meta-validation has too few tasks for intervals with ends.
+
+    Raises:
+        DataError: as `Calibration.radius`.
+    """
+    radius = torch.from_numpy(calibration.radius(coverage))
+    missed, scale = _missed(networks, "test", num_episodes)
+    half = radius * scale
+    if not half.isfinite().all():
+        return None
+    tasks = networks[0].tasks
+    units = tasks.query_units("test", num_episodes)
+    share = Score.over((missed <= half).double().mean(dim=2), units)
+    own = tasks.target_scale
+    half = half if own is None else half * own.deviation
+    widths = half.mean().item(), half.min().item(), half.max().item()
+    num_tasks = len((calibration.residuals or ((),))[0])
+    unit = "" if own is None else f"the unit of {own.name}"
+    return Coverage(coverage, share, num_tasks, *widths, unit)
 
 
 def reliability(

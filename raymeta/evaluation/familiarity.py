@@ -31,6 +31,7 @@ from torch import Tensor
 from raymeta.episodes import Examples, Split
 from raymeta.errors import RunError
 from raymeta.evaluation.controls.contract import Network
+from raymeta.evaluation.scores import UnlikeTraining
 from raymeta.meta.embedding import support_of
 from raymeta.nn.networks import NetworkSpec, Params, shared_features
 from raymeta.run_folder import Run
@@ -99,9 +100,30 @@ class Reference:
         distance = self.distance(descriptions)
         count = len(self.distances)
         farther = count - int(np.searchsorted(self.distances, distance, side="left"))
+        return Familiarity(distance, self.threshold, (1 + farther) / (count + 1))
+
+    @property
+    def threshold(self) -> float:
+        """The largest distance that is called ordinary."""
+        count = len(self.distances)
         most_unlike = max(1, int(ALPHA * (count + 1) + 1e-9))  # of the distances of meta-validation
-        threshold = float(self.distances[count - most_unlike])
-        return Familiarity(distance, threshold, (1 + farther) / (count + 1))
+        return float(self.distances[count - most_unlike])
+
+    def unlike_training(self, network: Network, num_episodes: int) -> UnlikeTraining:
+        """Counts the tasks beyond the threshold.
+
+        Args:
+            network: the one that the reference was made of.
+            num_episodes: of the meta-test.
+        """
+        found = [self.distance(one) for one in _of_split(network, "test", num_episodes)]
+        return UnlikeTraining(
+            threshold=self.threshold,
+            of_validation=float(np.mean(self.distances > self.threshold)),
+            num_validation=len(self.distances),
+            of_test=float(np.mean(np.array(found) > self.threshold)),
+            num_test=num_episodes,
+        )
 
     def distance(self, descriptions: np.ndarray) -> float:
         """The mean squared Mahalanobis distance of examples `[N, D]`, over D."""
@@ -213,13 +235,13 @@ def keep_reference(run: Run, network: Network) -> Reference:
     return reference
 
 
-def _of_split(network: Network, split: Split) -> np.ndarray:
+def _of_split(network: Network, split: Split, num_episodes: int = NUM_EPISODES) -> np.ndarray:
     """Descriptions of the first episodes of a split, `[E, N, D]`."""
     recipe, reference = network.recipe, next(iter(network.params.values()))
     params = {name: value.detach() for name, value in network.params.items()}
     found = []
-    for start in range(0, NUM_EPISODES, EVALUATION_CHUNK):
-        indices = range(start, min(start + EVALUATION_CHUNK, NUM_EPISODES))
+    for start in range(0, num_episodes, EVALUATION_CHUNK):
+        indices = range(start, min(start + EVALUATION_CHUNK, num_episodes))
         episodes = network.tasks.episodes(split, indices).to(reference.device, reference.dtype)
         adapted = recipe.learner.adapted_params(
             recipe.spec, recipe.problem, params, episodes.support, recipe.num_steps

@@ -20,7 +20,7 @@ import numpy as np
 from raymeta.errors import DataError, RunError
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.own_units import forecasts_of
-from raymeta.evaluation.scores import Coverage, Score
+from raymeta.evaluation.scores import MASE_UNIT, Coverage, Score
 from raymeta.run_folder import Run
 
 ERRORS_FILE = "forecast_errors.json"
@@ -178,4 +178,5 @@ def coverage_in_meta_test(
     units = first.tasks.query_units("test", num_episodes)
     found = units.estimate(is_in)
     score = Score(found.mean, found.half_width if units.are_enough else None)
-    return Coverage(TESTED_COVERAGE, score, len(errors.errors), float(half.mean()))
+    widths = float(half.mean()), float(half.min()), float(half.max())
+    return Coverage(TESTED_COVERAGE, score, len(errors.errors), *widths, MASE_UNIT)

@@ -96,17 +96,65 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the meta-test's values are in the intervals around the forecasts.
+    """How many of the meta-test's values are in the intervals around the answers.
 
     The intervals should hold the share `wanted`; they hold `found`, over units.  They come from
-    `num_series` series of meta-validation.  `half_width` is their mean, in units of a series' error
-    of the season before.
+    `num_tasks` tasks of meta-validation.  `half_width` is the mean of half their widths,
+    `narrowest` and `widest` are the ends of those halves, all in `unit`; empty for the targets' own
+    unit without a name.
     """
 
     wanted: float
     found: Score
-    num_series: int
+    num_tasks: int
     half_width: float
+    narrowest: float
+    widest: float
+    unit: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Coverage:
+        """Reads plain values; the first files knew forecasts alone, and no ends of the widths."""
+        mean = float(content["half_width"])
+        return cls(
+            wanted=float(content["wanted"]),
+            found=_score(content["found"]),
+            num_tasks=int(content.get("num_tasks") or content["num_series"]),
+            half_width=mean,
+            narrowest=float(content.get("narrowest", mean)),
+            widest=float(content.get("widest", mean)),
+            unit=str(content.get("unit", MASE_UNIT)),
+        )
+
+
+MASE_UNIT = "units of MASE"  # a series' mean error of the season before
+
+
+@dataclass(frozen=True)
+class UnlikeTraining:
+    """How many tasks have support examples that do not look like those of meta-training.
+
+    `of_validation` and `of_test` are the shares of the first `num_validation` and `num_test` tasks
+    with a distance above `threshold`.  The threshold is made so that about one meta-validation task
+    in a hundred is beyond it; see `raymeta.evaluation.familiarity`.
+    """
+
+    threshold: float
+    of_validation: float
+    num_validation: int
+    of_test: float
+    num_test: int
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> UnlikeTraining:
+        """Reads plain values."""
+        return cls(
+            threshold=float(content["threshold"]),
+            of_validation=float(content["of_validation"]),
+            num_validation=int(content["num_validation"]),
+            of_test=float(content["of_test"]),
+            num_test=int(content["num_test"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,8 +164,9 @@ class MetaTest:
     After a refit from several seeds `rows[0]` is the mean over them, and their ensemble has a row.
 
     `units` counts the units of every axis that are new at deployment.  `reliability` is of the
-    classes' probabilities as `predict_proba` gives them, `coverage` of the intervals of forecasts;
-    None of other problems and of runs of earlier versions.
+    classes' probabilities as `predict_proba` gives them, `coverage` of the intervals of values and
+    forecasts, `unlike` of the support examples of all but forecasts; None of other problems and of
+    runs of earlier versions.
     """
 
     metric: str
@@ -128,6 +177,7 @@ class MetaTest:
     rows: tuple[Row, ...]
     reliability: Reliability | None = None
     coverage: Coverage | None = None
+    unlike: UnlikeTraining | None = None
 
     @property
     def controls(self) -> tuple[Row, ...]:
@@ -153,7 +203,7 @@ class MetaTest:
     def to_json(self) -> dict[str, Any]:
         """Converts to plain values for `from_json`; numbers that are not finite become None."""
         content: dict[str, Any] = _without_nan(asdict(self))
-        for name in ("reliability", "coverage"):
+        for name in ("reliability", "coverage", "unlike"):
             if content[name] is None:
                 del content[name]
         return content
@@ -179,7 +229,9 @@ class MetaTest:
         if found := content.get("reliability"):
             further["reliability"] = Reliability(**found)
         if found := content.get("coverage"):
-            further["coverage"] = Coverage(**{**found, "found": _score(found["found"])})
+            further["coverage"] = Coverage.from_json(found)
+        if found := content.get("unlike"):
+            further["unlike"] = UnlikeTraining.from_json(found)
         return cls(**{"units": {}, **content, "rows": rows, **further})
 
 

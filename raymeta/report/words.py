@@ -159,31 +159,35 @@ def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
     ]
 
 
-def reliability_lines(result: MetaTest) -> list[str]:
-    """How far the probabilities of a classification can be trusted."""
-    found = result.reliability
-    if found is None:
-        return []
-    line = (
-        f"probabilities: expected calibration error {found.error:.3f} ({found.num_bins} bins) "
-        f"with temperature {found.temperature:.2f} from meta-validation, "
-        f"{found.error_without:.3f} without"
-    )
-    return [line]
-
-
-def coverage_lines(result: MetaTest) -> list[str]:
-    """How far the intervals around forecasts can be trusted."""
-    found = result.coverage
-    if found is None:
-        return []
-    share = plus_minus(found.found.mean, found.found.half_width)
-    line = (
-        f"intervals of {100 * found.wanted:.0f} %, from {found.num_series} series of "
-        f"meta-validation, hold {share} of the values, and are ± {found.half_width:.3g} wide in "
-        "units of MASE"
-    )
-    return [line]
+def certainty_lines(result: MetaTest) -> list[str]:
+    """How far probabilities, intervals and the network on such support examples can be trusted."""
+    lines = []
+    if (classes := result.reliability) is not None:
+        lines.append(
+            f"probabilities: expected calibration error {classes.error:.3f} ({classes.num_bins} "
+            f"bins) with temperature {classes.temperature:.2f} from meta-validation, "
+            f"{classes.error_without:.3f} without"
+        )
+    if (values := result.coverage) is not None:
+        share = plus_minus(values.found.mean, values.found.half_width)
+        width = f"± {_plain(values.half_width, 3)}"
+        if values.narrowest < values.widest:
+            ends = f"{_plain(values.narrowest, 3)} to {_plain(values.widest, 3)}"
+            width = f"{width} on average ({ends})"
+        lines.append(
+            f"intervals of {100 * values.wanted:.0f} %, from {values.num_tasks} tasks of "
+            f"meta-validation, hold {share} of the values, and are {width} wide"
+            + f" in {values.unit}"
+            * bool(values.unit)
+        )
+    if (tasks := result.unlike) is not None:
+        lines.append(
+            f"support examples: {100 * tasks.of_test:.1f} % of {tasks.num_test} meta-test tasks "
+            f"are called unlike meta-training, and {100 * tasks.of_validation:.1f} % of "
+            f"{tasks.num_validation} meta-validation tasks, which set the threshold (distance "
+            f"{_plain(tasks.threshold, 3)})"
+        )
+    return lines
 
 
 def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:

@@ -18,12 +18,11 @@ from raymeta.report.trials import write_trials
 from raymeta.report.words import (
     answer,
     asked,
-    coverage_lines,
+    certainty_lines,
     interval_lines,
     own_units_table,
     range_words,
     refit_lines,
-    reliability_lines,
     trial_lines,
     verdict_lines,
 )
@@ -137,7 +136,10 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
         )
         page.plot(plots.lead_figure(result), "lead over each control with its interval")
     _score_table(page, result)
-    page.lines((line, "dim") for line in (*reliability_lines(result), *coverage_lines(result)))
+    certainty = certainty_lines(result)
+    if certainty:
+        page.heading("How sure it is")
+        page.lines((line, "") for line in certainty)
     head, rows = own_units_table(result)
     if rows:
         page.heading("In own units")

@@ -13,7 +13,7 @@ from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.forecast_errors import ForecastErrors, coverage_in_meta_test
 from raymeta.evaluation.scores import MetaTest, Row, Score
 from raymeta.inference.files import load_forecaster
-from raymeta.report.words import coverage_lines
+from raymeta.report.words import certainty_lines
 from raymeta.tasks.load import load_tasks
 from tests.inference.test_forecaster import forecast_run
 
@@ -54,14 +54,23 @@ def test_the_coverage_of_the_meta_test_is_that_of_its_intervals(tmp_path: Path) 
         found = coverage_in_meta_test(wide, networks, 20)
         assert found is not None
         assert found.found.mean == pytest.approx((errors <= half).mean())
-        assert (found.wanted, found.num_series, found.half_width) == (0.8, 9, half)
+        assert (found.wanted, found.num_tasks, found.half_width) == (0.8, 9, half)
     few = ForecastErrors(tuple((((1.0,) * 4),) for _ in range(3)))
     assert coverage_in_meta_test(few, networks, 20) is None
     row = Row("tuned", "tuned network", Score(1.0, 0.1), Score(1.0, 0.1))
     result = MetaTest("MASE", False, 20, {}, "", (row,), coverage=found)
     assert MetaTest.from_json(json.loads(json.dumps(result.to_json()))) == result
-    (line,) = coverage_lines(result)
-    assert line.startswith("intervals of 80 %, from 9 series of meta-validation, hold ")
+    (line,) = certainty_lines(result)
+    assert line.startswith("intervals of 80 %, from 9 tasks of meta-validation, hold ")
+    assert line.endswith("and are ± 2 wide in units of MASE")
+    kept = result.to_json()
+    earlier = {
+        "wanted": 0.8,
+        "found": kept["coverage"]["found"],
+        "num_series": 9,
+        "half_width": 2.0,
+    }
+    assert MetaTest.from_json({**kept, "coverage": earlier}) == result
 
 
 def answers_of(network: Network) -> np.ndarray:

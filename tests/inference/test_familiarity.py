@@ -85,7 +85,12 @@ def shuffled(x: np.ndarray) -> np.ndarray:
 
 def test_new_speakers_are_ordinary_and_other_signals_are_not(vowels: Run) -> None:
     model = raymeta.load(str(vowels.path))
-    assert share_unlike(model, supports(vowels)) <= 0.05
+    found = share_unlike(model, supports(vowels))
+    assert found <= 0.05
+    assert model.reference is not None
+    counted = model.reference.unlike_training(network_of(vowels), 60)
+    assert (counted.of_test, counted.num_test, counted.num_validation) == (found, 60, 200)
+    assert counted.of_validation == 1 / 200  # the threshold is the second largest of them
     changes: list[tuple[str, Change, float]] = [
         ("noise", lambda x: RNG.normal(x.mean(axis=0), x.std(), x.shape), 0.9),
         ("steps in disorder", shuffled, 0.7),

@@ -12,7 +12,12 @@ import torch
 
 import raymeta
 from raymeta.errors import DataError
-from raymeta.evaluation.calibration import CALIBRATION_FILE, Calibration, keep_calibrations
+from raymeta.evaluation.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    interval_coverage,
+    keep_calibrations,
+)
 from raymeta.evaluation.controls.contract import Network
 from raymeta.inference.examples import RawExamples
 from raymeta.inference.model import Model
@@ -27,9 +32,14 @@ NUM_WAVES = 300
 def calibrated(folder: Path, *overrides: str, seeds: int = 1) -> Run:
     """A run of waves as the meta-test leaves it."""
     run = make_run(folder, "sinusoid", *overrides, seeds=seeds)
-    model, tasks = raymeta.load(str(run.path)), load_tasks(run.best_experiment())
-    keep_calibrations(run, [Network(tasks, model.trained.recipe, one) for one in model.networks])
+    keep_calibrations(run, networks_of(run))
     return run
+
+
+def networks_of(run: Run) -> list[Network]:
+    """A run's networks with their tasks."""
+    model, tasks = raymeta.load(str(run.path)), load_tasks(run.best_experiment())
+    return [Network(tasks, model.trained.recipe, one) for one in model.networks]
 
 
 def covered(model: Model, run: Run, coverage: float) -> tuple[float, np.ndarray]:
@@ -57,7 +67,15 @@ def test_intervals_cover_new_waves_as_often_as_they_say(tmp_path: Path, learner:
         # Over waves and over the hundred waves that the quantile is of: about 0.03 each.
         assert shares[coverage] == pytest.approx(coverage, abs=0.1)
         assert (np.ptp(widths) > 1e-3) == (learner == "alpaca")  # what it expects to err differs
+        judged = interval_coverage(networks_of(run), model.calibration, NUM_WAVES, coverage)
+        assert judged is not None
+        assert judged.found.mean == pytest.approx(shares[coverage])
+        assert judged.num_tasks == 100
+        of_them = [judged.half_width, judged.narrowest, judged.widest]
+        seen = [widths.mean() / 2, widths.min() / 2, widths.max() / 2]
+        np.testing.assert_allclose(of_them, seen, rtol=1e-4)
     assert shares[0.5] < shares[0.9]
+    assert interval_coverage(networks_of(run), model.calibration, 10, 0.999) is None
 
 
 def test_new_tasks_are_covered_though_some_are_noisy() -> None:

@@ -13,7 +13,8 @@ import torch
 
 import raymeta
 from raymeta.errors import DataError
-from raymeta.evaluation.calibration import Calibration
+from raymeta.evaluation.calibration import Calibration, interval_coverage
+from raymeta.evaluation.controls.contract import Network
 from raymeta.inference.adapted import Adapted
 from raymeta.inference.model import Model
 from raymeta.run_folder import Run
@@ -144,6 +145,12 @@ def test_intervals_are_in_own_units(run: Run, adapted: Adapted) -> None:
         assert (upper > lower).all()
     else:
         np.testing.assert_allclose(upper - lower, scale.deviation, rtol=1e-9)
+        tasks, params = load_tasks(run.experiment()), raymeta.load(str(run.path)).networks[0]
+        network = Network(tasks, calibrated.trained.recipe, params)
+        judged = interval_coverage([network], calibrated.calibration, 5, 0.8)
+        assert judged is not None
+        assert judged.half_width == pytest.approx(scale.deviation / 2)
+        assert judged.unit == f"the unit of {scale.name}"
     np.testing.assert_allclose((lower + upper) / 2, calibrated.predict(queries()), rtol=1e-9)
 
 

@@ -7,16 +7,23 @@ from pathlib import Path
 import pytest
 
 from raymeta.evaluation.networks import Refitted
-from raymeta.evaluation.scores import MetaTest, Reliability, Row, Score
+from raymeta.evaluation.scores import (
+    Coverage,
+    MetaTest,
+    Reliability,
+    Row,
+    Score,
+    UnlikeTraining,
+)
 from raymeta.experiment.file import load_experiment
 from raymeta.report.words import (
     agreement_lines,
     answer,
     asked,
+    certainty_lines,
     interval_lines,
     own_units_table,
     refit_lines,
-    reliability_lines,
     trial_lines,
     verdict_lines,
 )
@@ -237,11 +244,24 @@ def test_an_ensemble_is_no_control_and_seeds_widen_the_first_interval():
 
 def test_calibration_and_measures_in_own_units_are_reported_where_there_are_some() -> None:
     judged = MetaTest("accuracy", True, 600, UNITS, "", (row("tuned", 0.8), BEATEN))
-    assert reliability_lines(judged) == []
+    assert certainty_lines(judged) == []
     assert own_units_table(judged) == ([], [])
     told = replace(judged, reliability=Reliability(1.5, 0.02, 0.09))
-    (line,) = reliability_lines(told)
+    (line,) = certainty_lines(told)
     assert "error 0.020 (15 bins) with temperature 1.50 from meta-validation, 0.090 without" in line
+    coverage = Coverage(0.9, Score(0.913, 0.021), 100, 30.25, 20.5, 44.125, "the unit of dose")
+    told = replace(judged, coverage=coverage, unlike=UnlikeTraining(1.875, 0.005, 200, 0.015, 600))
+    of_intervals, of_supports = certainty_lines(told)
+    assert of_intervals == (
+        "intervals of 90 %, from 100 tasks of meta-validation, hold 0.913 ± 0.021 of the values, "
+        "and are ± 30.2 on average (20.5 to 44.1) wide in the unit of dose"
+    )
+    assert of_supports == (
+        "support examples: 1.5 % of 600 meta-test tasks are called unlike meta-training, and 0.5 % "
+        "of 200 meta-validation tasks, which set the threshold (distance 1.88)"
+    )
+    even = replace(told, coverage=replace(coverage, narrowest=30.25, widest=30.25, unit=""))
+    assert certainty_lines(even)[0].endswith("and are ± 30.2 wide")
     own = replace(row("tuned", 0.8), own_units={"sMAPE in %": Score(12.345678, 0.25)})
     few = replace(FEW, own_units={"sMAPE in %": Score(13.0, None)})
     head, rows = own_units_table(replace(judged, rows=(own, BEATEN, few)))
