@@ -25,15 +25,11 @@ RUN/data/               the data of the tasks, if they are kept with the run
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import re
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,10 +40,11 @@ from raymeta.experiment.data_files import DATA, copy_data, data_files
 from raymeta.experiment.file import load_experiment, to_yaml, with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.run_format import FORMAT_FILE, RunOrigin, read_origin
+from raymeta.run_guard import check_links, check_owner, is_locked, locked
 from raymeta.storage.atomic import write_file
 from raymeta.storage.bounds import JSON_BYTES, parse_json
 from raymeta.storage.outage import StorageWatch
-from raymeta.storage.paths import AnyPath, RemotePath, StorageError, path_at, read_regular
+from raymeta.storage.paths import AnyPath, StorageError, path_at, read_regular
 
 DEFAULT_ROOT = Path("runs")
 ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
@@ -177,48 +174,14 @@ class Run:
         Raises:
             RunError: another process searches in the run, or a link leads out of its folder.
         """
-        if isinstance(self.path, RemotePath):
-            yield
-            return
         self.check_links()
-        lock = self.path / ".lock"
-        try:
-            # Neither a link's target nor the file's content is touched.
-            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise RunError(f"{lock}: is a link, not a lock; remove it") from error
-            yield  # the next write meets the same error and reports it
-            return
-        try:
-            last = time.monotonic() + LOCK_S
-            while not _is_locked(file):
-                if time.monotonic() > last:
-                    raise RunError(
-                        f"{self.path}: another process searches in this run; wait for it, or end "
-                        f"it (if there is none, remove {lock})"
-                    )
-                time.sleep(0.2)
+        with locked(self.path, LOCK_S):
             yield
-        finally:
-            os.close(file)
 
     @property
     def is_locked(self) -> bool | None:
         """Whether a process works in the run; None in storage without locks."""
-        if isinstance(self.path, RemotePath):
-            return None
-        try:
-            file = os.open(self.path / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return True if isinstance(error, BlockingIOError) else None
-        finally:
-            os.close(file)
-        return False
+        return is_locked(self.path)
 
     def check_links(self) -> None:
         """Refuses links by which a file of the run would be read or written elsewhere.
@@ -226,13 +189,7 @@ class Run:
         Raises:
             RunError: naming the link, or what is neither a file nor a folder.
         """
-        if isinstance(self.path, RemotePath):
-            return
-        top = self.path.resolve()
-        for name in _FOLDERS:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                for entry in os.scandir(self.path / name):
-                    _refuse_elsewhere(entry, top)
+        check_links(self.path, _FOLDERS)
 
     def check_owner(self) -> None:
         """Refuses another user's folder: its files control what a resumed run does.
@@ -240,35 +197,7 @@ class Run:
         Raises:
             RunError: another user owns the folder or one of its files.
         """
-        if isinstance(self.path, RemotePath):
-            return
-        own = self._own_uid()
-        for path in (self.path, *sorted(self.path.rglob("*"))):
-            try:
-                owner = path.lstat().st_uid
-            except FileNotFoundError:  # a search that is under way writes files
-                continue
-            if owner != own:
-                raise RunError(
-                    f"{path}: belongs to user {owner}, not to you ({own}).  A resumed run does "
-                    "what its files say; if you trust whoever wrote them, add --trust"
-                )
-
-    def _own_uid(self) -> int:
-        """The owner of new files in the folder: some storage maps users."""
-        uid = os.geteuid()
-        if Path(str(self.path)).stat().st_uid == uid:
-            return uid
-        probe = Path(str(self.path)) / f".owner.{os.getpid()}"
-        try:
-            file = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-        except OSError:
-            return uid
-        try:
-            return os.fstat(file).st_uid
-        finally:
-            os.close(file)
-            probe.unlink()
+        check_owner(self.path)
 
     def watch(self, say: Callable[[str], object] = lambda _: None) -> StorageWatch:
         """Watches the folder during a search for removal and storage outages."""
@@ -399,31 +328,6 @@ def _read(file: AnyPath) -> Experiment:
         raise RunError(
             f"{file}: cannot be used: {error}; put back a copy of the file, or start a new run"
         ) from error
-
-
-def _refuse_elsewhere(entry: os.DirEntry[str], top: Path) -> None:
-    """Refuses a link that leads out of `top`, or in a circle, and what is no file."""
-    try:
-        leads_out = entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(top)
-        is_other = not entry.is_symlink() and not (entry.is_file() or entry.is_dir())
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{entry.path}: cannot be read: {error}; remove it") from error
-    if leads_out:
-        raise RunError(
-            f"{entry.path}: a link that leads out of the run folder; remove it, or put what it "
-            "leads to in its place"
-        )
-    if is_other:
-        raise RunError(f"{entry.path}: is no regular file and no folder; remove it")
-
-
-def _is_locked(file: int) -> bool:
-    """Takes the lock; returns whether it is held, or True if the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)
-    return True
 
 
 def is_run_name(name: str) -> bool:

@@ -71,10 +71,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raymeta.episodes import Episodes, Examples
 from raymeta.experiment.file import load_experiment
 from raymeta.meta.learners.maml import Maml
+from raymeta.nn.cells import NUM_GATES, Cell
 from raymeta.nn.native import keep_freed_memory, library
 from raymeta.nn.native import scans as native_scans
 from raymeta.nn.networks import NetworkSpec, Params, init_params
-from raymeta.nn.torch_scans import NUM_GATES, Cell
 from raymeta.problem import PROBLEMS
 from raymeta.training.distributed import join_group
 from raymeta.training.trainer import build_trainer

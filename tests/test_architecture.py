@@ -43,6 +43,7 @@ LAYERS = (
     "raymeta.episodes",
     "raymeta.run_folder",
     "raymeta.run_format",
+    "raymeta.run_guard",
     "raymeta.experiment.data_files",
     "raymeta.experiment.json_schema",
     "raymeta.experiment.file",
@@ -65,6 +66,9 @@ LAYERS = (
 )
 NUMERICS = (
     "raymeta.nn.recurrence",
+    "raymeta.nn.cells",
+    "raymeta.nn.checks",
+    "raymeta.nn.linearised",
     "raymeta.nn.torch_scans",
     "raymeta.nn.networks",
     "raymeta.nn.stepwise",
@@ -241,7 +245,7 @@ every_module = pytest.mark.parametrize("module", MODULES)
 
 
 def imports(module: str) -> Iterator[str]:
-    """All modules that a module imports, wherever in its text."""
+    """Returns all modules that a module imports, wherever in its text."""
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         match node:
             case ast.Import(names=names):
@@ -300,7 +304,7 @@ def test_the_modules_that_know_a_library_use_it() -> None:
 
 
 def import_chains(module: str) -> Iterator[list[str]]:
-    """A chain of imports from `module` to each module that it reaches, the shortest first."""
+    """Yields a chain of imports from `module` to each module it reaches, the shortest first."""
     chains = deque([[module]])
     seen = {module}
     while chains:

@@ -282,30 +282,26 @@ class Search(Section):
         twice = [run for run in self.learn_from if self.learn_from.count(run) > 1]
         if twice:
             raise ValueError(f"`learn_from` must name each run once, but got {twice[0]} twice")
-        for key, wrong, right in (
-            ("method", self.method != "bo", "bo"),
-            ("model", self.model not in ("auto", "gp"), "auto or gp"),
-            ("against", self.against is not None, "null"),
-            ("warm_start", self.warm_start is not None, "null"),
-        ):
-            if self.learn_from and wrong:
-                raise ValueError(
-                    f"`{key}` must be {right} beside `learn_from`, but got {getattr(self, key)}"
-                )
+        if self.learn_from:
+            self._must_be("method", "bo", beside="learn_from")
+            self._must_be("model", "auto", "gp", beside="learn_from")
+            self._must_be("against", None, beside="learn_from")
+            self._must_be("warm_start", None, beside="learn_from")
         return self
 
     @model_validator(mode="after")
     def _gain_has_a_model(self) -> Self:
-        for key, wrong, right in (
-            ("method", self.method != "bo", "bo"),
-            ("against", self.against is not None, "null"),
-        ):
-            if self.stop_when_gain_below is not None and wrong:
-                raise ValueError(
-                    f"`{key}` must be {right} beside `stop_when_gain_below`, but got "
-                    f"{getattr(self, key)}; `budget_s` limits every search"
-                )
+        if self.stop_when_gain_below is not None:
+            remedy = "; `budget_s` limits every search"
+            self._must_be("method", "bo", beside="stop_when_gain_below", remedy=remedy)
+            self._must_be("against", None, beside="stop_when_gain_below", remedy=remedy)
         return self
+
+    def _must_be(self, key: str, *wanted: str | None, beside: str, remedy: str = "") -> None:
+        """Refuses any other value of `key` in a search that sets the key `beside`."""
+        if (found := getattr(self, key)) not in wanted:
+            named = " or ".join("null" if value is None else value for value in wanted)
+            raise ValueError(f"`{key}` must be {named} beside `{beside}`, but got {found}{remedy}")
 
 
 class Evaluation(Section):

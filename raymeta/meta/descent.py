@@ -16,8 +16,8 @@ from torch import Tensor
 
 from raymeta.episodes import Examples
 from raymeta.meta.gradient import MetaGradient, gradient_through_adaptation, vector_jacobian
+from raymeta.meta.gradient_learner import GradientLearner
 from raymeta.meta.inner import as_leaves, expand_meta_params, is_rate, network_params
-from raymeta.meta.learner import GradientLearner
 from raymeta.nn.networks import NetworkSpec, Params
 from raymeta.problem import Problem
 

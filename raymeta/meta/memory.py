@@ -14,8 +14,8 @@ from typing import Literal
 from raymeta.episodes import Episodes, Examples
 from raymeta.meta.gradient import SEGMENT
 from raymeta.meta.learner import Learner
+from raymeta.nn.cells import NUM_GATES, Cell
 from raymeta.nn.networks import NetworkSpec, Params
-from raymeta.nn.torch_scans import NUM_GATES, Cell
 
 GraphMode = Literal["auto", "full", "flat"]
 

@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from raymeta.nn.cells import NUM_GATES, Cell
+from raymeta.nn.checks import check_inputs, check_params
 from raymeta.nn.recurrence import product, recurrence
-from raymeta.nn.torch_scans import NUM_GATES, Cell
 
 Params = dict[str, Tensor]
 Pooling = Literal["last", "mean", "attention"]
@@ -175,8 +176,8 @@ def forward(
             are checked on the CPU alone: on a GPU every check would wait for it.
     """
     episodes = params["head.weight"].shape[0] if "head.weight" in params else 0
-    _check_params(param_shapes(spec), params, episodes)
-    _check_inputs(spec, episodes, x, lengths)
+    check_params(param_shapes(spec), params, episodes)
+    check_inputs(spec.num_features, spec.vocabulary_size, episodes, x, lengths)
     sequence, valid = recurrent_features(spec, params, x, lengths, masks)
     pooled = _pool(spec, params, sequence, valid)
     return torch.baddbmm(
@@ -202,8 +203,8 @@ def shared_features(
     """
     episodes, examples = x.shape[:2]
     own = expand_params(params, 1)
-    _check_params({k: v for k, v in param_shapes(spec).items() if not is_head(k)}, own, 1)
-    _check_inputs(spec, episodes, x, lengths)
+    check_params({k: v for k, v in param_shapes(spec).items() if not is_head(k)}, own, 1)
+    check_inputs(spec.num_features, spec.vocabulary_size, episodes, x, lengths)
     flat = None if lengths is None else lengths.flatten()[None]
     if masks is not None:
         masks = [m.expand(-1, 1, examples, -1).reshape(1, 1, -1, m.shape[-1]) for m in masks]
@@ -231,50 +232,6 @@ def param_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     shapes["head.weight"] = (spec.num_outputs, spec.output_size)
     shapes["head.bias"] = (spec.num_outputs,)
     return shapes
-
-
-def _check_params(
-    shapes: Mapping[str, tuple[int, ...]], params: Mapping[str, Tensor], episodes: int
-) -> None:
-    """Checks that every parameter exists with its shape behind an axis of `episodes`."""
-    for name, shape in shapes.items():
-        value = params.get(name)
-        if value is None or value.shape != (episodes, *shape):
-            found = "no such parameter" if value is None else f"{list(value.shape)}"
-            raise ValueError(
-                f"parameter {name} must be {[episodes, *shape]} in this network, but got {found}"
-            )
-
-
-def _check_inputs(spec: NetworkSpec, episodes: int, x: Tensor, lengths: Tensor | None) -> None:
-    """Checks that the examples fit `spec`; see `forward`."""
-    if spec.num_features is not None:
-        wanted = f"floating-point [{episodes}, N, T, {spec.num_features}]"
-        fits = x.dim() == 4 and x.shape[3] == spec.num_features and x.is_floating_point()
-    else:
-        wanted = f"int64 token ids [{episodes}, N, T]"
-        fits = x.dim() == 3 and x.dtype == torch.int64
-    if not fits or x.shape[0] != episodes or 0 in x.shape:
-        raise ValueError(
-            f"x must be {wanted}, not empty, for this network, but got {x.dtype} {list(x.shape)}"
-        )
-    if spec.vocabulary_size is not None and x.is_cpu:
-        _check_range("token ids", x, 0, spec.vocabulary_size - 1)
-    if lengths is None:
-        return
-    if lengths.shape != x.shape[:2] or lengths.dtype != torch.int64:
-        raise ValueError(
-            f"lengths must be int64 {list(x.shape[:2])}, but got {lengths.dtype} "
-            f"{list(lengths.shape)}"
-        )
-    if lengths.is_cpu:
-        _check_range("lengths", lengths, 1, x.shape[2])
-
-
-def _check_range(name: str, values: Tensor, low: int, high: int) -> None:
-    least, most = (int(value) for value in values.aminmax())
-    if least < low or most > high:
-        raise ValueError(f"{name} must be from {low} to {high}, but got {least} to {most}")
 
 
 def recurrent_features(

@@ -37,8 +37,8 @@ import torch
 from torch import Tensor
 
 from raymeta.nn import torch_scans
+from raymeta.nn.cells import NUM_GATES, NUM_SOURCES, Adjoint, Cell, Trace
 from raymeta.nn.native import scans as native_scans
-from raymeta.nn.torch_scans import NUM_GATES, NUM_SOURCES, Adjoint, Cell, Trace
 
 
 def recurrence(

@@ -7,58 +7,16 @@ batched product of a step wants its result contiguous.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
-Cell = Literal["rnn", "gru", "lstm"]
-
-NUM_GATES: dict[Cell, int] = {"rnn": 1, "gru": 3, "lstm": 4}
-# Adjoints with a source: those of all q, and of a GRU's new-gate input or an LSTM's cell state.
-NUM_SOURCES: dict[Cell, int] = {"rnn": 1, "gru": 4, "lstm": 5}
-
-
-class Trace(NamedTuple):
-    """The values of a forward pass: states h_0 … h_T, activated gates, and an extra of the cell.
-
-    `extra` are the recurrent products of a GRU's new gate `[E, T, N, H]`, or an LSTM's cell states
-    c_0 … c_T `[E, T + 1, N, H]`.  An RNN's gates are its states.
-    """
-
-    states: Tensor
-    gates: Tensor | None
-    extra: Tensor | None
-
-
-class Adjoint(NamedTuple):
-    """Adjoints of h, q, an LSTM's c and a GRU's inputs; other cells' inputs have that of q."""
-
-    h: Tensor
-    q: Tensor
-    c: Tensor | None
-    inputs: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """The coefficients of the linearised layer, or their tangents; None stands for zero.
-
-    `gates` is B `[T, E, N, G * H]`, `keep` k, `cell` A, `forget` f and `new` the coefficient of a
-    GRU's new-gate input, each `[T, E, N, H]`.
-    """
-
-    gates: Tensor
-    keep: Tensor | None = None
-    cell: Tensor | None = None
-    forget: Tensor | None = None
-    new: Tensor | None = None
+from raymeta.nn.cells import Adjoint, Cell, Trace
+from raymeta.nn.linearised import Linear, kept_steps, linearise, linearise_tangent, swapped
 
 
 def run(cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor, valid: Tensor | None) -> Trace:
     """The forward pass; arguments as in `raymeta.nn.recurrence.recurrence`."""
-    inputs, kept = _swapped(inputs), _kept(valid)
+    inputs, kept = swapped(inputs), kept_steps(valid)
     steps, episodes, examples, width = inputs.shape
     hidden = weight.shape[1]
     states = inputs.new_empty(steps + 1, episodes, examples, hidden)
@@ -98,8 +56,8 @@ def run(cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor, valid: Tensor 
             if cell == "lstm":
                 torch.where(m[t], x[t + 1], x[t], out=x[t + 1])
     if cell == "rnn":
-        return Trace(_swapped(states), None, None)
-    return Trace(_swapped(states), _swapped(gates), _swapped(extra))
+        return Trace(swapped(states), None, None)
+    return Trace(swapped(states), swapped(gates), swapped(extra))
 
 
 def adjoint(
@@ -120,14 +78,14 @@ def adjoint(
         grad_states: the gradient of the states `[E, T, N, H]`.
         sources: added to the adjoints, `[E, T, N, NUM_SOURCES * H]`; None for zero.
     """
-    linear = _linearise(cell, trace, _kept(valid))
+    linear = linearise(cell, trace, kept_steps(valid))
     width = weight.shape[2]
-    source_h = _swapped(grad_states).clone(memory_format=torch.contiguous_format)
+    source_h = swapped(grad_states).clone(memory_format=torch.contiguous_format)
     source_c = torch.zeros_like(source_h) if cell == "lstm" else None
     if sources is None:
         source_q = torch.zeros_like(linear.gates)
     else:
-        add_q, add = _swapped(sources).tensor_split([width], dim=-1)
+        add_q, add = swapped(sources).tensor_split([width], dim=-1)
         source_q = add_q.contiguous()
         source_c = add.contiguous() if cell == "lstm" else None
     _adjoint_scan(linear, weight, source_h, source_q, source_c)
@@ -138,10 +96,10 @@ def adjoint(
             new += add
         grad_inputs = torch.cat([source_q[..., : width // 3 * 2], new], dim=-1)
     return Adjoint(
-        h=_swapped(source_h),
-        q=_swapped(source_q),
-        c=None if source_c is None else _swapped(source_c),
-        inputs=None if grad_inputs is None else _swapped(grad_inputs),
+        h=swapped(source_h),
+        q=swapped(source_q),
+        c=None if source_c is None else swapped(source_c),
+        inputs=None if grad_inputs is None else swapped(grad_inputs),
     )
 
 
@@ -161,15 +119,15 @@ def double_backward(
         The tangents of the states h_0 … h_T; a summand of the gradient of the states
         `[E, T, N, H]`; and the sources `[E, T, N, NUM_SOURCES * H]`.
     """
-    kept = _kept(valid)
-    linear = _linearise(cell, trace, kept)
-    adjoint_h, adjoint_q = _swapped(adjoint.h), _swapped(adjoint.q)
-    u_inputs = _swapped(u_inputs)
-    tangent_q = _product(_swapped(trace.states)[:-1], u_weight)
+    kept = kept_steps(valid)
+    linear = linearise(cell, trace, kept)
+    adjoint_h, adjoint_q = swapped(adjoint.h), swapped(adjoint.q)
+    u_inputs = swapped(u_inputs)
+    tangent_q = _product(swapped(trace.states)[:-1], u_weight)
     if u_bias is not None:
         tangent_q += u_bias.unsqueeze(1)
     tangent_h, tangent_c = _tangent_scan(cell, linear, weight, u_inputs, tangent_q)
-    tangents = _linearise_tangent(cell, trace, kept, u_inputs, tangent_h, tangent_q, tangent_c)
+    tangents = linearise_tangent(cell, trace, kept, u_inputs, tangent_h, tangent_q, tangent_c)
 
     add_h = torch.zeros_like(adjoint_h)
     carried = _product(adjoint_q, u_weight.transpose(1, 2))
@@ -182,7 +140,7 @@ def double_backward(
         assert adjoint.c is not None
         assert tangents.cell is not None
         assert tangents.forget is not None
-        adjoint_c = _swapped(adjoint.c)
+        adjoint_c = swapped(adjoint.c)
         add_ifg = (by_gate[..., :3, :] * adjoint_c.unsqueeze(-2)).flatten(-2)
         add_c = adjoint_h * tangents.cell
         add_c[:-1].addcmul_(adjoint_c[1:], tangents.forget[1:])
@@ -191,121 +149,11 @@ def double_backward(
         sources = [(by_gate * adjoint_h.unsqueeze(-2)).flatten(-2)]
         if tangents.new is not None:
             sources.append(adjoint_h * tangents.new)
-    return _swapped(tangent_h), _swapped(add_h), _swapped(torch.cat(sources, dim=-1))
-
-
-def _linearise(cell: Cell, trace: Trace, kept: Tensor | None) -> _Linear:
-    """The coefficients of the layer, linearised about its states."""
-    states, activated, extra = _cell_trace(trace)
-    previous = states[:-1]
-    match cell:
-        case "rnn":
-            linear = _Linear(_one_minus_square(activated))
-        case "gru":
-            r, z, n = activated.chunk(3, dim=-1)
-            gates = torch.empty_like(activated)
-            b_r, b_z, b_n = gates.chunk(3, dim=-1)
-            new = _times_one_minus(_one_minus_square(n), z)
-            torch.mul(new, r, out=b_n)
-            _times_one_minus(torch.mul(b_n, extra, out=b_r), r)
-            _times_one_minus(torch.sub(previous, n, out=b_z).mul_(z), z)
-            linear = _Linear(gates, keep=z, new=new)
-        case "lstm":
-            i, f, g, o = activated.chunk(4, dim=-1)
-            gates = torch.empty_like(activated)
-            b_i, b_f, b_g, b_o = gates.chunk(4, dim=-1)
-            squashed = extra[1:].tanh()
-            _times_one_minus(torch.mul(g, i, out=b_i), i)
-            _times_one_minus(torch.mul(extra[:-1], f, out=b_f), f)
-            torch.mul(_one_minus_square(g), i, out=b_g)
-            _times_one_minus(torch.mul(squashed, o, out=b_o), o)
-            linear = _Linear(gates, cell=_one_minus_square(squashed).mul_(o), forget=f)
-    if kept is None:
-        return linear
-    return _Linear(
-        gates=linear.gates * kept,
-        keep=(~kept).to(previous.dtype)
-        if linear.keep is None
-        else torch.where(kept, linear.keep, 1.0),
-        cell=None if linear.cell is None else linear.cell * kept,
-        forget=None if linear.forget is None else torch.where(kept, linear.forget, 1.0),
-        new=None if linear.new is None else linear.new * kept,
-    )
-
-
-def _linearise_tangent(
-    cell: Cell,
-    trace: Trace,
-    kept: Tensor | None,
-    u_inputs: Tensor,
-    tangent_h: Tensor,
-    tangent_q: Tensor,
-    tangent_c: Tensor | None,
-) -> _Linear:
-    """The tangents of `_linearise`'s coefficients, given those of inputs, products and states."""
-    states, activated, extra = _cell_trace(trace)
-    previous, tangent_previous = states[:-1], tangent_h[:-1]
-    match cell:
-        case "rnn":
-            h = activated
-            tangents = _Linear(_one_minus_square(h).mul_(h).mul_(tangent_q).mul_(-2))
-        case "gru":
-            r, z, n = activated.chunk(3, dim=-1)
-            ur, uz, un = u_inputs.chunk(3, dim=-1)
-            qr, qz, qn = tangent_q.chunk(3, dim=-1)
-            product = extra
-            # Tangents of the gates …
-            r_ = _times_one_minus((ur + qr).mul_(r), r)
-            z_ = _times_one_minus((uz + qz).mul_(z), z)
-            slope_n = _one_minus_square(n)
-            n_ = torch.addcmul(un, r_, product).addcmul_(r, qn).mul_(slope_n)
-            # … and of the coefficients' factors, in the order of `_linearise`.
-            new = _times_one_minus(slope_n.clone(), z)
-            new_ = (n * n_).mul_(-2)
-            new_ = _times_one_minus(new_, z).addcmul_(slope_n, z_, value=-1)
-            gates = torch.empty_like(activated)
-            b_r, b_z, b_n = gates.chunk(3, dim=-1)
-            torch.mul(new_, r, out=b_n).addcmul_(new, r_)
-            # B_r = (new r) · product · (1 - r)
-            left = new * r
-            torch.mul(b_n, product, out=b_r).addcmul_(left, qn)
-            _times_one_minus(b_r, r).addcmul_(left.mul_(product), r_, value=-1)
-            # B_z = (h - n) · z (1 - z)
-            _sigmoid_tangent(b_z, previous - n, tangent_previous - n_, z, z_)
-            tangents = _Linear(gates, keep=z_, new=new_)
-        case "lstm":
-            i, f, g, o = activated.chunk(4, dim=-1)
-            ai, af, ag, ao = tangent_q.chunk(4, dim=-1)
-            assert tangent_c is not None
-            c, c_ = extra[:-1], tangent_c[:-1]
-            i_ = _times_one_minus(ai * i, i)
-            f_ = _times_one_minus(af * f, f)
-            g_ = _one_minus_square(g).mul_(ag)
-            o_ = _times_one_minus(ao * o, o)
-            squashed = extra[1:].tanh()
-            slope = _one_minus_square(squashed)
-            squashed_ = slope * tangent_c[1:]
-            gates = torch.empty_like(activated)
-            b_i, b_f, b_g, b_o = gates.chunk(4, dim=-1)
-            _sigmoid_tangent(b_i, g, g_, i, i_)
-            _sigmoid_tangent(b_f, c, c_, f, f_)
-            _sigmoid_tangent(b_o, squashed, squashed_, o, o_)
-            torch.mul(_one_minus_square(g), i_, out=b_g).addcmul_((i * g), g_, value=-2)
-            a = slope.mul_(o_).addcmul_(squashed.mul_(o), squashed_, value=-2)
-            tangents = _Linear(gates, cell=a, forget=f_)
-    if kept is None:
-        return tangents
-    return _Linear(
-        gates=tangents.gates * kept,
-        keep=None if tangents.keep is None else tangents.keep * kept,
-        cell=None if tangents.cell is None else tangents.cell * kept,
-        forget=None if tangents.forget is None else tangents.forget * kept,
-        new=None if tangents.new is None else tangents.new * kept,
-    )
+    return swapped(tangent_h), swapped(add_h), swapped(torch.cat(sources, dim=-1))
 
 
 def _adjoint_scan(
-    linear: _Linear,
+    linear: Linear,
     weight: Tensor,
     source_h: Tensor,
     source_q: Tensor,
@@ -346,7 +194,7 @@ def _adjoint_scan(
 
 
 def _tangent_scan(
-    cell: Cell, linear: _Linear, weight: Tensor, u_inputs: Tensor, source_q: Tensor
+    cell: Cell, linear: Linear, weight: Tensor, u_inputs: Tensor, source_q: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Runs the linearised layer forwards in direction `u_inputs`: the tangents of h_t and c_t.
 
@@ -401,42 +249,9 @@ def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addcmul_(a, b)
 
 
-def _one_minus_square(x: Tensor) -> Tensor:
-    """The derivative of tanh where tanh is `x`, in one pass."""
-    return torch.addcmul(x.new_ones(()), x, x, value=-1)
-
-
-def _times_one_minus(x: Tensor, y: Tensor) -> Tensor:
-    """Multiplies `x` by 1 - y in place."""
-    return x.addcmul_(x, y, value=-1)
-
-
-def _sigmoid_tangent(out: Tensor, x: Tensor, x_: Tensor, s: Tensor, s_: Tensor) -> None:
-    """Writes the tangent of x s (1 - s) to `out`, given those of x and s (marked by `_`)."""
-    _times_one_minus(torch.mul(x_, s, out=out), s).addcmul_(x, s_)
-    out.addcmul_(x * s, s_, value=-2)
-
-
 def _product(sequence: Tensor, weight: Tensor) -> Tensor:
     """`[T, E, N, A]` times `[E, A, B]` for all time steps at once: `[T, E, N, B]`."""
     steps, episodes, examples, size = sequence.shape
     flat = sequence.transpose(0, 1).reshape(episodes, steps * examples, size)
     product = torch.bmm(flat, weight).view(episodes, steps, examples, -1)
     return product.transpose(0, 1).contiguous()
-
-
-def _cell_trace(trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-    """States, gates and extra with time first; an RNN's gates are its states."""
-    states = _swapped(trace.states)
-    if trace.gates is None or trace.extra is None:
-        return states, states[1:], states.new_empty(0)
-    return states, _swapped(trace.gates), _swapped(trace.extra)
-
-
-def _kept(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else _swapped(valid).unsqueeze(-1).contiguous()
-
-
-def _swapped(tensor: Tensor) -> Tensor:
-    """Swaps the axes of episodes and time."""
-    return tensor.transpose(0, 1)

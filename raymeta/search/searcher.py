@@ -62,18 +62,17 @@ class AxSearcher(Searcher):
         space: the search space: a `Space`, a list of parameters, or a `param_space` of Ray Tune;
             None for the one that the Tuner is given.
         settings: of the search; `metric` and `mode` may supply its `objectives`.
-        metric: what to optimise, as trainables report it; several for a Pareto front.  None for
-            the Tuner's.
-        mode: `min` or `max`, one for all metrics or one for each.  None for the Tuner's.
-        constraints: linear constraints between parameters, such as `x + 2 * y <= 3`; a `Space` has
-            its own.
+        metric: what to optimise, as trainables report it; several for a Pareto front; or None, as
+            `mode`, for the Tuner's.
+        mode: `min` or `max`, one for all metrics or one for each.
+        constraints: linear ones between parameters, as `x + 2 * y <= 3`; a `Space` has its own.
         points_to_evaluate: points to try first, such as another search's `result.config`.
-        earlier: trials of an earlier search to learn from; trials outside the space are left out.
+        earlier: trials of an earlier search to learn from.
         sources: trials of earlier searches, one sequence for each. Their models are the prior of
-            this search's model, weighted by how well they rank its own trials; trials outside the
-            space are left out.
-        why_not: a function of a point that returns why it is known to fail, such as for lack of
-            memory, or an empty text. It is called in another process.
+            this search's model, weighted by how well they rank its own trials.  Of both, trials
+            outside the space are left out.
+        why_not: returns why a point will fail, such as for lack of memory, or an empty text.  It is
+            called in another process.
         keywords: settings by their names in `SearchSettings`, instead of `settings`.
 
     Raises:
@@ -96,9 +95,8 @@ class AxSearcher(Searcher):
     ) -> None:
         super().__init__()
         self.settings = settings_from(settings, keywords)
-        self._own_settings = (
-            set(keywords) if settings is None else {f.name for f in fields(settings)}
-        )
+        every = {field.name for field in fields(SearchSettings)}
+        self._own_settings = set(keywords) if settings is None else every
         self._metrics = metric_names(metric)
         self._modes = mode
         self._constraints = listed("constraints", constraints)
@@ -220,8 +218,7 @@ class AxSearcher(Searcher):
         """Writes the state of the search as JSON.
 
         Raises:
-            RunError, SearchError: restoring failed, and saving would replace the damaged or foreign
-                state.
+            RunError, SearchError: restoring failed, and saving would replace what is there.
         """
         if self._failure is not None and self._is_not_restored:
             raise self._failure
@@ -233,10 +230,9 @@ class AxSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Reads what `save` wrote, and corrects it by Tune's state in the same folder.
 
-        Tune copies its files one by one, in no fixed order. After a kill in between, the searcher's
-        state may hold a trial that Tune does not know and will never start, or lack an end that
-        Tune knows, and Tune's counter may be off by one. `suggest` raises any error: Tune would
-        begin anew after an exception here.
+        Tune copies its files one by one, in no fixed order. After a kill in between, this state may
+        hold a trial that Tune will never start or lack an end that Tune knows, and Tune's counter
+        may be off by one. `suggest` raises any error: after one here Tune would begin anew.
         """
         path = Path(checkpoint_path)
         has_param_space = self._has_param_space
@@ -286,7 +282,7 @@ class AxSearcher(Searcher):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the Ax process, which cannot be pickled."""
-        per_process = {"_ax": None, "_queue": None, "_session": None, "_failure": None}
+        per_process = dict.fromkeys(("_ax", "_queue", "_session", "_failure"))
         return self.__dict__ | per_process | {"_version": STATE_VERSION}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -14,20 +14,20 @@ import torch
 
 from raymeta.errors import DataError
 from raymeta.inference.export.answers import head, prototypes, without_empty
+from raymeta.inference.export.gradient import gradient
 from raymeta.inference.export.network import (
     BIAS,
     WEIGHT,
     Pass,
     forward_pass,
-    gradient,
     in_onnx_order,
     onnx_form,
 )
 from raymeta.inference.export.nodes import Body, Nodes
 from raymeta.inference.export.preparation import RawInput
 from raymeta.inference.trained import Trained
+from raymeta.meta.gradient_learner import GradientLearner
 from raymeta.meta.inner import is_rate
-from raymeta.meta.learner import GradientLearner
 from raymeta.meta.learners.cavia import CONTEXT, CONTEXT_WEIGHT, Cavia
 from raymeta.meta.learners.imaml import Imaml
 from raymeta.meta.learners.maml import Maml

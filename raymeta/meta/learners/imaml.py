@@ -23,8 +23,8 @@ from torch import Tensor
 
 from raymeta.episodes import Examples
 from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.gradient_learner import GradientLearner
 from raymeta.meta.inner import Network, as_leaves, bind_network, expand_meta_params
-from raymeta.meta.learner import GradientLearner
 from raymeta.meta.settings import ImamlSettings
 from raymeta.nn.networks import NetworkSpec, Params
 from raymeta.problem import Problem

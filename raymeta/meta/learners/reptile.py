@@ -21,11 +21,11 @@ from torch import Tensor
 
 from raymeta.episodes import Examples, joined
 from raymeta.meta.gradient import MetaGradient
+from raymeta.meta.gradient_learner import GradientLearner
 from raymeta.meta.inner import (
     bind_network,
     expand_meta_params,
 )
-from raymeta.meta.learner import GradientLearner
 from raymeta.meta.settings import ReptileSettings
 from raymeta.nn.networks import NetworkSpec
 from raymeta.problem import Problem

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from raymeta.nn.cells import NUM_GATES, NUM_SOURCES, Adjoint, Cell, Trace
 from raymeta.nn.native import library
-from raymeta.nn.torch_scans import NUM_GATES, NUM_SOURCES, Adjoint, Cell, Trace
 
 _CELLS: dict[Cell, int] = {"rnn": 0, "gru": 1, "lstm": 2}
 _DTYPES = (torch.float32, torch.float64)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymeta.nn.cells import NUM_GATES
 from raymeta.nn.native import library
 from raymeta.nn.networks import NetworkSpec, param_shapes
-from raymeta.nn.torch_scans import NUM_GATES
 
 _CELLS = ("rnn", "gru", "lstm")  # in the order of products.h
 _POOLINGS = ("last", "mean", "attention")  # in the order of step.cpp
