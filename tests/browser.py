@@ -1,4 +1,4 @@
-"""A real Chromium, driven over a pipe by its DevTools protocol."""
+"""Drives a real Chromium over a pipe, by its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 
 class Tab:
-    """A page in a Chromium; `messages` are what its console said, errors and refusals."""
+    """A page in Chromium; `messages` are the errors and refusals on its console."""
 
     def __init__(self, reader: int, writer: int) -> None:
         self._reader, self._writer = os.fdopen(reader, "rb"), os.fdopen(writer, "wb")
@@ -74,7 +74,7 @@ class Tab:
         )
 
     def value(self, script: str) -> Any:
-        """The value of an expression in the page; promises are waited for."""
+        """Evaluates an expression in the page, and awaits promises."""
         found = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -82,14 +82,14 @@ class Tab:
         return found["result"].get("value")
 
     def picture(self) -> bytes:
-        """A PNG of the whole page, in base 64."""
+        """Takes a PNG of the whole page, in base 64."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         return str(shot["data"]).encode()
 
 
 @contextmanager
 def chromium() -> Iterator[Tab]:
-    """A Chromium with one tab; skips the test where there is none."""
+    """Opens Chromium with one tab; skips the test if it is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no chromium on this machine (Debian's package of that name)")

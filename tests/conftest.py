@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures that all tests share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(params=["compiled", "torch"], scope="module")
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both ways in which a recurrent layer runs on a CPU."""
+    """Selects each of the two ways in which a recurrent layer runs on a CPU."""
     if request.param == "compiled" and library() is None:
         pytest.skip("no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A shipped experiment cut down to fractions of a second, with overrides."""
+    """Loads a shipped experiment cut down to fractions of a second, with overrides."""
 
     def load(name: str, *overrides: str) -> Experiment:
         return load_experiment(name, [*TINY, *overrides])
@@ -66,7 +66,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The address of an S3 in a process of its own."""
+    """Starts an S3 server in a process of its own, and returns its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,7 +90,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a new bucket, for which this process and those it starts have the keys."""
+    """Makes a bucket and returns its URI; this process and its children have the keys."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     name = f"bucket-{uuid.uuid4().hex}"
@@ -100,7 +100,7 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def read_only_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which nobody can write; root takes a read-only mount."""
+    """Makes a folder in which nobody can write; for root, by a read-only mount."""
     folder = tmp_path / "read-only"
     folder.mkdir()
     if os.geteuid() != 0:

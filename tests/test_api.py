@@ -1,4 +1,4 @@
-"""What the functions accept: names, paths, experiments, overrides in both forms."""
+"""The functions accept names, paths, experiments, and overrides in both forms."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ every_damage = pytest.mark.parametrize("damage", DAMAGE)
 
 @dataclass
 class Journal:
-    """Notes the trials that start, and interrupts the search at a step of the last one."""
+    """Records the trials that start, and interrupts the search at a step of the last one."""
 
     interrupt: bool = False
     started: set[str] = field(default_factory=set)
@@ -68,7 +68,7 @@ class Journal:
 
 @dataclass
 class Interrupted:
-    """A run of two finished trials and one that was interrupted."""
+    """A run of two finished trials and an interrupted one."""
 
     run: Run
     experiment: Experiment
@@ -77,7 +77,7 @@ class Interrupted:
     unfinished: str
 
     def copy(self, folder: Path) -> Run:
-        """The same run in another place."""
+        """Copies the run to another place."""
         shutil.copytree(str(self.run.path), folder / "copy")
         return Run(folder / "copy")
 
@@ -108,7 +108,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupte
 def assert_goes_on(
     found: Interrupted, run: Run, *, journal: Journal | None = None
 ) -> list[TrialSummary]:
-    """Resumes `run`: the finished trials are kept, and only the other one runs."""
+    """Resumes `run`, and checks that only the unfinished trial runs."""
     journal = journal or Journal()
     files = {i: trial_bytes(run, i) for i in found.finished}
     trials = search(found.experiment, run, journal)
@@ -191,7 +191,7 @@ def write_lines(run: Run, lines: list[bytes]) -> None:
 
 
 def test_every_line_of_the_record_may_be_damaged(interrupted: Interrupted, tmp_path: Path) -> None:
-    """Tune's files stand in for it: no finished trial becomes an unfinished one."""
+    """Tune's files replace it: no finished trial becomes unfinished."""
     run = interrupted.copy(tmp_path)
     lines = lines_of(run)
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Episodes are a function of (seed, split, index); stacking and moving keep what they say."""
+"""Episodes are a function of (seed, split, index); stacking and moving keep their values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def distribution(name: str, seed: int = 0) -> TaskDistribution:
 
 
 def tensors(episodes: Episodes) -> list[Tensor]:
-    """Everything there is in a batch, in one order."""
+    """Returns all tensors of a batch, in one order."""
     found = [episodes.seeds, episodes.way_classes]
     for examples in (episodes.support, episodes.query):
         found += [examples.x, examples.y, examples.lengths]
@@ -49,7 +49,7 @@ def tensors(episodes: Episodes) -> list[Tensor]:
 
 
 def digest(name: str, seed: int, split: Split, index: int) -> str:
-    """Of all values of one episode but its seed."""
+    """Hashes all values of one episode except its seed."""
     content = [
         t.numpy().tobytes() for t in tensors(distribution(name, seed).episodes(split, [index]))
     ]
@@ -130,7 +130,7 @@ def test_batches_have_the_documented_shapes_and_types(name: str) -> None:
 def of_varying_length(
     num_steps: dict[Split, int], *, with_lengths: bool = True
 ) -> TaskDistribution:
-    """Episodes of one support and two query examples, of up to `num_steps` time steps."""
+    """Makes episodes of one support and two query examples, of up to `num_steps` steps."""
 
     def sample(split: Split, rng: np.random.Generator) -> Episode:
         longest = rng.integers(1, num_steps[split] + 1, size=2)

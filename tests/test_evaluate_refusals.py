@@ -1,4 +1,4 @@
-"""What `evaluate` says of a run without a network."""
+"""`evaluate` refuses a run without a network, with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: the answer is success or one short message, soon.
+"""Damaged files of every kind: raymeta succeeds or gives one short message, soon.
 
 Each case is a shipped file with a few random damages.  `RAYMETA_FUZZ=SEED:CASES` runs other or more
 of them; a failure names its case, which `damaged(CONTENT, SEED, CASE)` makes again.
@@ -49,7 +49,7 @@ VALUES = [
 
 
 def damaged(content: bytes, seed: str, case: int) -> bytes:
-    """A file with one to four damages, always the same for a seed and a case."""
+    """Damages a file one to four times, always the same for a seed and a case."""
     rng = random.Random(f"{seed} {case}")  # noqa: S311
     for _ in range(rng.choice([1, 1, 2, 4])):
         content = rng.choice(DAMAGES)(content, rng)
@@ -69,7 +69,7 @@ def truncate(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_lines(content: bytes, rng: random.Random) -> bytes:
-    """Lines are deleted, repeated, swapped or indented."""
+    """Deletes, repeats, swaps or indents lines."""
     lines = content.splitlines(keepends=True)
     for _ in range(rng.choice([1, 2, 5])):
         if not lines:
@@ -88,7 +88,7 @@ def change_lines(content: bytes, rng: random.Random) -> bytes:
 
 
 def replace_value(content: bytes, rng: random.Random) -> bytes:
-    """The value of a `key: value`, an item of a list or a word becomes another one."""
+    """Replaces the value of a `key: value`, an item of a list or a word."""
     places = [*re.finditer(rb"(?m)(?<=: )[^\s#{\[&][^#\n]*|(?<=- )\S+|[\w.]+", content)]
     if not places:
         return content
@@ -130,7 +130,7 @@ DAMAGES = [
 
 
 def problem(read: Callable[[], object]) -> str | None:
-    """What is wrong with how a file is read; None for success or a short message, soon."""
+    """Returns what is wrong with how a file is read; None for success or a short message, soon."""
     began = time.monotonic()
     try:
         read()
@@ -241,7 +241,7 @@ def test_damaged_data_files_are_read_or_refused(tmp_path: Path, source: str) -> 
 
 
 def table(folder: Path, form: str) -> Experiment:
-    """A long table of 12 classes with four sequences each, and the experiment that reads it."""
+    """Writes a long table of 12 classes with four sequences each, and an experiment on it."""
     folder.mkdir()
     rows = [
         (c * 4 + n, f"class {c}", t, c + 0.1 * n * t)

@@ -1,4 +1,4 @@
-"""A new part is one file and one line, as `raymeta/CONTRIBUTING.md` says.
+"""A new part needs one file and one line, as `raymeta/CONTRIBUTING.md` says.
 
 The files are added to a copy of the package in a temporary folder, the lines to its registries, and
 an experiment file uses them all.  The parts' contracts are tested beside the registered ones.
@@ -106,7 +106,7 @@ print(trainer.recipe.learner)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package to which one part of each kind was added."""
+    """Copies the package and adds one part of each kind."""
     top = tmp_path_factory.mktemp("newcomer")
     package = top / "raymeta"
     leave_out = shutil.ignore_patterns("__pycache__", "uci_sentences", "uji_pen", "us_employment")

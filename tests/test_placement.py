@@ -1,4 +1,4 @@
-"""How many trials fit on nodes: against counting by hand, and against Ray's own placement."""
+"""The number of trials that fit on nodes, against counts by hand and Ray's own placement."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_bundles_hold_one_worker_each_and_nothing_for_an_actor_that_only_waits()
         ({"cpus_per_worker": 0.5, "num_workers": 5}, (3 * 16 + 4 * 4) // 5),
     ],
 )
-def test_so_many_trials_fit(settings: dict[str, object], trials: int) -> None:
+def test_as_many_trials_fit_as_counted_by_hand(settings: dict[str, object], trials: int) -> None:
     resources = Resources.model_validate(settings)
     assert place_trials(resources, [HEAD, BOX, SMALL]).trials == trials
 
@@ -92,9 +92,7 @@ def test_without_nodes_nothing_fits() -> None:
         place_trials(Resources(), [])
 
 
-def test_a_node_with_enough_of_one_thing_and_another_with_enough_of_the_other_hold_nothing() -> (
-    None
-):
+def test_two_nodes_that_only_together_have_enough_hold_no_trial() -> None:
     nodes = [Nodes("cpus", {"CPU": 8, "GPU": 0}), Nodes("gpus", {"CPU": 1, "GPU": 8})]
     with pytest.raises(ResourceError, match="no node has 2 CPU and 1 GPU together"):
         place_trials(Resources(cpus_per_worker=2, gpus_per_worker=1), nodes)
@@ -105,7 +103,7 @@ def test_a_node_with_enough_of_one_thing_and_another_with_enough_of_the_other_ho
     num_workers=st.integers(1, 4),
     placement=st.sampled_from(["pack", "one_node", "spread"]),
 )
-def test_the_number_is_that_of_handing_out_worker_by_worker(
+def test_the_count_equals_placing_one_worker_after_another(
     rooms: list[int], num_workers: int, placement: Literal["pack", "one_node", "spread"]
 ) -> None:
     nodes = [Nodes(str(number), {"CPU": room}) for number, room in enumerate(rooms)]
@@ -143,7 +141,7 @@ def test_nodes_travel_as_text() -> None:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes that say they had two GPUs each, and a head without CPUs."""
+    """Starts two nodes that claim two GPUs each, and a head without CPUs."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=4, num_gpus=2, object_store_memory=100_000_000)

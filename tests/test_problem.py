@@ -1,4 +1,4 @@
-"""Problems: losses, scores and their direction."""
+"""Problems: their losses, scores and directions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 
 
 def answers(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Outputs `[3, 4, 2]` and targets of three episodes."""
+    """Makes outputs `[3, 4, 2]` and targets of three episodes."""
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
     if problem.name != "classification":

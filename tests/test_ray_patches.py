@@ -1,4 +1,4 @@
-"""Each patch of Ray is still needed, and works; where a test of need fails, remove the patch."""
+"""Each patch of Ray is needed and works; if a test of need fails, remove the patch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raymeta.ray_patches import (
 
 
 class Manager:
-    """As much of Ray's manager of actors as the failure of a task concerns."""
+    """The part of Ray's actor manager that handles a failed task."""
 
     def __init__(self) -> None:
         self._failed_actor_ids: set[int] = set()
@@ -35,7 +35,7 @@ class Manager:
 
 
 def fail_for_memory() -> list[Exception]:
-    """Has Ray treat an actor that was killed for memory; what Tune's trial is told."""
+    """Has Ray handle an actor killed for memory; returns what Tune's trial is told."""
     told: list[Exception] = []
     actor = SimpleNamespace(actor_id=1, _on_error=lambda _, error: told.append(error))
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
@@ -60,7 +60,7 @@ def test_an_actor_that_was_killed_for_memory_is_lost_as_any_other() -> None:
 
 
 class Corrected(Searcher):
-    """Knows on restore that there are so many trials."""
+    """Sets a known number of trials on restore."""
 
     count: int | None = None
 
@@ -73,7 +73,7 @@ class Corrected(Searcher):
 
 
 def restored_counter(folder: Path, searcher: Corrected, *, limited: bool) -> int:
-    """The counter after a restore from a file in which it is 7."""
+    """Returns the counter after a restore from a file in which it is 7."""
     saved = SearchGenerator(Corrected())
     saved._counter = 7
     saved.save_to_dir(str(folder), "session")
@@ -94,7 +94,7 @@ def test_the_searcher_corrects_the_counter_that_tune_restores(
 
 
 def test_unpatched_ray_restores_its_counter_after_the_searcher(tmp_path: Path) -> None:
-    """A searcher that sets the counter itself is overruled."""
+    """Ray overrules a searcher that sets the counter itself."""
 
     class Setting(Corrected):
         generator: SearchGenerator
@@ -129,7 +129,7 @@ def test_the_nodes_of_one_machine_have_folders_of_their_own(runtime_env_folder: 
 
 
 class Head:
-    """As much of Ray's node as the start of a head's processes concerns."""
+    """The part of Ray's node that starts a head's processes."""
 
     _gcs_address = _gcs_client = _logs_dir = None
 
@@ -145,7 +145,7 @@ class Head:
         return start
 
 
-def test_ray_alone_starts_a_dashboard_and_a_monitor_though_it_is_to_have_none() -> None:
+def test_unpatched_ray_starts_a_dashboard_and_a_monitor_although_disabled() -> None:
     Node.start_head_processes(head := Head())
     assert {"start_api_server", "start_monitor"} <= head.started
 

@@ -1,4 +1,4 @@
-"""`train` with a refit, killed with SIGKILL in the middle of it, and resumed."""
+"""`train` with a refit is killed by SIGKILL midway, and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMEOUT_S = 240
 
 
 def freeze_in_the_refit(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
-    """Stops the driver where a training of the refit has reported, but not ended."""
+    """Stops the driver after a training of the refit has reported, before it ends."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline and driver.poll() is None:
         os.kill(driver.pid, signal.SIGSTOP)

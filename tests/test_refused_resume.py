@@ -1,4 +1,4 @@
-"""What a run is not resumed with: the refusal names it, and leaves the folder as it was."""
+"""Refused resumes name their reason, and leave the folder as it was."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN_OF_0_1 = Path(__file__).parent / "run_of_0_1" / "old"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that was interrupted before its first trial; no refusal changes it."""
+    """Makes a run that was interrupted before its first trial; no refusal changes it."""
     experiment = tiny_experiment("search.space.maml.inner_lr={low: 0.01, high: 1}")
     fingerprint = prepare(experiment, tmp_path).tasks.fingerprint
     run = Run.create(tmp_path, experiment, "one", fingerprint=fingerprint)
@@ -41,7 +41,7 @@ def snapshot(run: Run) -> dict[str, bytes]:
 
 
 def refusal(run: Run) -> str:
-    """Why the run is not resumed; one message, and nothing is written."""
+    """Returns the message of a refused resume, and checks that nothing is written."""
     before = snapshot(run)
     with pytest.raises(RaymetaError) as error:
         api.tune(resume=str(run.path))

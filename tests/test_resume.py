@@ -1,4 +1,4 @@
-"""A search whose driver is killed with SIGKILL, and `tune(resume=…)` after it."""
+"""SIGKILL ends a search's driver; `tune(resume=…)` finishes the search."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TIMEOUT_S = 240
 
 @dataclass
 class Watcher:
-    """Notes the reports of trials."""
+    """Records the reports of trials."""
 
     reports: list[tuple[str, int]] = field(default_factory=list)  # trial_id, meta-steps
     started_trials: set[str] = field(default_factory=set)
@@ -63,7 +63,7 @@ class Watcher:
 
 @dataclass
 class Resumed:
-    """A search before and after it was interrupted."""
+    """A search before and after its interruption."""
 
     run: Run
     before: dict[str, TrialRecord]
@@ -73,22 +73,22 @@ class Resumed:
     refusal: str  # of another process that would go on with it meanwhile
 
     def finished(self) -> list[str]:
-        """The trials that had come to their end before the interruption."""
+        """Returns the trials that had finished before the interruption."""
         return [i for i, record in self.before.items() if record.status == "completed"]
 
     def unfinished(self) -> list[str]:
-        """Those that had not, but had reported; one more may wait for its turn."""
+        """Returns the trials that had reported without finishing."""
         return [i for i, r in self.before.items() if r.status == "running" and r.curve]
 
 
 def results_files(run: Run) -> dict[str, tuple[int, bytes]]:
-    """Time of change and content of each trial's results."""
+    """Returns time of change and content of each trial's results."""
     files = sorted(Path(str(run.tune_dir)).glob("*/result.json"))
     return {f.parent.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
 
 
 def is_midway(run: Run) -> bool:
-    """Whether two trials are done and a third has begun, as all of the run's files say."""
+    """Tells whether two trials are done and a third has begun, by all of the run's files."""
     records = read_trials(run)
     done = [i for i, record in records.items() if record.status == "completed"]
     begun = [r for r in records.values() if r.status == "running" and len(r.curve) > 2]
@@ -96,7 +96,7 @@ def is_midway(run: Run) -> bool:
 
 
 def tunes_trials(run: Run) -> tuple[list[str], list[str]]:
-    """All and the finished ones in Tune's own file, which is copied apart from the searcher's."""
+    """Returns all and the finished trials in Tune's own file."""
     (file,) = Path(str(run.tune_dir)).glob("experiment_state-*.json")
     trials = [json.loads(static) for static, _ in json.loads(file.read_text())["trial_data"]]
     finished = [trial["trial_id"] for trial in trials if trial["status"] == "TERMINATED"]
@@ -104,7 +104,7 @@ def tunes_trials(run: Run) -> tuple[list[str], list[str]]:
 
 
 def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
-    """Stops the driver in the middle of its search, so that its files stay as they are."""
+    """Stops the driver in the middle of its search, so that its files stay unchanged."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline and driver.poll() is None:
         os.kill(driver.pid, signal.SIGSTOP)
@@ -117,7 +117,7 @@ def freeze_midway(driver: subprocess.Popen[bytes], runs_dir: Path) -> Run:
 
 
 def refusal_of_a_second(run: Run) -> str:
-    """What `tune(resume=…)` says while the driver, though frozen, is there."""
+    """Returns the message of `tune(resume=…)` while the frozen driver exists."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raymeta.run_folder.LOCK_S", 0.5)
         with pytest.raises(RunError) as refused:

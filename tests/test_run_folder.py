@@ -1,4 +1,4 @@
-"""Run folders: made once, written whole or not at all, found again."""
+"""Run folders are made once, written whole or not at all, and found again."""
 
 from __future__ import annotations
 

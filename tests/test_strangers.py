@@ -1,4 +1,4 @@
-"""Run folders of strangers: nothing in one leads elsewhere or takes gigabytes, for any command."""
+"""Hostile run folders: no command follows their links, or takes gigabytes for them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 def put(link: Path, target: str | Path) -> None:
-    """A link in place of whatever is there."""
+    """Replaces whatever is there by a link."""
     if link.is_dir():
         link.rename(link.with_name("moved"))
     link.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ NUM_EPISODES, NUM_WAYS, NUM_QUERIES = 60, 5, 3
 
 
 def crossed(repeats: int = 1) -> dict[str, np.ndarray]:
-    """Four writers by six shapes, every pair `repeats` times, in one episode a repeat."""
+    """Makes four writers by six shapes, every pair `repeats` times, one episode a repeat."""
     writer, shape = np.divmod(np.arange(24), 6)
     return {name: np.tile(ids, (repeats, 1)) for name, ids in (("w", writer), ("s", shape))}
 
@@ -107,7 +107,7 @@ def test_equal_scores_have_no_width_and_scores_that_are_not_numbers_no_finite_on
 
 
 def episodes_of_pen(rng: np.random.Generator, writers: int, shapes: int) -> dict[str, np.ndarray]:
-    """Five shapes an episode, three queries of each by any writer."""
+    """Makes episodes of five shapes, with three queries each by any writer."""
     drawn = np.stack([rng.permutation(shapes)[:NUM_WAYS] for _ in range(NUM_EPISODES)])
     shape = drawn.repeat(NUM_QUERIES, axis=1)
     return {"shape": shape, "writer": rng.integers(writers, size=shape.shape)}
@@ -116,7 +116,7 @@ def episodes_of_pen(rng: np.random.Generator, writers: int, shapes: int) -> dict
 def simulated(
     rng: np.random.Generator, ids: Mapping[str, np.ndarray], sizes: Mapping[str, float]
 ) -> np.ndarray:
-    """Queries with the mean 0: normal effects of units, pairs of units and episodes, and noise."""
+    """Simulates queries of mean 0: normal effects of units, pairs and episodes, and noise."""
     shape, writer = ids["shape"], ids["writer"]
     axes = {
         "shape": shape,
@@ -133,7 +133,7 @@ def simulated(
 def coverage(
     writers: int, shapes: int, sizes: Mapping[str, float], num_samples: int
 ) -> tuple[float, float]:
-    """The shares of intervals over units and over episodes alone that hold the true mean."""
+    """Returns how often intervals over units, and over episodes alone, hold the true mean."""
     rng = np.random.default_rng(writers * 100 + shapes)
     over_units = over_episodes = 0
     for _ in range(num_samples):

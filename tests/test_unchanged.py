@@ -97,7 +97,7 @@ Numbers = dict[str, list[float]]
 
 
 def summary(values: Mapping[str, Tensor]) -> Numbers:
-    """Of each tensor its norm, and its product with a fixed vector."""
+    """Returns each tensor's norm, and its product with a fixed vector."""
     found = {}
     for name, value in values.items():
         flat = value.detach().double().flatten()
@@ -107,7 +107,7 @@ def summary(values: Mapping[str, Tensor]) -> Numbers:
 
 
 def example_sets(rng: np.random.Generator, network: str | None, per_way: int) -> Examples:
-    """Random sequences of different lengths."""
+    """Draws random sequences of different lengths."""
     count = WAYS * per_way
     lengths = torch.from_numpy(rng.integers(1, STEPS + 1, (EPISODES, count)))
     x = torch.from_numpy(rng.normal(size=(EPISODES, count, STEPS, FEATURES)))
@@ -120,7 +120,7 @@ def example_sets(rng: np.random.Generator, network: str | None, per_way: int) ->
 
 
 def gradient(case: str, dtype: torch.dtype) -> Numbers:
-    """The meta-gradient of a case on random episodes."""
+    """Computes the meta-gradient of a case on random episodes."""
     cell, learner, graph, network = CASES[case]
     rng = np.random.default_rng(7)
     episodes = Episodes(
@@ -150,7 +150,7 @@ def gradient(case: str, dtype: torch.dtype) -> Numbers:
 
 
 def meta_steps(name: str) -> Numbers:
-    """Parameters, mean loss and validation after ten meta-steps of a shipped experiment."""
+    """Returns parameters, mean loss and validation after ten meta-steps of a shipped experiment."""
     trainer = build_trainer(load_experiment(EXPERIMENTS[name], [*TINY, "search.space={}"]))
     report = trainer.train(10)
     found = {k: torch.tensor(report[k]) for k in ("train_loss", "train_score", "meta_grad_norm")}
@@ -160,7 +160,7 @@ def meta_steps(name: str) -> Numbers:
 
 
 def trained(num_workers: int, folder: str) -> Numbers:
-    """The network and the meta-test table of ten meta-steps over workers of their own."""
+    """Returns the network and the meta-test table after ten meta-steps over worker processes."""
     report = raymeta.train(
         "pen-maml", overrides=[*TINY, f"resources.num_workers={num_workers}"], runs_dir=folder
     )
@@ -173,7 +173,7 @@ def trained(num_workers: int, folder: str) -> Numbers:
 
 
 def searched(folder: str) -> Numbers:
-    """The points and results of a search of four trials, two of them the model's."""
+    """Returns the points and results of a search of four trials, two of them the model's."""
     report = raymeta.tune("sinusoid", overrides=SEARCH, runs_dir=folder)
     return {
         f"trial {number}": [*map(float, record.point.values()), record.curve[-1][1]]
@@ -182,7 +182,7 @@ def searched(folder: str) -> Numbers:
 
 
 def record() -> dict[str, Numbers]:
-    """All that is recorded."""
+    """Returns all that is recorded."""
     found = {case: gradient(case, torch.float64) for case in CASES}
     found |= {f"meta-steps of {name}": meta_steps(name) for name in EXPERIMENTS}
     with tempfile.TemporaryDirectory() as folder:

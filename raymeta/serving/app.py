@@ -67,7 +67,7 @@ _TARGETS = {
 
 
 def _described(needed: dict[str, Any], answer: dict[str, Any], status: int) -> dict[str, Any]:
-    """A request and its answers, as OpenAPI has them."""
+    """Describes a request and its answers in OpenAPI's terms."""
     schema = {
         "type": "object",
         "properties": needed,
@@ -142,7 +142,7 @@ async def _no_such_route(_: Request, error: HTTPException) -> Response:
 
 
 class Replica:
-    """Adapts and predicts, in a process of its own."""
+    """Adapts and predicts in a process of its own."""
 
     def __init__(self, settings: ServeSettings) -> None:
         model = load(settings.run, ensemble=settings.ensemble, runs_dir=settings.runs_dir)
@@ -150,12 +150,12 @@ class Replica:
         self._service = Service(model, tasks, settings.limits)
 
     def ask(self, method: str, *arguments: Any) -> Answer:
-        """The answer of a method of `Service`."""
+        """Calls a method of `Service` and returns its answer."""
         answer: Answer = getattr(self._service, method)(*arguments)
         return answer
 
     def num_tasks(self) -> int:
-        """How many tasks are kept, by all replicas together."""
+        """Counts the tasks that all replicas together keep."""
         return self._service.tasks.count()
 
 
@@ -166,7 +166,7 @@ def _hash(token: str) -> str:
 
 @serve.ingress(api)
 class Door:
-    """Speaks HTTP; knows no networks."""
+    """Speaks HTTP and checks tokens; the replicas hold the network."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class Door:
 
     @api.post("/tasks", status_code=201, openapi_extra=_ADAPT)
     async def adapt(self, request: Request) -> Response:
-        """Adapts to the support examples of a new task, and keeps it for a time."""
+        """Adapts to the support examples of a new task, and keeps the task for a time."""
 
         async def work() -> Answer:
             body = await self._body(request)
@@ -208,7 +208,7 @@ class Door:
 
     @api.post("/tasks/{task_id}/predict", openapi_extra=_PREDICT)
     async def predict(self, task_id: str, request: Request) -> Response:
-        """Predicts examples of a task: the class and its probabilities, or the value."""
+        """Predicts the class and its probabilities, or the value, of a task's examples."""
 
         async def work() -> Answer:
             body = await self._body(request)
@@ -219,7 +219,7 @@ class Door:
 
     @api.get("/tasks/{task_id}")
     async def task(self, task_id: str, request: Request) -> Response:
-        """The classes of a task, and when it expires."""
+        """Returns the classes of a task, and when it expires."""
         return await self._served(request, "task", lambda: self._ask("task", task_id))
 
     @api.delete("/tasks/{task_id}", status_code=204)
@@ -229,18 +229,18 @@ class Door:
 
     @api.get("/model")
     async def model(self, request: Request) -> Response:
-        """What the network expects: channels, columns, classes, shots, limits."""
+        """Returns what the network expects: channels, columns, classes, shots, limits."""
         return await self._served(request, "model", lambda: self._ask("describe"))
 
     @api.get("/health")
     async def health(self) -> dict[str, str]:
-        """Whether a replica answers; needs no token."""
+        """Tells whether a replica answers; needs no token."""
         await self._call("num_tasks")
         return {"status": "ok"}
 
     @api.get("/metrics")
     async def metrics(self, request: Request) -> Response:
-        """Requests, their time, adaptations and tasks kept, as Prometheus reads them."""
+        """Returns counts and times of requests, adaptations and tasks in Prometheus' format."""
 
         async def work() -> Answer:
             self._tasks.set(await self._call("num_tasks"))
@@ -252,7 +252,7 @@ class Door:
     async def _served(
         self, request: Request, route: str, work: Callable[[], Awaitable[Answer]]
     ) -> Response:
-        """The answer of some work to a request that may ask for it; counted and timed."""
+        """Runs `work` for a request with a valid token; counts and times it."""
         began = time.perf_counter()
         try:
             self._check_token(request)
@@ -278,7 +278,7 @@ class Door:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """The body, of which no more is received than the limit and a part."""
+        """Receives the body, and stops within one part above the size limit."""
         length = request.headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.body_bytes:
             raise too_large(self._limits)
@@ -297,7 +297,7 @@ class Door:
         return answer
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        """Asks a replica; another, if that one dies."""
+        """Asks a replica, and another one if that replica dies."""
         until = time.monotonic() + _RETRY_S
         while True:
             try:
@@ -310,7 +310,7 @@ class Door:
 
 
 def application(settings: ServeSettings, token: str | None) -> serve.Application:
-    """The application; without a token whoever reaches it may ask."""
+    """Builds the application; without a token, whoever reaches it may ask."""
     # One door, so that its figures are those of all requests; it waits more than it works.
     door = serve.deployment(
         Door, name="Door", num_replicas=1, max_ongoing_requests=1000, ray_actor_options=_CPUS[0]
@@ -329,7 +329,7 @@ def application(settings: ServeSettings, token: str | None) -> serve.Application
 
 
 def build(args: ServeSettings) -> serve.Application:
-    """The application as `serve run` and KubeRay's `serveConfigV2` build it.
+    """Builds the application for `serve run` and for KubeRay's `serveConfigV2`.
 
     Args:
         args: of the configuration file.
@@ -344,7 +344,7 @@ def build(args: ServeSettings) -> serve.Application:
 
 
 def check_room(replicas: int) -> None:
-    """Refuses more replicas than there are cores, which would wait for ever.
+    """Refuses more replicas than there are cores: the surplus would wait for ever.
 
     Raises:
         ResourceError: naming both.

@@ -1,4 +1,4 @@
-"""The bodies of requests and answers: JSON and Arrow, read within limits.
+"""Reads the bodies of requests, and writes those of answers, in JSON and Arrow, within limits.
 
 A body comes from anybody who has the token.  Nothing of it is executed or unpickled, and what it
 says of its own size is checked before memory is spent on it.
@@ -40,7 +40,7 @@ _TAKEN = (
 
 
 class RequestError(DataError):
-    """A request that is refused; `status` is HTTP's."""
+    """A refused request; `status` is its HTTP status."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class RequestError(DataError):
 
 
 def media_type(header: str | None, name: str) -> str:
-    """The one of our types that a header `Content-Type` or `Accept` names; JSON by default.
+    """Returns which of our types the header `Content-Type` or `Accept` names; JSON by default.
 
     Raises:
         RequestError: it names another.
@@ -66,7 +66,7 @@ def media_type(header: str | None, name: str) -> str:
 def examples_of(
     body: bytes, kind: str, inputs: Inputs, limits: Limits, *, with_targets: bool
 ) -> RawExamples:
-    """The examples in a body.
+    """Reads the examples in a body.
 
     Args:
         body: JSON `{"x": …}`, and `"y"` with targets: `x` as `raymeta.load(…).adapt` takes it, as
@@ -95,7 +95,7 @@ def examples_of(
 
 
 def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
-    """The predictions for examples, as a body.
+    """Writes the predictions for examples as a body.
 
     JSON has `predictions` `[N]` or `[N, O]`; for classes also `classes` `[K]` and `probabilities`
     `[N, K]`; and `ids` `[N]` where the examples have them.  Arrow has the columns that `raymeta
@@ -121,7 +121,7 @@ def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
 
 
 def too_large(limits: Limits) -> RequestError:
-    """What is said of a body over the limit, however it came."""
+    """Makes the error for a body above the size limit."""
     return RequestError(
         f"the body must have at most {limits.body_bytes} bytes; send fewer examples at a time", 413
     )
@@ -175,7 +175,7 @@ def _of_json(body: bytes, inputs: Inputs, limits: Limits, *, with_targets: bool)
 
 
 def _check_steps(one: Any, number: int) -> None:
-    """Refuses what NumPy would turn into numbers although it is none, such as text and true."""
+    """Refuses values that NumPy would convert to numbers, such as text and true."""
     for step in one if isinstance(one, list) else [one]:
         if not isinstance(step, list):
             raise DataError(
@@ -201,7 +201,7 @@ def _numeric_targets(y: list[Any]) -> list[list[float]]:
 
 
 def _table(body: bytes, limits: Limits) -> pa.Table:
-    """The table in a stream of Arrow's.
+    """Reads the table in an Arrow stream.
 
     The sizes that its messages tell of are read before its columns are: a compressed column, one of
     runs or one without buffers may unfold to any size.
@@ -235,7 +235,7 @@ def _table(body: bytes, limits: Limits) -> pa.Table:
 
 
 def _messages(body: bytes) -> Iterator[memoryview]:
-    """The metadata of each message of a stream, by the encapsulation of Arrow's format.
+    """Yields the metadata of each message of a stream, by Arrow's encapsulation format.
 
     It is `<0xFFFFFFFF> <int32 size> <metadata, padded> <body>`, where size 0 ends the stream.
     """
@@ -257,7 +257,7 @@ def _messages(body: bytes) -> Iterator[memoryview]:
 
 
 def _message_header(metadata: memoryview) -> tuple[int, int]:
-    """The kind of a message, and where its header is."""
+    """Returns the kind of a message, and the offset of its header."""
     root = struct.unpack_from("<I", metadata)[0]
     kind, header = _field(metadata, root, 1), _field(metadata, root, 2)
     if not kind or not header:
@@ -266,14 +266,14 @@ def _message_header(metadata: memoryview) -> tuple[int, int]:
 
 
 def _batch_facts(metadata: memoryview, header: int) -> tuple[int, bool]:
-    """How many rows a batch has, and whether it is compressed."""
+    """Returns the number of rows in a batch, and whether it is compressed."""
     length = _field(metadata, header, 0)
     rows = struct.unpack_from("<q", metadata, length)[0] if length else 0
     return rows, bool(_field(metadata, header, 3))
 
 
 def _field(metadata: memoryview, table: int, number: int) -> int:
-    """Where a field of a FlatBuffers table is; 0 where it is left out."""
+    """Returns the offset of a field of a FlatBuffers table; 0 if the field is absent."""
     vtable = table - struct.unpack_from("<i", metadata, table)[0]
     if vtable < 0:
         raise ValueError("its metadata are damaged")

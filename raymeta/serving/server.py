@@ -1,4 +1,4 @@
-"""Starts the application with a Ray of its own (or on a cluster), and ends it."""
+"""Starts the application with a Ray of its own or on a cluster, and stops it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def serve_run(
     verbose: bool,
     say: Callable[[str], object],
 ) -> None:
-    """Serves a run until SIGINT, SIGTERM or SIGHUP, one of which also ends its start.
+    """Serves a run until SIGINT, SIGTERM or SIGHUP; a signal during the start ends that too.
 
     At SIGUSR1 the replicas open the run anew, one after another, while the others answer.
 
@@ -148,7 +148,7 @@ def _check_address(host: str, port: int, *, has_token: bool) -> None:
 
 
 def _token(file: Path) -> tuple[str, bool]:
-    """The token in a file, and whether it was made now."""
+    """Reads or makes the token in a file; returns it and whether it is new."""
     try:
         with contextlib.suppress(FileExistsError):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -172,7 +172,7 @@ def _token(file: Path) -> tuple[str, bool]:
 
 @dataclass
 class _Signals:
-    """What signals have asked for: the end, the first one's number, and an update."""
+    """Holds what signals have asked for: the end, by the first one's number, or an update."""
 
     ended: threading.Event = field(default_factory=threading.Event)
     updates: threading.Event = field(default_factory=threading.Event)
@@ -180,7 +180,7 @@ class _Signals:
     is_serving: bool = False
 
     def end(self, number: int, _: FrameType | None) -> None:
-        """Ends the server; the first signal interrupts its start, which may take minutes."""
+        """Ends the server; the first signal also interrupts its start, which may take minutes."""
         is_first = not self.received
         self.received = self.received or number
         self.ended.set()
@@ -194,7 +194,7 @@ class _Signals:
 
 @contextmanager
 def _signals() -> Iterator[_Signals]:
-    """What signals ask for meanwhile."""
+    """Handles signals while the server runs."""
     found = _Signals()
     handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), found.end)
     before = {

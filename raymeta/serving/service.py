@@ -1,4 +1,4 @@
-"""What the server does with a request, without HTTP and without Ray."""
+"""Answers requests, without HTTP and without Ray."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as HTTP has it."""
+    """An HTTP answer: status, media type and body."""
 
     status: int
     kind: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass
 class Service:
-    """A model, and the tasks that it was adapted to.
+    """Adapts a model to tasks and predicts with them.
 
     Every method answers; none raises what a client or a disk got wrong.
     """
@@ -73,7 +73,7 @@ class Service:
     def predict(
         self, task_id: str, body: bytes, content_type: str | None, accept: str | None
     ) -> Answer:
-        """Predicts the examples in a body by a kept task."""
+        """Predicts the examples in a body with a kept task."""
 
         def work() -> Answer:
             adapted = self.tasks.get(task_id)
@@ -85,11 +85,11 @@ class Service:
         return self._answered(work)
 
     def task(self, task_id: str) -> Answer:
-        """What is known of a kept task."""
+        """Describes a kept task."""
         return self._answered(lambda: _json(self._facts(task_id)))
 
     def delete(self, task_id: str) -> Answer:
-        """Forgets a task."""
+        """Removes a task."""
 
         def work() -> Answer:
             self.tasks.delete(task_id)
@@ -98,7 +98,7 @@ class Service:
         return self._answered(work)
 
     def describe(self) -> Answer:
-        """What the model expects of examples, and the limits of requests."""
+        """Describes the examples that the model expects, and the limits of requests."""
 
         def work() -> Answer:
             trained = self.model.trained
@@ -137,7 +137,7 @@ class Service:
         }
 
     def _answered(self, work: Callable[[], Answer]) -> Answer:
-        """The answer of some work, one at a time: the numerics fill a core by themselves."""
+        """Runs `work` alone and returns its answer: the numerics fill a core by themselves."""
         with self._lock:
             try:
                 return work()
@@ -151,7 +151,7 @@ class Service:
 
 
 def error_answer(message: str, status: int) -> Answer:
-    """The answer that says what is wrong."""
+    """Makes the answer that states a mistake."""
     return _json({"error": message}, status)
 
 

@@ -1,4 +1,4 @@
-"""How a run is served: the keys of `serveConfigV2`'s `args`, and the options of `raymeta serve`."""
+"""The settings of a server: keys of `serveConfigV2`'s `args`, and options of `raymeta serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raymeta.sections import Section
 
 
 class Limits(Section):
-    """The most that a request may ask for; a text has a time step for each character."""
+    """The limits of a request; a text has one time step a character."""
 
     body_bytes: int = Field(8 << 20, ge=1)
     examples: int = Field(1000, ge=1)
@@ -18,7 +18,7 @@ class Limits(Section):
 
 
 class ServeSettings(Section):
-    """What the application serves, and how it keeps its tasks.
+    """What the application serves, and how it keeps tasks.
 
     `run` and `tasks_dir` must be reached from every node; they may be URIs.  The token is no key:
     the application takes it from the environment.

@@ -1,4 +1,4 @@
-"""The tasks that a server keeps: adapted networks by id, for a time and up to a number.
+"""Keeps the tasks of a server: adapted networks by id, for a time and up to a number.
 
 They are files in one folder (or at one URI), which all replicas share.  So any replica answers for
 any task, and tasks outlive replicas and updates.
@@ -27,13 +27,13 @@ _OPEN = 64  # tasks that a replica has in memory
 
 
 def new_id(keep_for_s: float, now: float | None = None) -> str:
-    """An id that nobody can guess, and that says when its task ends."""
+    """Makes an id that nobody can guess and that tells when its task expires."""
     ends = int(((time.time() if now is None else now) + keep_for_s) * 1000)
     return f"{ends:012x}-{secrets.token_hex(12)}"
 
 
 def end_of(task_id: str) -> float | None:
-    """When a task ends, in seconds of the epoch; None for what is no id."""
+    """Returns when a task expires, in seconds since the epoch; None for a malformed id."""
     found = _ID.fullmatch(task_id)
     return int(found[1], 16) / 1000 if found else None
 
@@ -55,7 +55,7 @@ class KeptTasks:
     _open: OrderedDict[str, Adapted] = field(default_factory=OrderedDict)
 
     def check_room(self, task_id: str) -> None:
-        """Refuses one more task when it is full; removes tasks that have ended first.
+        """Refuses a task beyond the limit, after it has removed expired ones.
 
         Raises:
             RequestError: saying when there will be room.
@@ -75,13 +75,13 @@ class KeptTasks:
             )
 
     def keep(self, task_id: str, adapted: Adapted) -> None:
-        """Keeps a task, or replaces the one of that id."""
+        """Keeps a task, or replaces the one with that id."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_file(self._file(task_id), adapted.to_bytes())
         self._remember(task_id, adapted)
 
     def get(self, task_id: str) -> Adapted:
-        """The adapted network of a task.
+        """Returns the adapted network of a task.
 
         Raises:
             RequestError: there is none (any more).
@@ -116,7 +116,7 @@ class KeptTasks:
         self._remove(task_id)
 
     def count(self) -> int:
-        """How many tasks are kept that have not ended."""
+        """Counts the tasks that have not expired."""
         return sum(end > self.clock() for _, end in self._ids())
 
     def _ids(self) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""`raymeta new` and `raymeta inspect`, from a file to a searched experiment."""
+"""`raymeta new` and `raymeta inspect` lead from a file to a searched experiment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> str:
-    """The output of a command; its error is raised."""
+    """Runs a command and returns its output; raises its error."""
     result = CliRunner().invoke(app, arguments)
     if result.exception is not None:
         raise result.exception

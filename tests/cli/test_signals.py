@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP outside a search: no stack, the command that goes on, a code of their own."""
+"""SIGTERM and SIGHUP outside a search: the command to resume, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wait_for(folder: Path, pattern: str, command: subprocess.Popen[str]) -> Path
 
 @pytest.fixture
 def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training of moments with a meta-test of minutes."""
+    """Starts a training of moments with a meta-test of minutes."""
     sets = [*TINY, "evaluation.num_episodes=100000", "training.eval_every=4"]
     options = [part for value in sets for part in ("--set", value)]
     command = subprocess.Popen(

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def onprem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPrem]:
-    """A head and two workers that run Ray, and a laptop."""
+    """Starts Ray on a head and two workers; a laptop stands beside them."""
     hosts = Hosts(3, tmp_path_factory.mktemp("onprem"), environment=ENVIRONMENT)
     for worker in hosts.hosts[1:]:
         worker.memory_bytes = WORKER_BYTES
@@ -44,7 +44,7 @@ def onprem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPrem]:
 
 @pytest.fixture(scope="session")
 def undisturbed(onprem: OnPrem) -> Search:
-    """A search of one trial without a fault."""
+    """Runs a search of one trial without a fault."""
     search = onprem.start("undisturbed")
     search.wait_for_end_of_trials()
     search.stop()
@@ -53,7 +53,7 @@ def undisturbed(onprem: OnPrem) -> Search:
 
 @pytest.fixture
 def start(onprem: OnPrem, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Starts searches on the idle cluster; they end with the test."""
+    """Starts searches on the idle cluster and ends them with the test."""
     onprem.wait_until_ready()
     searches: list[Search] = []
 

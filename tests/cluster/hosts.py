@@ -99,7 +99,7 @@ SetEnv {environment}
 
 
 def missing() -> str | None:
-    """Why there can be no test hosts here; None if there can."""
+    """Returns why test hosts cannot be made here; None if they can."""
     if not sys.platform.startswith("linux"):
         return "test hosts need Linux"
     if os.geteuid() != 0:
@@ -115,7 +115,7 @@ def missing() -> str | None:
 
 
 class HostError(AssertionError):
-    """A command on a host went wrong."""
+    """A command on a host failed."""
 
 
 class Host:
@@ -144,7 +144,7 @@ class Host:
     # Life ---------------------------------------------------------------------------------------
 
     def power_on(self) -> None:
-        """Boots; returns when sshd answers."""
+        """Boots the host; returns when sshd answers."""
         work = self._world.work
         if not self._groups:
             group = f"{self._world.work.name}-{self.name}"
@@ -183,7 +183,7 @@ class Host:
         wait_until(lambda: self._world.succeeds(probe), f"{self.name}: sshd does not answer")
 
     def power_off(self) -> None:
-        """Stops at once; no other host is told."""
+        """Stops the host at once; no other host is told."""
         if self._process is None:
             return
         # First of all: the kernel closes the connections of dying processes, and would tell.
@@ -195,11 +195,11 @@ class Host:
 
     @property
     def is_on(self) -> bool:
-        """Whether it has power."""
+        """Tells whether the host has power."""
         return self._process is not None and self._process.poll() is None
 
     def cut_cable(self) -> None:
-        """Nothing comes in or out; its processes live on."""
+        """Cuts the network off; the processes live on."""
         self._world.network(f"link set {self.name} down")
 
     def plug_in(self) -> None:
@@ -216,7 +216,7 @@ class Host:
         self._world.run(f"mount -o remount,size={_DISK_MIB}m {self._disk}")
 
     def remove_cgroups(self) -> None:
-        """The last thing to do, after its processes are gone."""
+        """Removes the control groups, after the processes are gone."""
         for group in self._groups:
             wait_until(lambda: not self._pids(), f"{group}: is not empty")
             group.rmdir()
@@ -225,11 +225,11 @@ class Host:
 
     @property
     def ssh_command(self) -> list[str]:
-        """What reaches this host by ssh from the laptop; a command may follow, word by word."""
+        """Builds the ssh command from the laptop; the words of a command may follow."""
         return [*self._world.laptop.command(f'exec ssh {self.address} "$@"'), "ssh"]
 
     def command(self, line: str) -> list[str]:
-        """What runs a line of bash on this host, with the Python environment on its PATH."""
+        """Builds what runs a line of bash on this host, with the Python environment on its PATH."""
         path = f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         variables = [f"{key}={value}" for key, value in {**self.environment, "PATH": path}.items()]
         namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
@@ -237,7 +237,7 @@ class Host:
         return self._in_cgroups([*enter, "env", "-i", *variables, "bash", "-c", line])
 
     def run(self, line: str, *, timeout_s: float = TIMEOUT_S, check: bool = True) -> str:
-        """Runs a line of bash; its output.
+        """Runs a line of bash and returns its output.
 
         Raises:
             HostError: its exit code is not 0.
@@ -266,18 +266,18 @@ class Host:
             )
 
     def processes(self) -> dict[int, str]:
-        """The command line of each process, by the host's own process ids."""
+        """Returns the command line of each process, by the host's own process ids."""
         lines = self.run("ps -eo pid=,args= -ww").splitlines()
         found = dict(line.strip().split(None, 1) for line in lines)
         own = "ps -eo pid=,args= -ww"
         return {int(pid): args for pid, args in found.items() if own not in args}
 
     def pids(self, pattern: str) -> list[int]:
-        """The processes in whose command lines there is `pattern`."""
+        """Returns the processes whose command lines contain `pattern`."""
         return [pid for pid, args in self.processes().items() if pattern in args]
 
     def kill(self, pattern: str) -> list[int]:
-        """Kills those processes; their ids."""
+        """Kills those processes and returns their ids."""
         pids = self.pids(pattern)
         self.run(f"kill -9 {' '.join(map(str, pids))}")
         return pids
@@ -305,7 +305,7 @@ class Host:
 
 
 class Hosts:
-    """So many hosts and a laptop, as long as the context lasts."""
+    """Makes several hosts and a laptop, and removes them at the end of the context."""
 
     def __init__(
         self,
@@ -315,7 +315,7 @@ class Hosts:
         environment: Mapping[str, str] | None = None,
         memory_bytes: int = 4 << 30,
     ) -> None:
-        """Makes none yet.
+        """Stores the settings; the context makes the hosts.
 
         Args:
             count: of hosts beside the laptop.
@@ -351,7 +351,7 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends all of it."""
+        """Removes all of it."""
         if self._world is not None:
             assert self._world.stdin is not None
             self._world.stdin.close()  # its first process is waiting for this end
@@ -369,14 +369,14 @@ class Hosts:
         return iter(self.hosts)
 
     def run(self, line: str) -> None:
-        """Runs a line of bash in the world, outside of all hosts."""
+        """Runs a line of bash in the world, outside all hosts."""
         command = [*self.enter, "bash", "-c", line]
         done = subprocess.run(command, capture_output=True, check=False, text=True)
         if done.returncode:
             raise HostError(f"`{line}` ended with {done.returncode}:\n{done.stderr}")
 
     def succeeds(self, line: str) -> bool:
-        """Whether it ends with 0."""
+        """Tells whether a line of bash exits with 0."""
         try:
             self.run(line)
         except HostError:
@@ -436,7 +436,7 @@ def wait_until(
 
 
 def _descendant(pid: int, generations: int) -> int:
-    """The only child of the only child of … of a process, which may be about to start."""
+    """Finds the only child of the only child of … of a process that may be about to start."""
     for _ in range(generations):
         children: list[psutil.Process] = []
         deadline = time.monotonic() + TIMEOUT_S
@@ -449,12 +449,12 @@ def _descendant(pid: int, generations: int) -> int:
 
 
 def _cgroup_root(group: Path) -> Path:
-    """Where a process looks for its own limits."""
+    """Finds where a process looks for its own limits."""
     return group.parent
 
 
 def _make_cgroups(name: str, memory_bytes: int) -> list[Path]:
-    """A group of processes with so much memory, in either version of Linux's control groups."""
+    """Makes a control group with a memory limit, in either version of Linux's control groups."""
     for parent, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
         folder = _CGROUPS / parent
         if not (folder / "cgroup.procs").is_file():

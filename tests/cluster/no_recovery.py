@@ -22,7 +22,7 @@ from raymeta.trial import actor, workers
 
 
 class Staying(actor.MetaTrial):
-    """Stays on a node that will go; pickled by value, as all of this file is."""
+    """Stays on a node that will be taken away; this file is pickled by value."""
 
     def step(self) -> dict[str, object]:
         """Trains."""
@@ -31,7 +31,7 @@ class Staying(actor.MetaTrial):
 
 
 def forget_earlier_sessions(read: Callable[[Run], LoggedTrials]) -> Callable[[Run], LoggedTrials]:
-    """Reads no trials the first time, which is when a search starts or resumes."""
+    """Reads no trials the first time, at the start of a search or of its resumption."""
     nothing = [LoggedTrials()]
     return lambda run: nothing.pop() if nothing else read(run)
 

@@ -1,4 +1,4 @@
-"""A cluster of test hosts as `cluster/onprem.yaml` makes it, and searches on it.
+"""Makes a cluster of test hosts as `cluster/onprem.yaml` does, and runs searches on it.
 
 RAYMETA_TEST_RECOVERY=off takes recovery away: no trial is restarted, leaves a host that will go,
 has a deadline for its reports, waits for storage or is remembered after its session; a failed trial
@@ -106,7 +106,7 @@ class OnPrem:
         self.head.run(f"mkdir -p ~/redis && {redis} --dir ~/redis --save ''")
 
     def up(self, options: str = "") -> None:
-        """`ray up`; returns when all workers have joined."""
+        """Runs `ray up`; returns when all workers have joined."""
         command = f"ray up --yes --no-config-cache {options} {self.file}"
         self.laptop(command, timeout_s=READY_S)
         self.wait_until_ready()
@@ -130,7 +130,7 @@ class OnPrem:
         return self.head.run(f"{ON_HEAD} {line}", check=check)
 
     def ray_processes(self) -> dict[str, list[str]]:
-        """The processes of Ray on each host that has any."""
+        """Returns the processes of Ray on each host that has any."""
         left = {
             host.name: [a for a in host.processes().values() if not a.startswith(NOT_RAY)]
             for host in self.hosts
@@ -138,11 +138,11 @@ class OnPrem:
         return {name: commands for name, commands in left.items() if commands}
 
     def worker_at(self, address: str) -> Host:
-        """The worker host of an address."""
+        """Returns the worker host at an address."""
         return next(worker for worker in self.workers if worker.address == address)
 
     def start(self, name: str, *overrides: str, command: str = "train") -> Search:
-        """Starts a search, or goes on with one.
+        """Starts a search, or resumes one.
 
         `train`, `tune` and `resume` run on the head, `submit` as a job of the cluster.
         """
@@ -162,7 +162,7 @@ class OnPrem:
         return Search(self, name, log, self.head.start(line, log), option)
 
     def drain(self, host: Host, notice_s: int) -> None:
-        """Drains a host, as it does itself when its provider will take it away."""
+        """Drains a host, as it drains itself before its provider takes it away."""
         do = f"from raymeta.deploy.notice import drain; raise SystemExit(not drain({notice_s}))"
         host.run(f". ~/.raymeta && python -c '{do}'")
 
@@ -184,11 +184,11 @@ class Search:
 
     @property
     def run(self) -> Run:
-        """Its folder."""
+        """The run's folder."""
         return Run(self.cluster.runs / self.name)
 
     def results(self, trial: str | None = None) -> list[dict[str, Any]]:
-        """The reports of a trial, over all sessions, or of all trials."""
+        """Returns the reports of a trial, or of all trials, over all sessions."""
         tune_dir = self.cluster.runs / self.name / "tune"
         folders = tune_dir.glob("*/") if trial is None else trial_folders(self.run, trial)
         found = []
@@ -201,15 +201,15 @@ class Search:
         return found
 
     def steps(self, trial: str | None = None) -> list[int]:
-        """The meta-steps at the reports of a trial, or of all trials."""
+        """Returns the meta-steps at the reports of a trial, or of all trials."""
         return [result["meta_steps"] for result in self.results(trial)]
 
     def curve(self) -> list[tuple[int, float]]:
-        """Meta-steps and metric of its only trial."""
+        """Returns the meta-steps and the metric of the only trial."""
         return [(r["meta_steps"], r[METRIC]) for r in self.results()]
 
     def trial_host(self) -> Host:
-        """The host of the last report."""
+        """Returns the host of the last report."""
         return self.cluster.worker_at(self.results()[-1]["node_ip"])
 
     def kill_trial(self, signal: str = "KILL") -> None:
@@ -217,25 +217,25 @@ class Search:
         self.trial_host().run(f"kill -{signal} {self.results()[-1]['pid']}")
 
     def processes(self, trial: str | None = None) -> set[tuple[str, int]]:
-        """The processes, by address and id, that reported a trial, or all trials."""
+        """Returns the processes, by address and id, that reported a trial, or all trials."""
         return {(result["node_ip"], result["pid"]) for result in self.results(trial)}
 
     def addresses(self) -> set[str]:
-        """The hosts of all reports."""
+        """Returns the hosts of all reports."""
         return {result["node_ip"] for result in self.results()}
 
     def wait_for_reports(self, count: int, timeout_s: float = 180) -> None:
-        """Until there are so many."""
+        """Waits for a number of reports."""
         self._wait_until(lambda: len(self.results()) >= count, f"{count} reports", timeout_s)
 
     def wait_for_new_process(self, timeout_s: float) -> None:
-        """Until a process reports that has not reported before."""
+        """Waits for a report from a new process."""
         known = self.processes()
         what = "report from a new process"
         self._wait_until(lambda: bool(self.processes() - known), what, timeout_s)
 
     def wait_for_host_other_than(self, host: Host, timeout_s: float) -> None:
-        """Until a new report comes from another host."""
+        """Waits for a new report from another host."""
         known = len(self.results())
 
         def moved() -> bool:
@@ -244,7 +244,7 @@ class Search:
         self._wait_until(moved, f"report from another host than {host.name}", timeout_s)
 
     def wait_for_end_of_trials(self, num_trials: int = 1, timeout_s: float = 300) -> None:
-        """Until so many have reported their last step."""
+        """Waits until a number of trials have reported their last step."""
         self._wait_until(
             lambda: sum(bool(r["done"]) for r in self.results()) >= num_trials,
             f"end of {num_trials} trials",
@@ -252,14 +252,14 @@ class Search:
         )
 
     def wait_for_trials(self, timeout_s: float = 400) -> list[dict[str, Any]]:
-        """The table of trials, written after the end of the last one."""
+        """Waits for the table of trials, which is written after the last one ends."""
         table = self.cluster.runs / self.name / "trials.json"
         self._wait_until(table.exists, "table of trials", timeout_s)
         trials: list[dict[str, Any]] = json.loads(table.read_text())
         return trials
 
     def wait_for_best_trial(self, timeout_s: float = 400) -> None:
-        """Until its best trial is named: the table of trials may be of an earlier session."""
+        """Waits for the best trial: the table of trials may be of an earlier session."""
         self._wait_until(lambda: self.run.has_best, "best trial", timeout_s)
 
     def _wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
@@ -273,29 +273,29 @@ class Search:
         wait_until(holds, f"no {what}", timeout_s)
 
     def wait_for_exit(self, timeout_s: float = 300) -> int:
-        """The driver's exit code."""
+        """Waits for the driver to exit, and returns its exit code."""
         assert self.driver is not None
         return self.driver.wait(timeout_s)
 
     def wait_for_saved_trials(self, count: int, timeout_s: float = 300) -> dict[str, str]:
-        """Until so many are saved as completed; their results as they were written."""
+        """Waits until so many trials are saved as completed; returns their results."""
         enough = f"{count} trials saved"
         self._wait_until(lambda: len(self.completed()) >= count, enough, timeout_s)
         written = self.written()
         return {trial: written[trial] for trial in self.completed()}
 
     def completed(self) -> list[str]:
-        """The trials saved as completed, whose last report Tune has written as well."""
+        """Returns the trials saved as completed whose last report Tune has written as well."""
         saved = [i for i, record in read_trials(self.run).items() if record.status == "completed"]
         return [i for i in saved if any(result["done"] for result in self.results(i))]
 
     def written(self) -> dict[str, str]:
-        """Of each trial, its results as they were written, with their times."""
+        """Returns the results of each trial as they were written, with their times."""
         files = (self.cluster.runs / self.name / "tune").glob("*/result.json")
         return {file.parent.name: file.read_text() for file in files}
 
     def assert_nothing_lost_or_run_again(self, before: Mapping[str, str]) -> None:
-        """All four trials complete; those that had ended before are as they were."""
+        """Checks that all four trials complete, and ended ones are unchanged."""
         trials = self.wait_for_trials()
         assert [trial["status"] for trial in trials] == ["completed"] * 4
         assert {trial["trial_id"] for trial in trials} >= set(before)
@@ -312,13 +312,13 @@ class Search:
             self.driver.wait(30)
 
     def terminate(self) -> int:
-        """Ends the driver by SIGTERM; its exit code."""
+        """Ends the driver by SIGTERM and returns its exit code."""
         (pid,) = self.cluster.head.pids(self.option)
         self.cluster.head.run(f"kill -TERM {pid}")
         return self.wait_for_exit()
 
     def tail(self) -> str:
-        """The last words of the driver."""
+        """Returns the end of the driver's output."""
         return self.log.read_text()[-3000:]
 
 
@@ -326,12 +326,12 @@ Start = Callable[..., Search]  # as the fixture `start` gives it
 
 
 def repeats(steps: Sequence[int]) -> int:
-    """How many reports of a trial were made twice."""
+    """Counts the reports of a trial that were made twice."""
     return len(steps) - len(set(steps))
 
 
 def probe(host: Host, *urls: str, token: str | None = None) -> list[object]:
-    """A host's answers from web addresses: a status, or the kind of failure."""
+    """Asks web addresses from a host: a status each, or the kind of failure."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     script = PROBE.format(urls=urls, headers=headers)
     found = json.loads(host.run(f"python - <<'END'\n{script}\nEND"))

@@ -1,4 +1,4 @@
-"""Faults within hosts during a search: it continues, and ends as one without faults."""
+"""Faults within hosts: the search continues, and ends as one without faults."""
 
 from __future__ import annotations
 

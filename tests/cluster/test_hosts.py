@@ -1,4 +1,4 @@
-"""The test hosts: isolated from each other and from this machine; nothing of them remains."""
+"""Test hosts are isolated from each other and from this machine, and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cluster/local.yaml` on one test host: nodes come for trials that wait, and go again."""
+"""`cluster/local.yaml` on one test host: nodes start for waiting trials and stop when idle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = REPOSITORY / "cluster" / "local.yaml"
 
 
 def start_command() -> str:
-    """The command that the file tells its user."""
+    """Returns the command that the file tells its user."""
     comment = "\n".join(line.lstrip("# ") for line in FILE.read_text().splitlines())
     found = re.search(r"RAY_FAKE_CLUSTER=1 (?:.*\\\n)*.*", comment)
     assert found is not None
@@ -40,7 +40,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def raylets(machine: Host) -> int:
-    """Nodes, the head included."""
+    """Counts the nodes, the head included."""
     return len(machine.pids("raylet/raylet "))
 
 

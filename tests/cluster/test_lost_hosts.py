@@ -1,4 +1,4 @@
-"""Hosts lost during a search, or about to be: it continues on the others."""
+"""Hosts are lost during a search, or are about to be: it continues on the others."""
 
 from __future__ import annotations
 

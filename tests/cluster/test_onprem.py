@@ -1,4 +1,4 @@
-"""`cluster/onprem.yaml` on test hosts: searches from `ray up` on, and who is refused."""
+"""`cluster/onprem.yaml` on test hosts: `ray up`, searches, and refused requests."""
 
 from __future__ import annotations
 

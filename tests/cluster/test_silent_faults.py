@@ -1,4 +1,4 @@
-"""Faults without an error: a hung process, a dead raylet, storage away, a run moved or damaged."""
+"""Silent faults: a hung process, a dead raylet, absent storage, a moved or damaged run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_damaged_run_loses_no_finished_trial(
 
 @pytest.fixture(scope="module")
 def interrupted(onprem: OnPrem) -> dict[str, str]:
-    """The finished trials' results in the folder KEPT: a run that SIGTERM ended midway."""
+    """Leaves a run that SIGTERM ended midway in a folder; returns the finished trials' results."""
     onprem.wait_until_ready()
     search = onprem.start("interrupted", command="tune")
     search.wait_for_saved_trials(2)
@@ -101,7 +101,7 @@ def interrupted(onprem: OnPrem) -> dict[str, str]:
 
 
 def damage(search: Search, *, finished: str) -> None:
-    """Empties Tune's state; flips a byte in a trial's record and in another one's checkpoint."""
+    """Empties Tune's state, and flips a byte in a trial's record and in another's checkpoint."""
     for pattern in STATE_OF_TUNE:
         for file in Path(str(search.run.tune_dir)).glob(pattern):
             file.write_bytes(b"")
@@ -115,13 +115,13 @@ def damage(search: Search, *, finished: str) -> None:
 
 
 def flip_byte(file: Path, at: int) -> None:
-    """Damages one bit of a byte."""
+    """Flips one bit of a byte."""
     content = bytearray(file.read_bytes())
     content[at] ^= 0x10
     file.write_bytes(content)
 
 
 def assert_continued(search: Search, undisturbed: Search) -> None:
-    """The trial repeated no more than was unsaved, and ended as if nothing had happened."""
+    """Checks that the trial repeated only what was unsaved, and ended as without a fault."""
     assert repeats(search.steps()) <= 1
     assert set(search.curve()) == set(undisturbed.curve())

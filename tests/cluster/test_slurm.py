@@ -78,7 +78,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 def start(slurm: Hosts, name: str, *overrides: str) -> str:
-    """Submits a search; the job's id."""
+    """Submits a search and returns the job's id."""
     folder = slurm.shared / name
     folder.mkdir()
     (folder / "tiny.yaml").write_text(EXPERIMENT)
@@ -92,13 +92,13 @@ def start(slurm: Hosts, name: str, *overrides: str) -> str:
 
 
 def state(slurm: Hosts, job: str) -> dict[str, str]:
-    """What Slurm says of a job."""
+    """Returns Slurm's state of a job."""
     words = slurm[0].run(f"scontrol show job {job}").split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def wait_for_end(slurm: Hosts, job: str, folder: Path) -> tuple[str, str]:
-    """Until Slurm has done with a job; its state and exit code."""
+    """Waits until a job ends; returns its state and exit code."""
 
     def over() -> bool:
         return state(slurm, job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
@@ -108,12 +108,12 @@ def wait_for_end(slurm: Hosts, job: str, folder: Path) -> tuple[str, str]:
 
 
 def log(folder: Path) -> str:
-    """What the job has said."""
+    """Returns a job's output."""
     return "\n".join(file.read_text()[-2000:] for file in sorted(folder.glob("raymeta-*")))
 
 
 def ray_processes(hosts: Hosts) -> list[str]:
-    """What of Ray runs on any host."""
+    """Returns the processes of Ray on any host."""
     return [a for host in hosts for a in host.processes().values() if "ray" in a.split()[0]]
 
 
@@ -134,7 +134,7 @@ def test_a_search_runs_on_all_nodes_and_goes_on_when_its_job_is_requeued(slurm: 
         return [i for i in ended if any('"done": true' in text for text in results(i))]
 
     def results(trial: str) -> list[str]:
-        """Tune's files of a trial, one a session, written a moment after its record."""
+        """Returns Tune's files of a trial, one a session, written a moment after its record."""
         files = [Path(str(folder)) / "result.json" for folder in trial_folders(run, trial)]
         return [file.read_text() for file in files if file.exists()]
 

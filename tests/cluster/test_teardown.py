@@ -1,4 +1,4 @@
-"""The end of a cluster; this file runs last, because Ray is gone afterwards."""
+"""The end of a cluster; this file runs last, because it stops Ray."""
 
 from __future__ import annotations
 

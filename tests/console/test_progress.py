@@ -1,4 +1,4 @@
-"""What the live view says of trials and of the refit, on a terminal and elsewhere."""
+"""The live view of trials and of the refit, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def event(trial: str, kind: EventKind, point: dict[str, float], step: int) -> Tr
 
 
 def view(folder: Path) -> tuple[ProgressView, io.StringIO]:
-    """A view of a search of one trial of 10 meta-steps, then its refit of 20."""
+    """Makes the view of a search of one trial of 10 meta-steps, then its refit of 20."""
     printed = io.StringIO()
     found = ProgressView(Console(file=printed, width=200))
     experiment = load_experiment(
@@ -50,7 +50,7 @@ def test_a_training_of_the_refit_is_named_so_and_has_its_own_budget(tmp_path: Pa
     assert said[4].startswith("refit 1 done at step 20")
 
 
-def test_the_table_counts_the_refit_apart_and_its_best_is_the_search_s(tmp_path: Path) -> None:
+def test_the_table_counts_the_refit_apart_and_shows_the_searchs_best(tmp_path: Path) -> None:
     found, printed = view(tmp_path)
     Console(file=printed, width=200).print(found._render())
     header, _, *rows = printed.getvalue().splitlines()[6:]

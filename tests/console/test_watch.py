@@ -1,4 +1,4 @@
-"""A run is watched from its folder while another process is at work in it."""
+"""`watch` shows a run from its folder while another process works in it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def driver(run: Run) -> Iterator[subprocess.Popen[str]]:
 
 
 class Watching(threading.Thread):
-    """A `watch` in a thread, and what it has printed."""
+    """Runs `watch` in a thread and collects what it prints."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(daemon=True)

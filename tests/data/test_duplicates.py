@@ -1,4 +1,4 @@
-"""Identical content under several names: copies are refused, repeats dropped and counted."""
+"""Content under several names: copies are refused; repeats are dropped and counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymeta.errors import DataError
 
 
 def sequences(*rows: tuple[int, str, str]) -> tuple[Sequences, list[bytes]]:
-    """One sequence a row: its value, its class, its writer."""
+    """Makes one sequence a row: its value, its class, its writer."""
     made = Sequences(
         x=tuple(np.array([[float(value)]]) for value, _, _ in rows),
         classes=tuple(label for _, label, _ in rows),

@@ -1,4 +1,4 @@
-"""Encoders are read from safetensors alone, and refused in plain words where they cannot be."""
+"""Encoders are read from safetensors alone; unusable ones are refused with the reason."""
 
 from __future__ import annotations
 

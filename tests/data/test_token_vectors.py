@@ -1,4 +1,4 @@
-"""The cache of token vectors: whole, checked, and safe with several processes."""
+"""The cache of token vectors is whole, checked, and safe for several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped cluster files, filled in as a user would."""
+"""Fills in the shipped cluster files as a user would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VALUES = {"FILL_IN_IMAGE": "registry.example.org/raymeta:0.1.0"}
 
 
 def filled_in(name: str, **values: str) -> str:
-    """The text of a file of `cluster/` without placeholders."""
+    """Returns the text of a file of `cluster/` without placeholders."""
     text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
 
     def value(match: re.Match[str]) -> str:
@@ -24,7 +24,7 @@ def filled_in(name: str, **values: str) -> str:
 
 
 def use_laptop(home: Path, patch: pytest.MonkeyPatch) -> Path:
-    """A home with a token and an ssh key, in the repository's folder, as the files' heads say."""
+    """Makes a home with a token and an ssh key, in the repository's folder."""
     for name in (".ray/auth_token", ".ssh/id_ed25519"):
         (home / name).parent.mkdir(parents=True)
         (home / name).write_text("of this test\n")

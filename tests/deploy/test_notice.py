@@ -1,4 +1,4 @@
-"""A spot machine's notice is heard, and Ray leaves the node."""
+"""Ray leaves the node of a spot machine after its provider's notice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "of the metadata service"  # noqa: S105
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """What the three clouds' machines find at 169.254.169.254."""
+    """Serves what machines of the three clouds find at 169.254.169.254."""
 
     said: str | None = None
 

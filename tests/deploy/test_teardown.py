@@ -24,7 +24,7 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def account(s3: str, laptop: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
-    """aws.yaml of an account in a process of its own, and what asks that account for machines."""
+    """Returns aws.yaml of an account in another process, and a client that asks it for machines."""
     assert laptop.is_dir()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")

@@ -30,7 +30,7 @@ def few_choice_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def untrained() -> Callable[..., Network]:
-    """The untrained network of a shipped experiment cut down to fractions of a second."""
+    """Makes the untrained network of a shipped experiment of fractions of a second."""
 
     def make(name: str, *overrides: str) -> Network:
         experiment = load_experiment(name, [*TINY, *overrides])
@@ -43,7 +43,7 @@ def untrained() -> Callable[..., Network]:
 
 @pytest.fixture
 def contest_of() -> Callable[..., Contest]:
-    """A contest of a network with the networks that controls need."""
+    """Makes the contest of a network with the networks that controls need."""
 
     def make(own: Network, num_episodes: int = 5, **networks: Network) -> Contest:
         scores = adaptation_curves(

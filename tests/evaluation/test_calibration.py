@@ -1,4 +1,4 @@
-"""Temperatures, calibration errors and prediction sets against what they must be."""
+"""Temperatures, calibration errors and prediction sets against their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept to be drawn: against what the network, the data and the files say."""
+"""Drawings for the report against the network, the data and the files."""
 
 from __future__ import annotations
 

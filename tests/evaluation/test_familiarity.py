@@ -1,4 +1,4 @@
-"""Distances of support sets, and which of them are called unlike the training."""
+"""Distances of support sets, and the threshold above which they are unlike the training."""
 
 from __future__ import annotations
 

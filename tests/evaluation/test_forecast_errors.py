@@ -74,7 +74,7 @@ def test_the_coverage_of_the_meta_test_is_that_of_its_intervals(tmp_path: Path) 
 
 
 def answers_of(network: Network) -> np.ndarray:
-    """The answers to 20 meta-test episodes, `[E, M, H]`."""
+    """Answers 20 meta-test episodes, `[E, M, H]`."""
     episodes = network.tasks.episodes("test", range(20)).to(
         next(iter(network.params.values())).device, network.recipe.dtype
     )

@@ -60,7 +60,7 @@ def test_every_control_is_judged_on_the_same_episodes(name, others, untrained):
     assert MetaTest.from_json(json.loads(json.dumps(judged.to_json()))) == judged
 
 
-def test_a_network_whose_outputs_are_not_finite_is_refused_with_the_remedy(untrained):
+def test_a_network_without_finite_outputs_is_refused_with_the_remedy(untrained):
     own = untrained("pen-maml")
     own.params["head.weight"].fill_(float("nan"))
     with pytest.raises(RunError, match=r"5 of 5 episodes .* no finite score .*maml\.inner_lr"):
@@ -94,7 +94,7 @@ def test_a_refit_from_several_seeds_is_judged_by_their_mean_and_as_an_ensemble(u
     assert MetaTest.from_json(json.loads(json.dumps(judged.to_json()))) == judged
 
 
-def test_a_further_training_whose_outputs_are_not_finite_is_refused(untrained):
+def test_a_further_training_without_finite_outputs_is_refused(untrained):
     own, further = untrained("pen-maml"), untrained("pen-maml", "training.seed=1")
     further.params["head.weight"].fill_(float("nan"))
     with pytest.raises(RunError, match=r"5 of 5 episodes .* no finite score"):

@@ -1,4 +1,4 @@
-"""A run's networks are bound to the run, to its settings and to its data: real files, all kinds."""
+"""A run's networks are bound to the run, its settings and its data: real files of all kinds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOLDERS = {"sentiment": "uci_sentences", "pen": "uji_pen"}
 
 
 def begin(folder: Path, name: str, *overrides: str) -> tuple[Run, Experiment]:
-    """A run folder with data of its own."""
+    """Makes a run folder with data of its own."""
     data = folder / "data"
     if not data.exists():
         shutil.copytree(SHIPPED / FOLDERS[name], data)
@@ -41,7 +41,7 @@ def begin(folder: Path, name: str, *overrides: str) -> tuple[Run, Experiment]:
 
 
 def trained(folder: Path, name: str, *overrides: str) -> Run:
-    """A run whose search has ended, as the command line leaves it before the meta-test."""
+    """Makes a run whose search has ended, as the command line leaves it before the meta-test."""
     run, experiment = begin(folder, name, *overrides)
     trainer = build_trainer(experiment)
     trainer.train(3)
@@ -55,7 +55,7 @@ def trained(folder: Path, name: str, *overrides: str) -> Run:
 
 
 def refusal(run: Run) -> str:
-    """The message with which a run is refused; nothing is trained or written."""
+    """Returns the message with which a run is refused; nothing is trained or written."""
     before = {p: p.read_bytes() for p in Path(str(run.path)).rglob("*") if p.is_file()}
     said: list[str] = []
     with pytest.raises(RunError) as error:
@@ -74,7 +74,7 @@ def edit(file: Path, before: str, after: str) -> None:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders with a trained run and its data, made once."""
+    """Makes folders with a trained run and its data, once."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
@@ -88,7 +88,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def run_of(kept: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Run]:
-    """A copy of a trained run, whose data lie beside it."""
+    """Copies a trained run together with its data."""
 
     def copy(name: str) -> Run:
         source = kept(name)
@@ -145,7 +145,7 @@ def a_writer_less(data: Path) -> None:
 
 
 def a_point_less_a_character(data: Path) -> None:
-    """Of one writer's characters, of which a split uses only some."""
+    """Removes a point from each of one writer's characters; a split uses only some."""
     file = max(data.glob("UJIpenchars-w*"))
     lines = file.read_text(encoding="latin-1").splitlines()
     last = {n - 1 for n, line in enumerate(lines) if line == ".PEN_UP"}
@@ -225,7 +225,7 @@ def test_a_damaged_control_can_be_trained_again(run_of):
 
 
 def refitted(folder: Path, control_steps: int) -> Run:
-    """A run of 3 meta-steps with a refit of two seeds for 6; its control took so many."""
+    """Makes a run of 3 meta-steps, a refit of two seeds for 6, a control of `control_steps`."""
     run, experiment = begin(folder, "pen", "search.refit={steps: 2, seeds: 2}")
     longer = {"training.meta_steps": 6}
     for role, values in {

@@ -26,7 +26,7 @@ SEALED = (*TINY, "evaluation.sealed=true", "evaluation.num_episodes=4")
 
 
 def run_of(root: Path, *overrides: str) -> Run:
-    """A run folder with an untrained network, as after a search."""
+    """Makes a run folder with an untrained network, as after a search."""
     experiment: Experiment = load_experiment("sinusoid", [*SEALED, *overrides])
     run = Run.create(root, experiment, fingerprint=load_tasks(experiment).fingerprint)
     TrialLog(run).begin([])

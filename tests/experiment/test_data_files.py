@@ -1,4 +1,4 @@
-"""Only the files that the loader reads travel with a job or a run."""
+"""Only the files that the loader reads go with a job or a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, source: str) -> Path:
-    """A data folder that holds secrets besides, as a home folder does."""
+    """Makes a data folder that also holds secrets, as a home folder does."""
     shipped, pattern = SHIPPED[source]
     data = tmp_path / "home"
     (data / ".ssh").mkdir(parents=True)

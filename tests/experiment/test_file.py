@@ -1,4 +1,4 @@
-"""Experiment files: reading, bases, overrides, and where each complaint says the error is."""
+"""Experiment files: reading, bases, overrides, and the place that each message names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Refusal = Callable[..., str]
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    """Loads the text of a file `own.yaml`, other files beside it."""
+    """Loads the text of a file `own.yaml`, with other files beside it."""
 
     def load(text: str, *overrides: str, **others: str) -> Experiment:
         for name, content in ({"own": text} | others).items():
@@ -47,7 +47,7 @@ def load(tmp_path: Path) -> Load:
 
 @pytest.fixture
 def refusal(load: Load) -> Refusal:
-    """The complaint about such a file."""
+    """Returns the message about such a file."""
 
     def refusal(text: str, *overrides: str, **others: str) -> str:
         with pytest.raises(ExperimentError) as error:

@@ -1,4 +1,4 @@
-"""The schema: what an experiment may hold, and what it says about itself."""
+"""The schema of experiments: allowed values, and what an experiment derives from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def experiment(source: str = "pen", /, **sections: Any) -> Experiment:
 
 
 def refusal(**sections: Any) -> str:
-    """What pydantic says about the one thing that is wrong."""
+    """Returns pydantic's message about the only mistake."""
     with pytest.raises(ValidationError) as error:
         experiment(**sections)
     (finding,) = error.value.errors()

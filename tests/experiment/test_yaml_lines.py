@@ -1,4 +1,4 @@
-"""YAML of strangers: bombs, tags and damage are refused at once, wherever YAML is read."""
+"""Hostile YAML: bombs, tags and damage are refused at once, wherever YAML is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEADLINE_S = 10  # what is refused takes a hundredth of it; machines may be busy
 
 
 def nested_aliases(levels: int, width: int, form: str = "[{}]") -> str:
-    """A few hundred bytes that stand for width ** levels values."""
+    """Builds a few hundred bytes that stand for width ** levels values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     for level in range(1, levels):
         items = ", ".join([f"*a{level - 1}"] * width)
@@ -73,7 +73,7 @@ HOSTILE = {
 
 
 def refusals(tmp_path: Path, text: str) -> dict[str, Callable[[], object]]:
-    """Every way in which a stranger's YAML is read."""
+    """Reads hostile YAML in every way that raymeta has."""
     experiment, cluster = tmp_path / "own.yaml", tmp_path / "cluster.yaml"
     crds = tmp_path / "crds"
     crds.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def test_hostile_yaml_is_refused_at_once_wherever_it_is_read(tmp_path: Path, nam
 
 
 def test_a_bomb_takes_neither_memory_nor_time(tmp_path: Path) -> None:
-    """In a process that may take no more than 3 GB, of which its imports are most."""
+    """Runs in a process limited to 3 GB, most of which its imports take."""
     (tmp_path / "bomb.yaml").write_text(HOSTILE["aliases"])
     script = "from raymeta.experiment.file import load_experiment; load_experiment('bomb.yaml')"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Runs of every learner and source, as the command line leaves them before the meta-test."""
+"""Makes runs of every learner and source, as the command line leaves them before the meta-test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ tasks:
 
 
 def write_signals(folder: Path, channels: tuple[str, ...]) -> None:
-    """Twelve kinds of noisy waves, six recordings of each, of 4 to 9 steps; rows are shuffled."""
+    """Writes twelve kinds of noisy waves, six recordings each, of 4 to 9 steps, in any order."""
     rng = np.random.default_rng(0)
     rows = []
     for kind in range(12):
@@ -72,7 +72,7 @@ tasks: {{source: text, data_dir: {folder}, num_shots: 2, num_queries: 2, max_tok
 
 
 def write_texts(folder: Path) -> None:
-    """Four domains of forty texts for each of two labels."""
+    """Writes four domains of forty texts for each of two labels."""
     rng = np.random.default_rng(0)
     words = [f"word{number}" for number in range(40)]
     rows = [
@@ -86,7 +86,7 @@ def write_texts(folder: Path) -> None:
 
 
 def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
-    """A run whose search has ended; with `seeds`, that of a refit."""
+    """Makes a run whose search has ended; with `seeds`, one that was refitted."""
     folder.mkdir(exist_ok=True)
     if source.startswith("table"):
         channels = ("height",) if source == "table-1" else ("volt", "ampere")
@@ -120,7 +120,7 @@ RunOf = Callable[..., Run]
 
 @pytest.fixture(scope="session")
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> RunOf:
-    """A run of a source with overrides, made once."""
+    """Makes a run of a source with overrides, once."""
     made: dict[tuple[str, ...], Run] = {}
 
     def make(source: str, *overrides: str, **options: int) -> Run:
@@ -136,7 +136,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> RunOf:
 def raw_of(
     prepared: Mapping[bytes, object], x: np.ndarray, lengths: np.ndarray | None
 ) -> list[object]:
-    """The raw examples that an episode's examples `[N, T, D]` were made of."""
+    """Finds the raw examples that an episode's examples `[N, T, D]` were made of."""
     sizes = [x.shape[1]] * len(x) if lengths is None else lengths.tolist()
     return [prepared[one[:size].tobytes()] for one, size in zip(x, sizes, strict=True)]
 

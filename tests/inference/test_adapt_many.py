@@ -1,4 +1,4 @@
-"""Many tasks adapted in one call are what each is alone."""
+"""Tasks adapted in one call equal tasks adapted alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_every_task_is_adapted_as_alone(run_of: RunOf, learner: str) -> None:
         }
 
 
-def test_values_and_tables_and_ensembles_too(run_of: RunOf, tmp_path: Path) -> None:
+def test_regressions_tables_and_ensembles_are_adapted_together(
+    run_of: RunOf, tmp_path: Path
+) -> None:
     model = raymeta.load(str(run_of("sinusoid", "learner=alpaca", seeds=2).path))
     x = np.linspace(-5, 5, 10)
     waves = [np.sin(x + phase) for phase in range(3)]

@@ -1,4 +1,4 @@
-"""Every learner and source: what an adapted network's answers are made of."""
+"""Every learner and source: attributions of an adapted network's answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVED = [
 
 
 def task_of(source: str, num: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """Examples of a new task, of several lengths where the source has them, and their targets."""
+    """Makes examples of a new task, of several lengths where the source allows, and targets."""
     rng = np.random.default_rng(seed)
     match source:
         case "table":
@@ -70,7 +70,7 @@ def adapted_of(model: Model, source: str) -> Adapted:
 
 
 def answers(adapted: Adapted, x: Any) -> np.ndarray:
-    """All answers `[N, K]` or `[N, O]`."""
+    """Returns all answers `[N, K]` or `[N, O]`."""
     if adapted.labels is None:
         found = adapted.predict(x)
         return found[:, None] if found.ndim == 1 else found
@@ -83,7 +83,7 @@ def assert_complete(found: Attribution) -> None:
 
 
 @pytest.mark.parametrize(("source", "learner"), SERVED)
-def test_attributions_add_up_to_what_the_answer_differs_from_the_baselines(
+def test_attributions_add_up_to_the_answers_difference_from_the_baselines(
     run_of: RunOf, tmp_path: Path, source: str, learner: str
 ) -> None:
     model = raymeta.load(str(run_of(source, f"learner={learner}").path))
@@ -381,9 +381,7 @@ def test_a_file_of_an_older_raymeta_is_explained_only_from_zeros(run_of: RunOf) 
         ({"target": ["kind 1"] * 2}, r"one for each of the 3 examples, but has the shape \[2\]"),
     ],
 )
-def test_options_that_are_none_are_refused(
-    run_of: RunOf, options: dict[str, Any], said: str
-) -> None:
+def test_unknown_options_are_refused(run_of: RunOf, options: dict[str, Any], said: str) -> None:
     adapted = adapted_of(raymeta.load(str(run_of("table", PROTOTYPES).path)), "table")
     with pytest.raises(DataError, match=said):
         adapted.attribute(task_of("table", 3)[0], **options)

@@ -1,4 +1,4 @@
-"""Every learner and every source: a network that is used answers as it does in the meta-test."""
+"""Every learner and source: a network in use answers as in the meta-test."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_source_says_what_its_inputs_are() -> None:
 
 
 class Episode:
-    """A meta-test episode as raw examples, and what the meta-test's networks answer to it."""
+    """A meta-test episode as raw examples, with the answers of the meta-test's networks."""
 
     def __init__(self, run: Run, model: Model, number: int) -> None:
         tasks = load_tasks(run.best_experiment())

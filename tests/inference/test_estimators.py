@@ -1,4 +1,4 @@
-"""The estimators keep scikit-learn's own rules, but for the exceptions named here."""
+"""The estimators keep scikit-learn's rules, except for those named here."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_scikit_learns_own_checks_hold(run_of: RunOf) -> None:
 
 
 def signals(num: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """High and low signals of different lengths, and their classes."""
+    """Makes high and low signals of different lengths, and their classes."""
     rng = np.random.default_rng(0)
     y = np.arange(num) % 2
     x = [rng.normal(4000 * k - 2000, 100, (rng.integers(4, 9), 2)) for k in y]
     return x, np.where(y, "high", "low")
 
 
-def test_it_is_adapted_as_the_model_is_and_survives_clone_and_pickle(run_of: RunOf) -> None:
+def test_an_estimator_adapts_as_the_model_does_and_survives_clone_and_pickle(run_of: RunOf) -> None:
     run = str(run_of("table", "learner=prototypes", seeds=2).path)
     x, y = signals(8)
     estimator = raymeta.FewShotClassifier(run).fit(x, y)
@@ -98,7 +98,7 @@ def test_a_frame_and_texts_are_taken_as_they_are(run_of: RunOf) -> None:
     assert texts.predict(["good", "bad"]).dtype == np.float64
 
 
-def test_a_regressor_of_points(run_of: RunOf) -> None:
+def test_the_regressor_predicts_points_of_a_wave(run_of: RunOf) -> None:
     run = str(run_of("sinusoid", "learner=ridge").path)
     x = np.linspace(-5, 5, 20)[:, None]
     y = np.sin(x[:, 0])

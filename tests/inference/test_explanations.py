@@ -235,7 +235,7 @@ def test_strokes_are_drawn_as_written(run_of: RunOf) -> None:
         np.testing.assert_array_equal([(line.x[1], line.y[1]) for line in drawn], ends)
 
 
-def test_words_are_shaded_by_what_they_say(run_of: RunOf) -> None:
+def test_words_are_shaded_by_their_attribution(run_of: RunOf) -> None:
     adapted = adapted_of(raymeta.load(str(run_of("sentiment", "learner=maml").path)), "sentiment")
     found = adapted.attribute(["really good film!"])
     html = page(replace(found, words=(("really", "<b>", "film", "!"),)))

@@ -29,7 +29,7 @@ def assert_close(found: Any, wanted: np.ndarray) -> None:
 
 
 def padded(xs: list[np.ndarray], prefix: str = "") -> dict[str, np.ndarray]:
-    """The inputs of a graph; what is beyond an example's length must not matter."""
+    """Makes the inputs of a graph, with padding that must not matter."""
     longest = max(len(x) for x in xs)
     full = np.full((len(xs), longest, xs[0].shape[1]), np.nan)
     for row, x in zip(full, xs, strict=True):
@@ -181,7 +181,7 @@ def test_strokes_are_prepared_in_the_graph(run_of: RunOf, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
-def test_a_stream_s_graph_keeps_its_state_outside(
+def test_the_graph_of_a_stream_takes_and_returns_its_state(
     run_of: RunOf, tmp_path: Path, cell: str, pooling: str
 ) -> None:
     network = (f"model.cell={cell}", f"model.pooling={pooling}", "model.num_layers=2")

@@ -1,4 +1,4 @@
-"""Support examples that do not look like the training are told of everywhere."""
+"""Every interface reports support examples that do not look like the training."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ UNLIKE = "do not look like the tasks of meta-training"
 
 
 def network_of(run: Run) -> Network:
-    """A run's network with its tasks."""
+    """Returns a run's network with its tasks."""
     model = raymeta.load(str(run.path))
     return Network(load_tasks(run.best_experiment()), model.trained.recipe, model.networks[0])
 
 
 def referenced(folder: Path, source: str, *overrides: str) -> Run:
-    """A run as the meta-test leaves it."""
+    """Makes a run as the meta-test leaves it."""
     run = make_run(folder, source, *overrides)
     keep_reference(run, network_of(run))
     return run
@@ -54,7 +54,7 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def supports(
     run: Run, change: Change = lambda x: x, target: Change = lambda y: y, num: int = 60
 ) -> list[tuple[Any, Any]]:
-    """Support sets of the meta-test as their user has them, changed."""
+    """Returns support sets of the meta-test in their user's form, changed."""
     scaling = raymeta.load(str(run.path)).trained.inputs.scaling
     assert scaling is not None
     mean, deviation = scaling
@@ -103,7 +103,7 @@ def test_new_speakers_are_ordinary_and_other_signals_are_not(vowels: Run) -> Non
         assert share_unlike(model, supports(vowels, change)) >= least, name
 
 
-def test_waves_in_other_units_or_of_other_kinds_are_told(waves: Run) -> None:
+def test_waves_in_other_units_or_of_other_kinds_are_detected(waves: Run) -> None:
     model = raymeta.load(str(waves.path))
     assert share_unlike(model, supports(waves)) <= 0.05
     assert share_unlike(model, supports(waves, change=lambda x: 57.3 * x)) == 1
@@ -111,7 +111,7 @@ def test_waves_in_other_units_or_of_other_kinds_are_told(waves: Run) -> None:
     assert share_unlike(model, supports(waves, target=lambda y: y + 20)) == 1
 
 
-def test_it_is_warned_of_kept_and_told_by_every_door(
+def test_every_interface_reports_an_unfamiliar_support_set(
     vowels: Run, tmp_path: Path, run_cli: Cli
 ) -> None:
     model = raymeta.load(str(vowels.path))
@@ -160,7 +160,7 @@ def test_it_is_warned_of_kept_and_told_by_every_door(
         assert json.loads(service.task(task).body)["familiarity"] == answer["familiarity"]
 
 
-def test_runs_of_before_say_that_nobody_knows(tmp_path: Path, run_cli: Cli) -> None:
+def test_older_runs_say_that_familiarity_is_unknown(tmp_path: Path, run_cli: Cli) -> None:
     run = make_run(tmp_path, "table", "learner=prototypes")
     x, y = [np.ones((4, 2)) * n for n in range(6)], list("aabbcc")
     assert raymeta.load(str(run.path)).adapt(x, y).familiarity is None

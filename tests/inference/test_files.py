@@ -1,4 +1,4 @@
-"""Run folders and files of adapted networks: what is read, what is refused, what is never run."""
+"""Run folders and files of adapted networks: reading and refusals; no code in them runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Y = ["a", "a", "b", "b", "c", "c"]
 
 @pytest.fixture
 def moved(run_of: RunOf, tmp_path: Path) -> Run:
-    """A copy of a run, elsewhere, without the data that it was trained on."""
+    """Copies a run elsewhere, without its training data."""
     source = run_of("table", "learner=prototypes")
     copy = Path(shutil.copytree(str(source.path), tmp_path / "copy"))
     for name in ("experiment.yaml", "best.yaml"):

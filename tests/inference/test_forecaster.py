@@ -1,4 +1,4 @@
-"""Forecasts of new series: the answers of the meta-test, intervals, times to come, refusals."""
+"""Forecasts of new series: answers as in the meta-test, intervals, times, refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def history(days: int = 30, shops: int = 3, seed: int = 7) -> pd.DataFrame:
 
 
 def test_a_forecast_is_the_answer_of_the_meta_test(run: Run, forecaster: Forecaster) -> None:
-    """Of the ensemble, to the past of each meta-test episode."""
+    """Compares with the ensemble's answers to the past of each meta-test episode."""
     experiment = run.experiment()
     tasks = load_tasks(experiment)
     assert isinstance(experiment.tasks, raymeta.tasks.table_settings.TableTasks)
@@ -134,7 +134,7 @@ def test_the_times_to_come_go_on_as_those_of_the_past(
     assert " ".join(map(str, found["day"])).startswith(wanted)
 
 
-def test_uneven_times_are_told_of(forecaster: Forecaster) -> None:
+def test_uneven_times_are_warned_of(forecaster: Forecaster) -> None:
     days = pd.DatetimeIndex([*pd.date_range("2026-03-01", periods=29), "2027-01-01"])
     with pytest.warns(DataWarning, match="day of series 'new 0' are uneven"):
         found = forecaster.forecast(history(shops=1).assign(day=days))
@@ -156,15 +156,13 @@ def constant(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.iloc[:0], "has no rows"),
     ],
 )
-def test_histories_that_do_not_serve_are_refused(
-    forecaster: Forecaster, change: Any, message: str
-) -> None:
+def test_unusable_histories_are_refused(forecaster: Forecaster, change: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         forecaster.forecast(change(history(shops=1)))
 
 
 @pytest.mark.parametrize("x", [[np.ones((30, 3))], "text", [np.full((30, 2), np.nan)], []])
-def test_arrays_that_do_not_serve_are_refused(forecaster: Forecaster, x: Any) -> None:
+def test_unusable_arrays_are_refused(forecaster: Forecaster, x: Any) -> None:
     with pytest.raises(DataError):
         forecaster.forecast(x)
 

@@ -1,4 +1,4 @@
-"""Networks of tables with missing numbers and irregular times, in use."""
+"""Networks in use on tables with missing numbers and irregular times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GapsRun = Callable[..., Run]
 
 
 def gaps_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leaves out the volts of every third row, but for the first two rows of a recording."""
+    """Removes the volts of every third row, except in the first two rows of a recording."""
     is_gap = (np.arange(len(frame)) % 3 == 0) & (frame["second"] > 1)
     return frame.assign(volt=frame["volt"].where(~is_gap))
 
@@ -115,7 +115,7 @@ def test_a_table_with_gaps_is_adapted_to_and_predicted(
     assert len(explained.channels) == len(adapted.trained.inputs.features)
 
 
-def test_times_count(gaps_run: GapsRun) -> None:
+def test_times_change_the_answers(gaps_run: GapsRun) -> None:
     run = gaps_run("refuse", True)
     adapted, frame = adapted_of(run), support(run).drop(columns="kind")
     moved = adapted.predict_proba(frame.assign(second=frame["second"] + 1000))

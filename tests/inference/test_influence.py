@@ -1,4 +1,4 @@
-"""Every learner: what an answer owes to each support example, by adapting again without it."""
+"""Every learner: the influence of each support example, by adapting again without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals of values hold what they promise, over new tasks."""
+"""Prediction intervals have their stated coverage over new tasks."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ NUM_WAVES = 300
 
 
 def calibrated(folder: Path, *overrides: str, seeds: int = 1) -> Run:
-    """A run of waves as the meta-test leaves it."""
+    """Makes a run of waves as the meta-test leaves it."""
     run = make_run(folder, "sinusoid", *overrides, seeds=seeds)
     keep_calibrations(run, networks_of(run))
     return run
 
 
 def networks_of(run: Run) -> list[Network]:
-    """A run's networks with their tasks."""
+    """Returns a run's networks with their tasks."""
     model, tasks = raymeta.load(str(run.path)), load_tasks(run.best_experiment())
     return [Network(tasks, model.trained.recipe, one) for one in model.networks]
 
 
 def covered(model: Model, run: Run, coverage: float) -> tuple[float, np.ndarray]:
-    """The share of the meta-test's queries within their intervals, and the intervals' widths."""
+    """Returns the share of the meta-test's queries within their intervals, and the widths."""
     tasks, found, widths = load_tasks(run.best_experiment()), [], []
     episodes = [tasks.episode("test", number) for number in range(NUM_WAVES)]
     many = model.adapt_many([(e.support_x.astype(float), e.support_y) for e in episodes])
@@ -118,7 +118,9 @@ def _raw(x: np.ndarray) -> RawExamples:
     return RawExamples(list(x[:, None]), [""] * len(x))
 
 
-def test_the_command_writes_the_ends(tmp_path: Path, run_cli: Cli, run_of: RunOf) -> None:
+def test_the_predict_command_writes_interval_ends(
+    tmp_path: Path, run_cli: Cli, run_of: RunOf
+) -> None:
     run = calibrated(tmp_path, "learner=ridge")
     x = np.linspace(-4, 4, 10)
     pd.DataFrame({"x": x, "y": np.sin(x)}).to_csv(tmp_path / "ten.csv", index=False)

@@ -1,4 +1,4 @@
-"""What a network takes to be adapted to a task, and what it says of what it does not take."""
+"""The inputs that a network accepts for a task, and the messages about others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTOTYPES, MAML = "learner=prototypes", "learner=maml"
 
 @pytest.fixture
 def model(run_of: RunOf) -> Model:
-    """Two channels, trained for 3 ways and 2 shots; takes any number of classes."""
+    """A network of two channels, 3 ways and 2 shots; it takes any number of classes."""
     return raymeta.load(str(run_of("table", PROTOTYPES).path))
 
 

@@ -1,4 +1,4 @@
-"""Networks of standardised numbers in use: examples and answers are in the data's own units."""
+"""Networks of standardised numbers in use: inputs and answers are in the data's own units."""
 
 from __future__ import annotations
 
@@ -115,10 +115,8 @@ def in_grams(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(dose=1000 * table["dose"] + 7)
 
 
-def test_units_of_the_target_count_in_everything_that_is_told(
-    run: Run, model: Model, tmp_path: Path
-) -> None:
-    """A target in other units: the same answers in them."""
+def test_every_output_is_in_the_units_of_the_target(run: Run, model: Model, tmp_path: Path) -> None:
+    """Other units of the target give the same answers in those units."""
     learner = f"learner={run.experiment().learner}"
     other = numbers_run(tmp_path / "run", DOSES, in_grams(doses()), learner)
     grams = raymeta.load(str(other.path))

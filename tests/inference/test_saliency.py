@@ -13,8 +13,8 @@ from torch import Tensor
 from raymeta.errors import DataWarning
 from raymeta.inference import saliency
 from raymeta.inference.saliency import Answer, integrated_gradients, occlusion
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Pooling, expand_params, forward, init_params
-from raymeta.nn.torch_scans import Cell
 
 Setting = tuple[Cell, int, bool, Pooling]
 SETTINGS: list[Setting] = list(product(get_args(Cell), (1, 2), (False, True), get_args(Pooling)))
@@ -38,13 +38,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network_params(spec: NetworkSpec) -> dict[str, Tensor]:
-    """Large enough to be far from linear; biases are not zero."""
+    """Random parameters, large enough to be far from linear, with biases."""
     params = init_params(spec, torch.Generator().manual_seed(3), torch.float64)
     return {k: 1.5 * v + 0.1 * random(*v.shape, seed=4) for k, v in params.items()}
 
 
 def answer_of(spec: NetworkSpec, params: dict[str, Tensor], lengths: Tensor) -> Answer:
-    """The probability of class 1 as raymeta's layers have it."""
+    """The probability of class 1 by raymeta's layers."""
 
     def answer(x: Tensor, rows: Tensor) -> Tensor:
         outputs = forward(spec, expand_params(params, 1), x[None], lengths[rows][None])
@@ -54,7 +54,7 @@ def answer_of(spec: NetworkSpec, params: dict[str, Tensor], lengths: Tensor) -> 
 
 
 def reference_answer(spec: NetworkSpec, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The same by `torch.nn`, of sequences of one length."""
+    """The same by `torch.nn`, for sequences of one length."""
     kind = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[spec.cell]
     rnn = kind(
         spec.input_size,
@@ -84,7 +84,7 @@ def reference_answer(spec: NetworkSpec, params: dict[str, Tensor], x: Tensor) ->
 def reference_integral(
     spec: NetworkSpec, params: dict[str, Tensor], x: Tensor, b: Tensor
 ) -> Tensor:
-    """Central differences on a fine grid, added up by Simpson's rule: `[T, D]`."""
+    """Sums central differences on a fine grid by Simpson's rule, `[T, D]`."""
     num, step = 401, 1e-5
     alphas = torch.linspace(0, 1, num, dtype=torch.float64)
     weights = torch.ones(num, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Streams answer after every step as the whole sequence so far would be answered."""
+"""A stream answers after every step as for the whole sequence so far."""
 
 from __future__ import annotations
 

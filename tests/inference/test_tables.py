@@ -1,4 +1,4 @@
-"""Tables of examples and predictions in every format, in files, streams and by commands."""
+"""Tables of examples and predictions in every format, from files, streams and commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def content_of(frame: pd.DataFrame, kind: Format) -> bytes:
 
 @pytest.fixture
 def parsed(tmp_path: Path) -> Callable[..., RawExamples]:
-    """The examples in the content of a file of a format, which messages call `place`."""
+    """Reads the examples in the content of a file; messages call it `place`."""
 
     def parse(
         content: bytes, kind: str, inputs: Inputs, place: Path, *, with_targets: bool
@@ -58,7 +58,7 @@ def signals(run_of: RunOf) -> pd.DataFrame:
 
 @pytest.fixture
 def support(signals: pd.DataFrame) -> pd.DataFrame:
-    """Two recordings of three kinds, and a column of no use."""
+    """Takes two recordings of each of three kinds, with an unused column."""
     chosen = signals["kind"].isin(["kind 1", "kind 2", "kind 7"])
     chosen &= signals["recording"].str.endswith(("-0", "-1"))
     return signals[chosen].assign(comment="ümläut, quoted")
@@ -232,7 +232,9 @@ def test_a_mistake_gives_one_message_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_pipe_of_real_processes(run_of: RunOf, support: pd.DataFrame, tmp_path: Path) -> None:
+def test_adapt_and_predict_work_in_a_pipe_of_processes(
+    run_of: RunOf, support: pd.DataFrame, tmp_path: Path
+) -> None:
     run = run_of("table", "learner=prototypes")
     raymeta.load(str(run.path)).adapt(support).save(tmp_path / "mine.raymeta")
     ended = subprocess.run(
@@ -259,7 +261,7 @@ def test_a_column_of_sequences_is_never_lost(
 
 
 @pytest.mark.parametrize("form", ["tsv", "feather", "arrow"])
-def test_what_training_reads_is_predicted_too(
+def test_every_table_that_training_reads_can_be_predicted(
     run_cli: Cli, run_of: RunOf, support: pd.DataFrame, tmp_path: Path, form: str
 ) -> None:
     run = str(run_of("table", "learner=prototypes").path)

@@ -1,4 +1,4 @@
-"""The example of `scripts/use_result.py` runs as it stands: training to use, export and serving."""
+"""`scripts/use_result.py` runs as it stands: training, use, export and serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meta-gradient as a CUDA graph, against the one that runs operation by operation."""
+"""The meta-gradient as a CUDA graph against the one that runs operation by operation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from raymeta.episodes import Episodes, Examples
 from raymeta.meta import cuda_graph
 from raymeta.meta.cuda_graph import MAX_GRAPHS, GraphedMetaGradient
 from raymeta.meta.learners.maml import Maml
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, init_params
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 
 SPEC = NetworkSpec(num_outputs=3, num_features=4, hidden_size=16, num_layers=2, dropout=0.2)
@@ -52,7 +52,7 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_a_meta_gradient_depends_on_the_named_tensors_only() -> None:
-    """What a graph captures, run here on the CPU."""
+    """Runs on the CPU what a graph captures."""
     params, drawn = init_params(SPEC, torch.Generator().manual_seed(0)), episodes(7, 0, "cpu")
     inputs = cuda_graph._inputs(SPEC, params, drawn)
     found = cuda_graph._run(MAML, SPEC, PROBLEMS["classification"], inputs, 0)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from raymeta.episodes import NO_CLASS, Episodes, Examples
 from raymeta.meta.joint import joint_batch, joint_gradient, joint_spec, with_fresh_head
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, expand_params, forward
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 from tests.reference import (
     ReferenceNetwork,
@@ -38,7 +38,7 @@ def problem(spec: NetworkSpec = SPEC, name: str = "classification") -> tuple[Par
 def torch_gradient(
     spec: NetworkSpec, params: Params, batch: Examples, name: str = "classification"
 ) -> tuple[Params, Tensor]:
-    """Of a torch module on one ordinary batch of a problem."""
+    """Computes the gradient of a torch module on one ordinary batch of a problem."""
     reference = F.huber_loss if name == "forecast" else loss_of
     network = ReferenceNetwork(**asdict(spec))
     network.load_state_dict(params)

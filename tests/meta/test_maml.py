@@ -20,8 +20,8 @@ from raymeta.experiment.schema import Experiment
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import RATE_PREFIX, clip_per_episode
 from raymeta.meta.learners.maml import Maml
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, is_head
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 from raymeta.tasks.load import load_tasks
 from raymeta.training.recipe import build_recipe, initial_meta_params
@@ -112,13 +112,13 @@ class LinearRegression:
 
     @staticmethod
     def quadratic(examples: Examples) -> tuple[Tensor, Tensor]:
-        """A and b of every episode."""
+        """Returns A and b of every episode."""
         x = examples.x.squeeze(2)
         a = 2 * x.mT @ x / x.shape[1]
         return a, (2 * x.mT @ examples.y / x.shape[1]).squeeze(-1)
 
     def meta_gradient(self, maml: Maml, rates: Tensor | None = None) -> tuple[list[Tensor], Params]:
-        """φ_0 … φ_S by raymeta, and the meta-gradient of φ_0 and of the logarithmic rates."""
+        """Returns raymeta's φ_0 … φ_S, and the gradient by φ_0 and the logarithmic rates."""
         leaves = {"phi": self.start.clone().requires_grad_()}
         if rates is not None:
             log_rates = rates.log().repeat(len(self.start), 1)
@@ -313,7 +313,7 @@ def gradients(scale: float = 1.0) -> tuple[Tensor, ...]:
 
 
 def norms(grads: tuple[Tensor, ...]) -> Tensor:
-    """Of every episode, over all tensors."""
+    """Returns the norm of every episode, over all tensors."""
     return torch.cat([grad.flatten(1) for grad in grads], dim=1).norm(dim=1)
 
 
@@ -369,7 +369,7 @@ def episodes_between(episodes: Episodes, start: int, end: int) -> Episodes:
 
 
 def sums(parts: list[MetaGradient]) -> dict[str, Tensor]:
-    """Everything that adds up over shards."""
+    """Returns all values that add up over shards."""
     everything = [
         {
             **part.grads,

@@ -1,4 +1,4 @@
-"""The memory plan: what it chooses, and how near the estimate is to what is taken."""
+"""The memory plan: its choices, and its estimate against the measured peak."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from raymeta.meta.learners.maml_plus_plus import MamlPlusPlus
 from raymeta.meta.learners.proto_maml import ProtoMaml
 from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.memory import GraphMode, MemoryPlan, plan_memory
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Params, init_params
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 
 LIMIT = 10**9
 
 
 def problem(cell: Cell, size: int = 8, episodes: int = 4) -> tuple[NetworkSpec, Params, Episodes]:
-    """A network and episodes of 16 examples and 20 steps."""
+    """Makes a network and episodes of 16 examples and 20 steps."""
     spec = NetworkSpec(num_outputs=3, num_features=4, cell=cell, hidden_size=size)
     generator = torch.Generator().manual_seed(0)
 
@@ -93,7 +93,7 @@ def test_memory_of_the_flat_mode_hardly_grows_with_adaptation_steps():
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """What `step` adds to the resident memory at its highest."""
+    """Measures the peak of resident memory that `step` adds."""
 
     def status(key: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -127,13 +127,13 @@ def test_estimate_is_within_a_factor_of_two_of_the_measured_peak(cell, mode, lea
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[ProcessPoolExecutor]:
-    """A process without the freed memory of other tests, which a step would take up unseen."""
+    """Runs in a process without memory freed by other tests, which a step would reuse unseen."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
 
 
 def ratio_to_peak(cell: Cell, mode: GraphMode, learner: Learner) -> float:
-    """The planned memory of a meta-step as a multiple of the measured one."""
+    """Returns the planned memory of a meta-step as a multiple of the measured one."""
     torch.set_num_threads(1)
     spec, params, episodes = problem(cell, size=64, episodes=48)
     params = learner.init_meta_params(params)

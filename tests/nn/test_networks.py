@@ -1,4 +1,4 @@
-"""The networks against torch.nn's own, padding, dropout, embedding and initial weights."""
+"""Networks against torch.nn's: padding, dropout, embedding and initial weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from raymeta.episodes import Examples
+from raymeta.nn.cells import NUM_GATES, Cell
 from raymeta.nn.networks import (
     NetworkSpec,
     Params,
@@ -25,7 +26,6 @@ from raymeta.nn.networks import (
     is_head,
     recurrent_features,
 )
-from raymeta.nn.torch_scans import NUM_GATES, Cell
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
 every_cell = pytest.mark.parametrize("cell", get_args(Cell))
@@ -41,7 +41,7 @@ def reference(spec: NetworkSpec) -> ReferenceNetwork:
 def problem(
     spec: NetworkSpec, *, padded: bool, num_episodes: int = 2, num_steps: int = 5, seed: int = 0
 ) -> tuple[Params, Examples]:
-    """Different random parameters for every episode, and examples for them."""
+    """Makes different random parameters for every episode, and examples."""
     network = reference(spec)
     drawn = [random_params(network, seed + index) for index in range(num_episodes)]
     params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
@@ -52,7 +52,7 @@ def problem(
 def with_gradients(
     network: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor
 ) -> tuple[Tensor, Params]:
-    """Outputs, and the gradients of a sum of them in which each has another weight."""
+    """Returns outputs, and the gradients of their sum with a different weight for each."""
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     x = x.clone()
     differentiable = leaves | ({"x": x.requires_grad_()} if x.is_floating_point() else {})
@@ -69,7 +69,7 @@ def of_raymeta(spec: NetworkSpec, params: Params, examples: Examples) -> tuple[T
 
 
 def of_torch(spec: NetworkSpec, params: Params, examples: Examples) -> tuple[Tensor, Params]:
-    """The same of torch's modules, one episode after the other."""
+    """Computes the same by torch's modules, episode by episode."""
     network = reference(spec)
 
     def outputs(leaves: Params, x: Tensor) -> Tensor:

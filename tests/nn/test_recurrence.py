@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+from raymeta.nn.cells import NUM_GATES, Cell
 from raymeta.nn.recurrence import recurrence
-from raymeta.nn.torch_scans import NUM_GATES, Cell
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -29,7 +29,7 @@ def problem(
     bias: bool = True,
     seed: int = 0,
 ) -> Problem:
-    """A random layer of `sizes` (episodes, steps, examples, hidden units)."""
+    """Makes a random layer of `sizes` (episodes, steps, examples, hidden units)."""
     episodes, steps, examples, hidden = sizes
     generator = torch.Generator().manual_seed(seed)
     width = NUM_GATES[cell] * hidden
@@ -52,7 +52,7 @@ def problem(
 def plain_recurrence(
     cell: Cell, inputs: Tensor, weight: Tensor, bias: Tensor | None, valid: Tensor | None
 ) -> Tensor:
-    """The same layer step by step, in operations that autograd follows; torch.nn's formulas."""
+    """Computes the layer step by step in operations that autograd follows."""
     episodes, steps, examples, _ = inputs.shape
     h = c = inputs.new_zeros(episodes, examples, weight.shape[1])
     states = []
@@ -80,7 +80,7 @@ def plain_recurrence(
 
 
 def derivatives(states: Tensor, leaves: list[Tensor], seed: int = 1) -> list[Tensor]:
-    """The states, a gradient, and the gradient's own gradient, also by its direction."""
+    """Returns the states, a gradient, and that gradient's gradient, also by its direction."""
     generator = torch.Generator().manual_seed(seed)
 
     def like(value: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def test_derivatives_by_the_weight_match_single_steps(cell):
 @every_cell
 def test_strides_of_the_arguments_do_not_matter(cell):
     def strided(value: Tensor) -> Tensor:
-        """The same numbers, the axes in memory turned round and with gaps between them."""
+        """Copies a tensor to memory with permuted axes and gaps."""
         turned = value.detach().permute(*reversed(range(value.dim()))).contiguous()
         spaced = turned.repeat_interleave(2, dim=-1).permute(*reversed(range(value.dim())))[::2]
         assert not spaced.is_contiguous()

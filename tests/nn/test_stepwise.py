@@ -1,4 +1,4 @@
-"""Step by step a network has the features that it has of whole sequences."""
+"""Step by step, a network has the features that it has of whole sequences."""
 
 from __future__ import annotations
 

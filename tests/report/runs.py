@@ -1,4 +1,4 @@
-"""Run folders as a search leaves them, written by what writes real ones, without training."""
+"""Writes run folders as a search leaves them, by raymeta's own writers, without training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUSES: tuple[Status, ...] = ("completed", "early_stopped", "completed", "fail
 
 
 def query_scores(seed: int = 0, *, trainings: int = 1, episodes: int = EPISODES) -> QueryScores:
-    """Scores of 0 and 1 of a network that is a little better than its control."""
+    """Draws scores of 0 and 1 of a network that is a little better than its control."""
     rng = np.random.default_rng(seed)
     shape = (episodes, QUERIES)
     own = (rng.random((trainings, *shape)) < 0.8).astype("float64")
@@ -41,7 +41,7 @@ def query_scores(seed: int = 0, *, trainings: int = 1, episodes: int = EPISODES)
 
 
 def meta_test(scores: QueryScores, text: str = "random initialisation") -> MetaTest:
-    """The meta-test of these scores; `text` is put wherever a file has text."""
+    """Makes the meta-test of these scores; `text` stands wherever a file has text."""
     own, control = scores.own, scores.controls["random"]
     units = scores.units
 
@@ -59,7 +59,7 @@ def meta_test(scores: QueryScores, text: str = "random initialisation") -> MetaT
 
 
 def drawings(text: str) -> Drawings:
-    """One drawing of every kind, `text` wherever a file has text."""
+    """Makes one drawing of every kind, with `text` wherever a file has text."""
     strokes = ((0.0, 0.0, 1.0, 1.0), (0.5, 0.0, 0.5, 1.0))
     signals = ((1.0, 2.0, 3.0), (-1.0, 0.0, -1.0))
     episodes = tuple(
@@ -86,7 +86,7 @@ def drawings(text: str) -> Drawings:
 
 
 def finished_run(folder: Path, *, name: str = "one", seed: int = 0, text: str = "plain") -> Run:
-    """A search of `pen-maml` with five trials, one of which failed, and its meta-test."""
+    """Writes a search of `pen-maml` with five trials, one of which failed, and its meta-test."""
     run = Run.create(folder, load_experiment("pen-maml"), name, fingerprint="the data")
     log = TrialLog(run)
     rng = np.random.default_rng(seed)
@@ -123,7 +123,7 @@ def _value(run: Run, key: str, rng: np.random.Generator) -> object:
 
 
 def explained(run: Run, text: str = "") -> None:
-    """Leaves such files as `raymeta explain` does, with `text` in a title."""
+    """Writes files as `raymeta explain` does, with `text` in a title."""
     keys = list(run.experiment().search.space)[:2]
     run.write_json("search/importance.json", {keys[0]: 0.7, keys[1]: 0.4})
     grid = [(x / 4, y / 4, 0.6 + x * y / 40) for x in range(1, 5) for y in range(1, 5)]

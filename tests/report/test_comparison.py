@@ -1,4 +1,4 @@
-"""Runs side by side, their paired differences, and what refuses to be paired."""
+"""Runs side by side: their paired differences, and the pairs that are refused."""
 
 from __future__ import annotations
 

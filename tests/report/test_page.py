@@ -1,4 +1,4 @@
-"""A page holds text as text, whoever wrote it."""
+"""A page escapes text, whoever wrote it."""
 
 from __future__ import annotations
 

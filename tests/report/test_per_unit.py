@@ -1,4 +1,4 @@
-"""The table of the report that tells which tasks gain from adaptation."""
+"""The report's table of the tasks that gain from adaptation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def judged(*, steps: int, higher: bool) -> MetaTest:
 
 
 def scores(num_people: int = 3) -> QueryScores:
-    """Two episodes by `num_people` people, one query each."""
+    """Makes two episodes by `num_people` people, one query each."""
     people = np.tile(np.arange(num_people), (2, 1))
     own = np.stack([people / 10, people / 10 + 0.2])  # the mean: people / 10 + 0.1
     unadapted = np.where(people == 1, 0.0, 0.25)

@@ -1,17 +1,19 @@
-"""RUN/report.html: what it says, and in a real Chromium how it looks."""
+"""RUN/report.html: its content, and its looks in a real Chromium."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raymeta import api
 from raymeta.errors import RunError
+from raymeta.evaluation.scores import Coverage, Score, UnlikeTraining
 from raymeta.experiment.file import load_experiment
-from raymeta.report.facts import read_facts
+from raymeta.report.facts import read_facts, read_results
 from raymeta.report.write import report_page, write_page
 from raymeta.run_folder import Run
 from raymeta.search.records import TrialRecord
@@ -46,7 +48,7 @@ def tab() -> Iterator[Tab]:
 
 
 def text_of(page: str) -> str:
-    """What is read on the page, without its scripts."""
+    """Returns the readable text of the page, without its scripts."""
     return re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
 
 
@@ -71,6 +73,22 @@ def test_a_run_without_drawings_says_how_to_get_them(tmp_path: Path) -> None:
     text = text_of(report_page(read_facts(run)))
     assert "What it does</h2>" not in text
     assert "kept none; `raymeta evaluate one` records them" in text
+
+
+def test_the_page_says_how_far_answers_can_be_trusted(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    assert "How sure it is" not in text_of(report_page(read_facts(run)))
+    result = read_results(run)
+    assert result is not None
+    coverage = Coverage(0.9, Score(0.91, 0.02), 100, 2.5, 1.5, 4.0, "the unit of dose")
+    unlike = UnlikeTraining(1.75, 0.005, 200, 0.015, 600)
+    told = replace(result, coverage=coverage, unlike=unlike)
+    run.write_json("results.json", {"meta_test": told.to_json()})
+    text = text_of(report_page(read_facts(run)))
+    assert "How sure it is</h3>" in text
+    assert "hold 0.910 ± 0.020 of the values, and are ± 2.5 on average (1.5 to 4) wide" in text
+    assert "1.5 % of 600 meta-test tasks are called unlike meta-training" in text
+    assert "(distance 1.75)" in text
 
 
 def test_it_asks_the_network_for_nothing(page: str) -> None:

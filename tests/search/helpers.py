@@ -1,4 +1,4 @@
-"""What the tests of searches and trials share: a small Ray, and an experiment of seconds."""
+"""What tests of searches and trials share: a small Ray, and an experiment of seconds."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ SPACE = [
 
 
 def tiny_experiment(*overrides: str) -> Experiment:
-    """A `pen` that trains within a second."""
+    """Makes a `pen` that trains within a second."""
     return load_experiment("pen-maml", [*TINY, *overrides])
 
 
 def search(
     experiment: Experiment, run: Run, observer: Observer = lambda _: None
 ) -> list[TrialSummary]:
-    """Runs the search of a run, or the rest of it, four trials at once."""
+    """Runs the rest of a run's search, four trials at once."""
     prepared = prepare(experiment, run.path.parent)
     return run_search(prepared, run, observer=observer, trials_at_once=4)
 
 
 @contextmanager
 def local_ray(num_cpus: int) -> Iterator[None]:
-    """A Ray of its own with so many CPUs, which need not exist."""
+    """Starts a Ray with a stated number of CPUs, which need not exist."""
     with without_idle_services(shows_logs=False):
         ray.init(
             "local",
@@ -79,7 +79,7 @@ def local_ray(num_cpus: int) -> Iterator[None]:
 
 
 def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
-    """Asks again and again, as Tune does."""
+    """Asks for a point again and again, as Tune does."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         point = searcher.suggest(trial_id)
@@ -91,7 +91,7 @@ def wait_for_point(searcher: AxSearcher, trial_id: str) -> Point:
 
 
 def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has Ax run in this process, not in an actor, and search its acquisition function less.
+    """Runs Ax in this process, with a cheaper search of its acquisition function.
 
     For tests of what becomes of many trials, in which no one minds how good a point is.
     """
@@ -107,17 +107,17 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ax_pids() -> list[int]:
-    """The processes of this process's Ray in which Ax runs."""
+    """Returns the processes of this process's Ray in which Ax runs."""
     return actor_pids("ray::_AxActor")
 
 
 def worker_pids() -> list[int]:
-    """The data-parallel workers of this process's Ray."""
+    """Returns the data-parallel workers of this process's Ray."""
     return actor_pids("ray::Worker")
 
 
 def actor_pids(title_start: str) -> list[int]:
-    """The processes of this process's Ray whose titles begin so."""
+    """Returns the processes of this process's Ray whose titles begin so."""
     pids = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
         try:
@@ -143,13 +143,13 @@ def kill_driver(driver: subprocess.Popen[bytes], grace_s: float = 5) -> None:
 
 
 def trial_config(experiment: Experiment, **values: Any) -> dict[str, Any]:
-    """A trial's configuration as Tune hands it over, `values` by dotted key."""
+    """Makes a trial's configuration as Tune passes it, `values` by dotted key."""
     return {"experiment": experiment.model_dump(), **values}
 
 
 @contextmanager
 def new_trial(experiment: Experiment, **values: Any) -> Iterator[MetaTrial]:
-    """The inside of a trial actor in this process, its workers in theirs."""
+    """Makes the inside of a trial actor in this process, with its workers in theirs."""
     trial = MetaTrial(trial_config(experiment, **values))
     try:
         yield trial
@@ -158,7 +158,7 @@ def new_trial(experiment: Experiment, **values: Any) -> Iterator[MetaTrial]:
 
 
 def assert_same_bits(found: Params, expected: Params) -> None:
-    """The same tensors, bit for bit."""
+    """Checks that tensors are equal bit for bit."""
     assert found.keys() == expected.keys()
     differing = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert not differing

@@ -1,4 +1,4 @@
-"""Every registered acquisition function is allowed where it belongs, and proposes points."""
+"""Every registered acquisition function is allowed in its place, and proposes points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether validation tells trials apart, by the agreement of its halves."""
+"""The agreement of validation's halves tells whether it separates trials."""
 
 from __future__ import annotations
 

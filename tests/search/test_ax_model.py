@@ -59,7 +59,7 @@ def new_model(
 def run_trials(
     model: AxModel, count: int, objective: Callable[[Point], float], prefix: str = "t"
 ) -> list[tuple[Point, Source]]:
-    """So many trials one after another, each told Ax from beginning to end."""
+    """Runs trials one after another, and tells Ax about each."""
     trials = []
     for number in range(count):
         proposal = model.propose({})
@@ -71,12 +71,12 @@ def run_trials(
 
 
 def finished(point: Point, value: float, source: Source = "sobol") -> TrialRecord:
-    """A trial that came to its end in one step."""
+    """Makes a trial that finished in one step."""
     return TrialRecord(point, source, "completed", [(1, value, 0.05)])
 
 
 def observations(model: AxModel) -> list[tuple[str, float, float]]:
-    """What Ax knows of the metric that is optimised: trial_id, mean, standard error."""
+    """Returns Ax's data of the optimised metric: trial_id, mean, standard error."""
     table = model._client._experiment.lookup_data().full_df
     if table.empty:
         return []
@@ -87,7 +87,7 @@ def observations(model: AxModel) -> list[tuple[str, float, float]]:
 
 
 def in_space(parameter: Parameter, value: Any) -> bool:
-    """Whether the value is of the very type and set that the parameter names."""
+    """Tells whether a value has the parameter's type and lies in its set."""
     if parameter.choices is not None:
         return any(value == c and type(value) is type(c) for c in parameter.choices)
     assert parameter.low is not None
@@ -111,7 +111,7 @@ def fails_to_fit(**_: Any) -> None:
 
 @pytest.fixture(scope="module")
 def searched() -> tuple[AxModel, list[tuple[Point, Source]]]:
-    """A search of six trials over every kind of parameter; large x and the LSTM are good."""
+    """Runs six trials over every kind of parameter; large x and the LSTM are good."""
     model = new_model(SPACE)
     return model, run_trials(model, 6, lambda point: point["x"] + 0.3 * (point["cell"] == "lstm"))
 
@@ -227,7 +227,7 @@ def test_a_failed_trial_that_runs_again_may_complete() -> None:
 
 
 def stopped_and_finished(gain: float = 0.3) -> dict[str, TrialRecord]:
-    """Trials that gain about as much from their first step to their second, and one stopped."""
+    """Makes trials that gain about equally between two steps, and a stopped one."""
     records = {}
     for number, x in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
         late = x + gain + 0.01 * (-1) ** number
@@ -418,7 +418,7 @@ def test_several_objectives_are_searched_to_their_front() -> None:
     assert len({round(x, 2) for x in chosen}) == 3
 
 
-def test_a_bound_on_another_metric_is_heeded() -> None:
+def test_a_bound_on_another_metric_is_kept() -> None:
     model = new_model([UNIT], outcome_constraints=("megabytes <= 0.5",))
     chosen = []
     for number in range(8):
@@ -452,7 +452,7 @@ def test_model_and_acquisition_by_name_find_the_better_end(settings: dict[str, A
 
 @pytest.mark.parametrize("model", ["gp", "gp-ensemble", "saas"])
 def test_the_best_of_unordered_choices_is_found(model: str) -> None:
-    """It lies between others as text, and as it is listed."""
+    """The best choice lies between others, as text and as listed."""
     kinds = Parameter(name="kind", choices=("a", "b", "c", "d", "e"))
     worth = {"a": 0.0, "b": 0.2, "c": 1.0, "d": 0.1, "e": 0.3}
     search = new_model([UNIT, kinds], model=model, num_sobol=6)

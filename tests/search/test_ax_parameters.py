@@ -24,7 +24,7 @@ BILLION = 10**9
 def sources_of_search(
     space: Space, settings: SearchSettings, count: int = 6, others: tuple[str, ...] = ()
 ) -> tuple[list[str], list[Point]]:
-    """A search of a few trials whose value grows with the numbers in a point."""
+    """Runs a few trials whose value grows with the numbers in a point."""
     model = AxModel(space, settings)
     sources: list[str] = []
     points: list[Point] = []
@@ -205,7 +205,7 @@ def test_the_best_of_a_wide_range_is_found(log: bool) -> None:
 
 @pytest.mark.slow
 def test_at_the_end_of_a_wide_range_the_model_still_proposes_untried_points() -> None:
-    """Several of Ax's real numbers are rounded to the same whole one."""
+    """Several of Ax's real numbers round to the same whole one."""
     settings = SearchSettings(objectives=(("loss", "max"),), num_sobol=3)
     sources, points = sources_of_search(Space((wide(high=5000),)), settings, 9)
     assert sources == ["sobol"] * 3 + ["bo"] * 6

@@ -1,4 +1,4 @@
-"""The queue of candidates, with a proposer and a clock that the tests hold in their hands."""
+"""The queue of candidates, with a proposer and a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymeta.search.space import Point
 
 
 class Hands:
-    """A proposer whose proposals come when the test says so, and a clock."""
+    """A proposer that proposes when the test says so, and a clock."""
 
     def __init__(self) -> None:
         self.requests: list[int] = []  # counts
@@ -35,7 +35,7 @@ class Hands:
         return ready
 
     def answer(self, *values: float, source: Source = "bo") -> None:
-        """Has the next poll find these proposals."""
+        """Makes the next poll return these proposals."""
         assert self.is_busy
         self._ready = [Proposal({"x": x}, source, "NanError: no fit") for x in values]
 
@@ -66,7 +66,7 @@ class Search:
         )
 
     def suggest(self) -> float | None:
-        """The value of the next candidate, which a trial of that name tries."""
+        """Returns the value of the next candidate; a trial of that name tries it."""
         candidate = self.queue.suggest()
         if candidate is None:
             return None
@@ -84,7 +84,7 @@ class Search:
 
 
 def searched(trial_seconds: float, model_seconds: float, slots: int = 1) -> Search:
-    """With a model, trials and proposals of these durations, and all slots taken."""
+    """Makes a search with a model, trials and proposals of these durations, and no free slot."""
     search = Search(*range(slots + 1))
     for _ in range(slots):
         search.suggest()

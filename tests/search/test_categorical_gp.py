@@ -16,7 +16,7 @@ NOISE = 1e-4
 
 
 def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points of two numbers and, in the middle, a choice of four."""
+    """Makes points of two numbers and, between them, a choice of four."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(12, 3, generator=generator, dtype=torch.float64)
     x[:, 1] = torch.arange(12) % 4

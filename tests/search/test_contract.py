@@ -1,4 +1,4 @@
-"""What holds for every way to configure the searcher: each trial ends in Ax as what it was."""
+"""The contract of every configuration of the searcher: each trial ends in Ax as in Tune."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def flat(point: Point) -> Point:
 
 
 def end(searcher: AxSearcher, trial_id: str, fate: str) -> None:
-    """Reports, and ends, as Tune tells a searcher of it."""
+    """Reports, and ends a trial, as Tune tells a searcher."""
     values = list(flat(searcher.records[trial_id].point).values())
 
     def result(epoch: int) -> dict[str, float]:
@@ -161,7 +161,7 @@ def test_an_exhausted_space_ends_the_search_and_no_point_is_tried_twice(
 
 
 def finish(searcher: AxSearcher) -> Any:
-    """What the searcher says in the end, there being no point left."""
+    """Returns the searcher's answer once there is no point left."""
     deadline = time.monotonic() + TIMEOUT_S
     while (answer := searcher.suggest("no more")) is None and time.monotonic() < deadline:
         time.sleep(0.05)

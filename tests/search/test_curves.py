@@ -1,4 +1,4 @@
-"""What stopped trials would have come to, from the curves of all."""
+"""Final values of stopped trials, estimated from all curves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STEPS = (10, 30, 90)
 
 
 def estimates(curves: dict[str, Curve], finished: list[str]) -> dict[str, tuple[float, float]]:
-    """Of all trials that have not finished."""
+    """Estimates all trials that have not finished."""
     return final_values(curves, finished, [trial for trial in curves if trial not in finished])
 
 
 def curves_of(number: int, seed: int, noise: float = 0.01) -> dict[str, Curve]:
-    """Whole curves: a level per trial, reached from below at a rate that depends on it a little."""
+    """Draws curves that approach a level from below, at rates that depend a little on it."""
     rng = np.random.default_rng(seed)
     found: dict[str, Curve] = {}
     for trial, level in enumerate(rng.normal(0.6, 0.1, number)):

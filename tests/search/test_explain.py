@@ -27,7 +27,7 @@ SETTINGS = SearchSettings(objectives=(("accuracy", "max"), ("seconds", "min")), 
 
 
 def accuracy(point: Point) -> float:
-    """Best near a rate of 0.03, a little better with a GRU; the size has no part in it."""
+    """Is best near a rate of 0.03, and a little better with a GRU; the size does not matter."""
     return -((np.log10(point["rate"]) + 1.5) ** 2) + 0.3 * (point["cell"] == "gru")
 
 

@@ -1,4 +1,4 @@
-"""A region in which trials fail is learnt and left."""
+"""The search learns a region in which trials fail, and leaves it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_TRIALS = 25
 def failures(
     parameters: list[Parameter], fails: Callable[[Point], bool], seed: int
 ) -> tuple[int, list[Point], list[str]]:
-    """A search, two trials at a time, for the least negative sum of a point's numbers."""
+    """Searches, two trials at a time, for the least negative sum of a point's numbers."""
     settings = SearchSettings(objectives=(("loss", "min"),), num_sobol=5, seed=seed)
     model = AxModel(Space(tuple(parameters)), settings)
     running: dict[str, TrialRecord] = {}

@@ -1,4 +1,4 @@
-"""The model's bound on what is still to gain, against the same by hand; a search that it ends."""
+"""The model's bound on the remaining gain against one by hand, and a search that it ends."""
 
 from __future__ import annotations
 

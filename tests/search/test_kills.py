@@ -1,4 +1,4 @@
-"""A search whose driver is killed again and again, at any moment, ends as if it had not been."""
+"""A search whose driver is killed again and again ends as an undisturbed one does."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ results = tuner.fit()
 
 @dataclass
 class Killed:
-    """A search that came to its end after so many kills."""
+    """A search that ended after a number of kills."""
 
     folder: Path
     records: dict[str, TrialRecord]
@@ -87,7 +87,7 @@ class Killed:
     ends_before: list[int] = field(default_factory=list)  # and how many trials had ended until then
 
     def ends(self) -> list[str]:
-        """The trials in the order in which they came to their ends."""
+        """Returns the trials in the order of their ends."""
         return (self.folder / "ends").read_text().split()
 
 

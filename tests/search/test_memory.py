@@ -1,4 +1,4 @@
-"""Points that would not fit into a worker's memory are known before they are tried."""
+"""Points that would exceed a worker's memory are recognised before they are tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the search reads out of a result."""
+"""The metrics and steps that the search reads from a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registered plot runs on a fitted search, whatever metrics and parameters are called."""
+"""Every registered plot works on a fitted search with metrics and parameters of any name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES = [  # two metrics, two ranges and a choice
 
 
 def fitted_search(names: Sequence[str], num_objectives: int) -> FittedSearch:
-    """A search whose first metric is best at a middling rate, and whose second grows with width."""
+    """Fits a search: one metric is best at a middling rate, another grows with width."""
     first, second, rate, width, cell = names
     space = Space(
         (

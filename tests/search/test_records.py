@@ -14,7 +14,7 @@ def record(first: float, second: float, status: Status = "completed") -> TrialRe
 @pytest.mark.parametrize(
     ("mode", "front"), [("max", {"b", "d", "e"}), ("min", {"a", "b"})], ids=["max", "min"]
 )
-def test_the_front_holds_what_nothing_is_better_than_in_all(mode: Mode, front: set[str]) -> None:
+def test_the_front_holds_the_points_that_no_other_dominates(mode: Mode, front: set[str]) -> None:
     records = {
         "a": record(0.1, 2.0),
         "b": record(0.5, 1.0),

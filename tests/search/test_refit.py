@@ -1,4 +1,4 @@
-"""The winner trained again: the same networks as without Ray, and what stays where that fails."""
+"""The refit trains the same networks as without Ray, and leaves the rest if it fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ray_of_two_cpus() -> Iterator[None]:
 def refitted(
     folder: Path, *overrides: str, winner: dict[str, float] = WINNER
 ) -> tuple[Run, Experiment, Outcome, Outcome]:
-    """A run after its refit, what its search had left, and what there is now."""
+    """Returns a run after its refit, the files its search had left, and the files it has now."""
     experiment = tiny_experiment("search.space.maml.inner_lr={low: 0.01, high: 1}", *overrides)
     run = Run.create(folder, experiment)
     files = {}
@@ -61,7 +61,7 @@ def again(run: Run, experiment: Experiment, searched: Outcome) -> Outcome:
 
 
 def trained(experiment: Experiment, **values: object) -> Params:
-    """The network after the whole training in this process."""
+    """Returns the network after the whole training in this process."""
     trainer = build_trainer(with_values(experiment, values))
     while trainer.step < trainer.recipe.outer.meta_steps:
         trainer.train(experiment.training.eval_every)

@@ -1,4 +1,4 @@
-"""The best trial and the reason why there is none."""
+"""The best trial, or the reason for having none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The searcher as Ray Tune drives it: real Tune runs of a cheap trainable, and Tune's calls."""
+"""The searcher under Ray Tune: real Tune runs of a cheap trainable, and Tune's calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NUM_TRIALS = 8
 
 
 class KillAx(tune.Callback):
-    """Kills the process of Ax once, when so many trials have ended."""
+    """Kills the process of Ax once, after a number of trials."""
 
     def __init__(self, after: int) -> None:
         self.left = after
@@ -65,7 +65,7 @@ def ray_of_two_cpus() -> Iterator[None]:
 
 @pytest.fixture
 def ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that any process of Ax would serve: none starts."""
+    """Runs Ax in this process, for tests that need no process of its own."""
     run_ax_here(monkeypatch)
 
 
@@ -83,7 +83,7 @@ def new_searcher(parameters: list[Parameter], **settings: Any) -> AxSearcher:
 def run_tune(
     searcher: AxSearcher, folder: Path, num_trials: int, *callbacks: tune.Callback
 ) -> tune.ResultGrid:
-    """One trial at a time, under ASHA that halves after the first epoch; one retry a trial."""
+    """Runs one trial at a time, under ASHA that halves after the first epoch, with one retry."""
     return tune.Tuner(
         Fated,
         param_space={"folder": str(folder)},
@@ -123,7 +123,7 @@ def kill_ax() -> None:
 
 @contextmanager
 def frozen_ax() -> Iterator[None]:
-    """Meanwhile Ax answers nothing."""
+    """Stops Ax from answering."""
     pids = ax_pids()
     assert pids
     for pid in pids:
@@ -142,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(ray_of_two_cpus: None, folder: Path) -> AxSearcher:
-    """After a Tune run whose first trials are `GIVEN`."""
+    """Makes a searcher after a Tune run whose first trials are `GIVEN`."""
     searcher = new_searcher(SPACE, num_sobol=4, points_to_evaluate=list(GIVEN.values()))
     results = run_tune(searcher, folder, NUM_TRIALS)
     assert len(results) == NUM_TRIALS
@@ -150,7 +150,7 @@ def searched(ray_of_two_cpus: None, folder: Path) -> AxSearcher:
 
 
 def given_records(searcher: AxSearcher) -> dict[str, TrialRecord]:
-    """The records of `GIVEN` under its names."""
+    """Returns the records of `GIVEN` by its names."""
     records = dict(zip(GIVEN, searcher.records.values(), strict=False))
     assert {name: record.point for name, record in records.items()} == GIVEN
     return records
@@ -332,7 +332,7 @@ def test_a_failed_trial_that_tune_takes_up_again_runs_again(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("ax_here")
 def test_a_resumed_trial_ends_also_under_a_limit_of_concurrent_trials(tmp_path: Path) -> None:
-    """Tune wraps the searcher so where `max_concurrent_trials` is set."""
+    """With `max_concurrent_trials`, Tune wraps the searcher this way."""
     given = [{"x": 1.0}, {"x": 2.0}]
     searcher = new_searcher([SPACE[0]], num_sobol=1, points_to_evaluate=given)
     limited = ConcurrencyLimiter(searcher, max_concurrent=1)
@@ -571,7 +571,7 @@ def test_an_earlier_search_is_used_where_it_fits_the_space() -> None:
 
 @pytest.fixture(scope="module")
 def three_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search of three trials: completed, failed, abandoned."""
+    """Makes the folder of a search of a completed, a failed and an abandoned trial."""
     given = [GIVEN["completed"], GIVEN["failed"], GIVEN["abandoned"]]
     folder = tmp_path_factory.mktemp("three")
     run_tune(new_searcher(SPACE, points_to_evaluate=given), folder, 3)
@@ -580,7 +580,7 @@ def three_trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def saved(three_trials: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
+    """Copies that folder, to be changed."""
     return shutil.copytree(three_trials, tmp_path / "tune")
 
 

@@ -1,4 +1,4 @@
-"""How long trials take, as the model learns it, and the acquisition function that goes by it."""
+"""The model of trials' durations, and the acquisition function that uses it."""
 
 from __future__ import annotations
 

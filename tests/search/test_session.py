@@ -129,7 +129,7 @@ def test_a_ray_that_does_not_start_in_time_is_an_error_with_a_remedy(
 
 
 def test_a_signal_while_ray_starts_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has a handler of its own meanwhile, which exits with a code that tells nothing."""
+    """During its start, Ray has a handler that exits with a code without meaning."""
 
     def init(**_: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

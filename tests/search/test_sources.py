@@ -1,4 +1,4 @@
-"""Trials of finished runs, as a search with `search.learn_from` takes them."""
+"""Trials of finished runs, as `search.learn_from` reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def finished_run(folder: Path, *space: str, rates: tuple[float, ...]) -> Run:
     return run
 
 
-def test_shared_keys_count_and_the_rest_is_said(tmp_path: Path) -> None:
+def test_only_shared_keys_count_and_the_others_are_named(tmp_path: Path) -> None:
     run = finished_run(tmp_path, RATE, SIZE, rates=(0.02, 0.1, 0.2, 0.4, 0.9))
     narrow = "search.space.maml.inner_lr={low: 0.01, high: 0.5}"
     experiment = tiny_experiment(narrow, OUTER, f"search.learn_from=[{run.path}]")
@@ -70,7 +70,7 @@ def test_a_run_that_cannot_help_is_refused(tmp_path: Path) -> None:
         ("search.learn_from=[a, a]", "each run once"),
     ],
 )
-def test_what_cannot_learn_is_refused(override: str, message: str) -> None:
+def test_a_search_that_cannot_learn_is_refused(override: str, message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         tiny_experiment(RATE, "search.learn_from=[a]", override)
 

@@ -1,4 +1,4 @@
-"""From the `search.space` section of an experiment to typed parameters."""
+"""The `search.space` section of an experiment becomes typed parameters."""
 
 from __future__ import annotations
 

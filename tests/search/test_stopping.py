@@ -1,4 +1,4 @@
-"""A search ends by its time, or when there is too little left to gain; its trials keep the time."""
+"""A search ends by its time, or when little is left to gain; its trials keep the time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Time:
 
 
 class Model:
-    """Stands in for Ax's process: it has a proposal at once, with what is still to gain."""
+    """Stands in for Ax's process: it always has a proposal, and a bound on the remaining gain."""
 
     gains: tuple[float, ...] = ()
 
@@ -73,7 +73,7 @@ def new_searcher(time: Time, **settings: Any) -> AxSearcher:
 
 
 def try_one(found: AxSearcher, trial_id: str, time: Time, seconds: float) -> Any:
-    """Runs a trial that lasts so long; what the searcher said when it was asked for it."""
+    """Runs a trial of a stated length; returns what the searcher answered before it."""
     config = found.suggest(trial_id) or found.suggest(trial_id)
     if config != Searcher.FINISHED:
         time.now += seconds

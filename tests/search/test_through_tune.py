@@ -1,4 +1,4 @@
-"""What any user of Ray Tune may do with the searcher, through `Tuner.fit` and `Tuner.restore`.
+"""Any use of the searcher by users of Ray Tune, through `Tuner.fit` and `Tuner.restore`.
 
 Most points are given, so that no process of Ax has to start.
 """
@@ -43,7 +43,7 @@ class Sizes:
 
 
 class Stop(tune.Callback):
-    """Ends the driver's loop by an exception, when so many trials have ended."""
+    """Ends the driver's loop by an exception after a number of trials."""
 
     def __init__(self, after: int) -> None:
         self.left: float = after
@@ -153,7 +153,7 @@ def test_ax_does_not_start_where_no_trial_needs_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A search by README's way whose driver ended after two of four trials."""
+    """Runs a search as README shows; its driver ends after two of four trials."""
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     space = {"x": tune.uniform(0, 1), "opt": tune.choice([Opt.ADAM, Opt.SGD]), "more": 3}
     given = [{"x": x, "opt": "sgd"} for x in (0.25, 0.5, 0.625, 0.75)]
@@ -400,7 +400,7 @@ def test_trials_whose_metric_is_nan_are_counted(
 
 
 def test_a_searcher_goes_on_in_a_new_ray_session(tmp_path: Path) -> None:
-    """The last test of this module: it ends the Ray that the others share."""
+    """Runs last in this module: it ends the Ray that the others share."""
     searcher = AxSearcher(method="random")
     space = {"x": tune.uniform(0, 1)}
     fit(searcher, tmp_path / "first", space)

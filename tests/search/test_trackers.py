@@ -1,4 +1,4 @@
-"""One tiny search that tells TensorBoard, an MLflow server and Weights & Biases at once."""
+"""One tiny search reports to TensorBoard, an MLflow server and Weights & Biases at once."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @dataclass
 class Searched:
-    """The run, what was said, and the folder of Ray's own logs."""
+    """A run, the messages said, and the folder of Ray's own logs."""
 
     run: Run
     said: list[str]
@@ -143,7 +143,7 @@ def searched(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def values_of(run: Run) -> list[dict[str, Any]]:
-    """What every trial must show: each searched key, also where another learner was chosen."""
+    """Returns each searched key with its value; every trial shows them, whatever its learner."""
     own = [record.point for record in logged_trials(run).records.values()]
     given = run.experiment().maml.inner_lr
     return [{"maml.inner_lr": given, **point} for point in own]
@@ -260,7 +260,7 @@ class TestOneSearch:
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of a file in LevelDB's log format: blocks of 32 KiB, and records in chunks."""
+    """Reads the records of a file in LevelDB's log format: blocks of 32 KiB, in chunks."""
     content, at, record = file.read_bytes(), 7, b""
     while at + 7 <= len(content):
         left = 32768 - at % 32768
@@ -289,7 +289,7 @@ def assert_same_answers(loaded: Any, run: Run) -> None:
 
 
 def characters() -> pd.DataFrame:
-    """Lines of a pen: five of known classes, four that are asked for."""
+    """Makes lines of a pen: five of known classes, four that are asked for."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(9):
@@ -338,7 +338,7 @@ def test_a_place_of_mlflow_with_a_secret_is_refused_without_showing_it(
 
 @dataclass(eq=False)
 class LocalTrial:
-    """What TensorBoard's callback asks of a trial."""
+    """The attributes of a trial that TensorBoard's callback reads."""
 
     trial_id: str
     config: dict[str, Any]

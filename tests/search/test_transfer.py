@@ -1,4 +1,4 @@
-"""What a search learns from earlier ones: their models, how far they are trusted, the proposals."""
+"""Searches learn from earlier ones: their models, their weights, the proposals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's record of trials: whatever it lacks is noticed, and Tune's files stand in for it."""
+"""The run's record of trials: gaps are noticed, and Tune's files fill them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def start(root: Path) -> Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run of two ended trials and a running one, of which Tune's files know as well."""
+    """Makes a run of two ended trials and a running one, which Tune's files hold as well."""
     run = start(tmp_path)
     save(run, RECORDS)
     return run
@@ -91,7 +91,7 @@ def test_any_missing_lines_are_reported_and_lose_no_trial(run: Run) -> None:
 
 
 def test_repeated_lines_are_reported_and_change_nothing(run: Run) -> None:
-    """Else the start of a trial, once more, would make an ended trial a running one."""
+    """A repeated start would otherwise make an ended trial a running one."""
     content = log_file(run).read_bytes()
     for line in content.splitlines(keepends=True)[:-1]:
         log_file(run).write_bytes(content + line)

@@ -1,4 +1,4 @@
-"""How the results that Tune passes on become records."""
+"""Results that Tune passes on become records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = SearchSettings(objectives=(("loss", "min"),), step_metric="epoch", ma
 
 
 def ended(results: list[tuple[float, float]]) -> Trials:
-    """A trial that reported (epoch, loss) and ended with the last report."""
+    """Makes a trial that reported (epoch, loss) and ended with the last report."""
     trials = Trials()
     trials.begin("a", Proposal({"x": 1}, "sobol"))
     for epoch, loss in results:

@@ -1,4 +1,4 @@
-"""Ray Tune's search spaces as ours."""
+"""Ray Tune's search spaces become raymeta's."""
 
 from __future__ import annotations
 

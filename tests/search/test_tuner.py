@@ -41,7 +41,7 @@ def ray_of_four_cpus() -> Iterator[None]:
 
 
 class Journal:
-    """Notes what trials do, and the worker processes that there are."""
+    """Records the trials' starts and results, and the worker processes that exist."""
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.events: list[tuple[str, str, int]] = []  # trial, kind, meta-steps
@@ -59,7 +59,7 @@ class Journal:
             os.kill(max(worker_pids()), signal.SIGKILL)
 
     def steps(self) -> list[int]:
-        """The step of every report."""
+        """Returns the step of every report."""
         return [steps for _, kind, steps in self.events if kind == "result"]
 
 

@@ -1,4 +1,4 @@
-"""Trials of an earlier run, as another search learns from them."""
+"""Another search learns from the trials of an earlier run."""
 
 from __future__ import annotations
 

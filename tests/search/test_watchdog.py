@@ -61,7 +61,7 @@ class Driver:
         return run
 
     def reports(self) -> list[int]:
-        """Meta-steps of each report of the (first) trial."""
+        """Returns the meta-steps of each report of the first trial."""
         for file in self.runs_dir.glob("*/tune/*/result.json"):
             whole = file.read_text().split("\n")[:-1]
             return [json.loads(line)["meta_steps"] for line in whole]
@@ -71,7 +71,7 @@ class Driver:
         return self.reports()[-1] if self.reports() else 0
 
     def children(self, title: str = "") -> list[psutil.Process]:
-        """Descendants whose title contains a text."""
+        """Returns the descendants whose title contains a text."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -115,7 +115,7 @@ def assert_gone(processes: list[psutil.Process], timeout_s: float) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that nobody has waited for yet does not."""
+    """Tells whether a process runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Trainables of moments, for tests of the searcher.
+"""Trainables that take moments, for tests of the searcher.
 
 They have a module of their own because every trial's process imports it: test modules import Ax,
 which takes seconds.
@@ -35,7 +35,7 @@ class Level(enum.IntEnum):
 
 
 class Fated(tune.Trainable):
-    """Scores x · epoch, and fails as its configuration says in its second epoch."""
+    """Scores x · epoch, and fails in its second epoch if its configuration says so."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._config, self._epoch = config, 0
@@ -91,7 +91,7 @@ class Reported(tune.Trainable):
         return {"loss": wrap(x), "cost": 2 * x, "kinds": json.dumps(kinds), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """There is nothing to save."""
+        """Saves nothing."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """There is nothing to load."""
+        """Loads nothing."""

@@ -1,4 +1,4 @@
-"""`raymeta serve` as a process of its own, asked by real HTTP clients."""
+"""`raymeta serve` as a process of its own answers real HTTP clients."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ORPHANS_S = 30  # stated in cluster/README.md
 
 @dataclass
 class Server:
-    """A server, and how to ask it."""
+    """A server and its client."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -49,7 +49,7 @@ class Server:
     def ask(
         self, path: str, body: Any = None, *, method: str | None = None, **headers: str
     ) -> tuple[int, bytes]:
-        """Status and body of an answer; JSON goes in unless a body is bytes."""
+        """Sends a request, as JSON unless the body is bytes; returns status and body."""
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {
             "Authorization": f"Bearer {self.token_file.read_text()}",
@@ -66,7 +66,7 @@ class Server:
             return error.code, error.read()
 
     def replicas(self) -> list[psutil.Process]:
-        """The processes that adapt and predict."""
+        """Returns the processes that adapt and predict."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -80,7 +80,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, num_replicas: int) -> Iterator[Server]:
-    """A server that answers."""
+    """Starts a server and waits until it answers."""
     run = make_run(folder / "run", "table", "learner=prototypes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ def test_answers_are_those_of_the_network_in_json_and_in_arrow(server: Server) -
     np.testing.assert_allclose(chances, adapted.predict_proba(x), rtol=1e-9)
 
 
-def test_a_task_is_known_to_every_replica_until_it_is_deleted(server: Server) -> None:
+def test_every_replica_knows_a_task_until_it_is_deleted(server: Server) -> None:
     task = new_task(server)
     for _ in range(8):  # whichever replica it is
         assert server.ask(f"/tasks/{task}")[0] == 200
@@ -178,7 +178,7 @@ def test_a_task_is_known_to_every_replica_until_it_is_deleted(server: Server) ->
     assert "send its support examples again" in json.loads(content)["error"]
 
 
-def test_nobody_is_served_without_the_token(server: Server) -> None:
+def test_requests_without_the_token_are_refused(server: Server) -> None:
     assert server.token_file.stat().st_mode & 0o077 == 0
     for header in ("", "Bearer wrong", f"Basic {server.token_file.read_text()}"):
         status, content = server.ask("/tasks", support(), Authorization=header)
@@ -211,7 +211,7 @@ def test_a_broken_request_gets_one_message(
     assert str(server.token_file.parent) not in error
 
 
-def test_figures_are_there_for_prometheus_and_the_schema_for_clients(server: Server) -> None:
+def test_prometheus_gets_figures_and_clients_get_the_schema(server: Server) -> None:
     new_task(server)
     text = server.ask("/metrics")[1].decode()
     assert "raymeta_adaptations_total" in text
@@ -225,7 +225,7 @@ def test_figures_are_there_for_prometheus_and_the_schema_for_clients(server: Ser
 
 @dataclass
 class Load:
-    """Clients that ask without a pause; what they were answered."""
+    """Clients that ask without a pause, and their answers."""
 
     statuses: list[int]
     stop: threading.Event
@@ -279,7 +279,7 @@ def test_no_request_is_lost_in_a_rolling_update(server: Server, load: Load) -> N
 
 
 def wait_for(load: Load, more: int) -> None:
-    """Waits until so many further requests were answered."""
+    """Waits until a number of further requests were answered."""
     deadline, count = time.monotonic() + TIMEOUT_S, len(load.statuses) + more
     while len(load.statuses) < count:
         assert time.monotonic() < deadline

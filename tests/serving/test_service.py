@@ -1,4 +1,4 @@
-"""What a server does with requests, without HTTP and without Ray."""
+"""The server's answers to requests, without HTTP and without Ray."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def source(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The folders of runs of each source that was asked for."""
+    """Makes the run folders of each requested source."""
     return {"": str(tmp_path_factory.mktemp("runs"))}
 
 
@@ -72,7 +72,7 @@ def body_of(source: str, num: int, seed: int = 0, *, with_targets: bool) -> byte
 
 
 def keep(service: Service, source: str = "table") -> str:
-    """Adapts to a task and keeps it; its id."""
+    """Adapts to a task and keeps it; returns its id."""
     task_id = new_id(KEEP_S, service.tasks.clock())
     answer = service.adapt(task_id, body_of(source, 10, with_targets=True), JSON)
     assert answer.status == 201, answer.body
@@ -113,7 +113,7 @@ def test_a_task_is_reported_with_its_end_and_its_warnings(service_of: Any) -> No
     assert end_of(task_id) == service.tasks.clock() + KEEP_S
 
 
-def test_a_task_ends_with_its_time_and_makes_room(service_of: Any) -> None:
+def test_an_expired_task_makes_room(service_of: Any) -> None:
     service = service_of(most=2)
     first, _ = keep(service), keep(service)
     full = service.adapt(
@@ -129,7 +129,7 @@ def test_a_task_ends_with_its_time_and_makes_room(service_of: Any) -> None:
     assert service.tasks.count() == 1
 
 
-def test_a_deleted_and_an_unknown_task_are_no_more(service_of: Any) -> None:
+def test_deleted_and_unknown_tasks_are_not_found(service_of: Any) -> None:
     service = service_of()
     task_id = keep(service)
     assert service.delete(task_id).status == 204
@@ -140,7 +140,7 @@ def test_a_deleted_and_an_unknown_task_are_no_more(service_of: Any) -> None:
         assert "send its support examples again" in error(answer)
 
 
-def test_another_replica_finds_the_task_and_a_damaged_one_is_said(service_of: Any) -> None:
+def test_another_replica_finds_a_task_and_reports_a_damaged_one(service_of: Any) -> None:
     service = service_of()
     task_id = keep(service)
     other = Service(service.model, KeptTasks(service.tasks.folder, 3, Time()), Limits())
@@ -249,7 +249,7 @@ def test_a_token_is_made_once_and_readable_only_by_its_owner(tmp_path: Path) -> 
         _token(file)
 
 
-def test_others_are_served_with_a_token_only() -> None:
+def test_other_machines_need_a_token() -> None:
     with pytest.raises(ResourceError, match="token"):
         _check_address("0.0.0.0", 0, has_token=False)  # noqa: S104
     _check_address("127.0.0.1", 0, has_token=False)
@@ -291,7 +291,7 @@ def test_a_signal_interrupts_the_start_and_ends_a_server_that_serves(
         assert signals.ended.is_set()
 
 
-def test_a_storage_of_tasks_out_of_reach_is_told_before_anything_starts(
+def test_an_unreachable_folder_of_tasks_is_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", "table", "learner=prototypes")

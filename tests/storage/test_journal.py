@@ -1,4 +1,4 @@
-"""Lines that are appended with a checksum each."""
+"""A journal appends lines, each with a checksum."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_link_in_its_place_is_not_written_through(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_is_an_error_and_harms_no_other_line(tmp_path: Path) -> None:
-    """A limit on file size takes a part of a line, as a full disk does."""
+    """A limit on file size cuts a line, as a full disk does."""
     file = tmp_path / "journal.jsonl"
     size = len(write(file))
     script = """

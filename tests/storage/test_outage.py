@@ -1,4 +1,4 @@
-"""Storage that is away for a while is waited for; a folder that was removed is not."""
+"""A search waits for absent storage, but not for a removed folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymeta.storage.paths import path_at
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run folder in a share of its own."""
+    """Makes a run folder in a share of its own."""
     folder = tmp_path / "share" / "runs" / "one"
     folder.mkdir(parents=True)
     (folder / "file").touch()
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def take_away(share: Path, seconds: float) -> threading.Thread:
-    """An empty mount point is there for so long."""
+    """Leaves an empty mount point for a time."""
     share.rename(share.with_name("away"))
     share.mkdir()
 

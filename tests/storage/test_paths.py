@@ -1,4 +1,4 @@
-"""Paths in a storage: an S3 of moto's, spoken to over HTTP by Arrow's own client."""
+"""Paths in a storage: moto's S3, over HTTP, by Arrow's own client."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_folder_is_made_once(folder: RemotePath) -> None:
         folder.mkdir()
 
 
-def test_its_parts_are_those_of_the_uri(bucket: str) -> None:
+def test_name_stem_and_parent_follow_the_uri(bucket: str) -> None:
     path = path_at(bucket) / "runs" / "pen.yaml"
     base, _, query = bucket.partition("?")
     assert str(path) == f"{base}/runs/pen.yaml?{query}"

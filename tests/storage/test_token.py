@@ -14,7 +14,7 @@ from raymeta.storage.token import protect_token
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A token as `ray get-auth-token --generate` leaves it."""
+    """Writes a token as `ray get-auth-token --generate` does."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     path = tmp_path / ".ray" / "auth_token"
@@ -44,7 +44,7 @@ def test_the_token_may_be_elsewhere_or_missing(
     assert (mode(tmp_path / "other"), mode(token)) == (0o600, 0o644)
 
 
-def test_a_mode_that_is_narrow_already_stays(token: Path) -> None:
+def test_a_stricter_file_mode_is_kept(token: Path) -> None:
     token.chmod(0o400)
     protect_token()
     assert mode(token) == 0o400

@@ -1,4 +1,4 @@
-"""What every source of tasks promises, checked for all that are registered and for a new one.
+"""The contract of every source of tasks: the registered ones and a new one.
 
 A source that is added to `raymeta.tasks.load.SOURCES` needs one entry in `DATA` here.
 """
@@ -106,7 +106,7 @@ def load_toy(settings, *, seed, sealed):
 
 @pytest.fixture(autouse=True, scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """… and one line that registers it."""
+    """… and the line that registers it."""
     file = tmp_path_factory.mktemp("newcomer") / "toy.py"
     file.write_text(TOY)
     spec = importlib.util.spec_from_file_location("toy", file)
@@ -121,12 +121,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def numbers(unit: int, row: int) -> list[int]:
-    """Values that occur in this row of this unit only."""
+    """Returns values that occur only in this row of this unit."""
     return [int(v) for v in np.random.default_rng((unit, row)).integers(1, 10**6, 6)]
 
 
 def write_writer(folder: Path, unit: int) -> None:
-    """All letters and digits, twice."""
+    """Writes all letters and digits, twice."""
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
     text = ""
     for row, character in enumerate(characters * 2):
@@ -146,7 +146,7 @@ def write_domain(folder: Path, unit: int) -> None:
 
 
 def write_texts(folder: Path, unit: int) -> None:
-    """The same sentences as a table."""
+    """Writes the same sentences as a table."""
     write_domain(folder, unit)
     rows = json.loads((folder / f"domain{unit}.json").read_text())
     (folder / f"domain{unit}.json").unlink()
@@ -155,7 +155,7 @@ def write_texts(folder: Path, unit: int) -> None:
 
 
 def write_people(folder: Path, unit: int) -> None:
-    """A person's recordings of twelve classes."""
+    """Writes a person's recordings of twelve classes."""
     lines = ["recording,kind,person,x,y"]
     for row in range(12 * 3):
         values = numbers(unit, row)
@@ -213,7 +213,7 @@ every_reader = pytest.mark.parametrize("source", [s for s, data in DATA.items() 
 
 
 def written(source: str, folder: Path, units: range | None = None) -> Experiment:
-    """An experiment on the data of some units, by default all of the small set."""
+    """Writes the data of some units, by default all; returns an experiment on them."""
     data = DATA[source]
     tasks: dict[str, Any] = {"source": source}
     if data is not None:
@@ -430,7 +430,7 @@ def test_a_folder_or_a_link_to_nothing_is_refused_by_name(
 
 
 def refusal(experiment: Experiment) -> str:
-    """What the data are refused with; nothing if episodes can be drawn."""
+    """Returns the message with which the data are refused; empty if episodes can be drawn."""
     try:
         load_tasks(experiment).episode("train", 0)
     except DataError as error:
@@ -443,7 +443,7 @@ def refusal(experiment: Experiment) -> str:
 def test_a_damaged_file_is_refused_in_few_words_or_read(
     source: str, seed: int, tmp_path: Path
 ) -> None:
-    """Cut, overwritten and flipped bytes: an error that names the folder, or episodes."""
+    """Cuts, overwrites and flips bytes: an error names the folder, or episodes are drawn."""
     experiment = written(source, tmp_path / "data")
     path = Path(str(experiment.tasks.data_files()[0]))
     content = bytearray(path.read_bytes())

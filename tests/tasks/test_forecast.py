@@ -1,4 +1,4 @@
-"""Forecasts: what an episode holds, that nothing in it is of the future, how series are dealt."""
+"""Forecasts: an episode's content, nothing of the future in it, and the deal of series."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def parts(episode: Episode) -> list[np.ndarray]:
 
 
 def test_windows_are_where_the_settings_put_them() -> None:
-    """Against indices written out by hand: the past is 5 + 4 + 2 = 11 steps, the cut at 20."""
+    """Compares with indices by hand: the past is 5 + 4 + 2 = 11 steps, the cut at 20."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(40, 2))
     episode = CUTTER.episode(x, 20)
@@ -114,7 +114,7 @@ def test_windows_are_where_the_settings_put_them() -> None:
 
 @pytest.mark.parametrize("difference", ["season", "drift", "last"])
 def test_nothing_depends_on_what_comes_after_it(difference: str) -> None:
-    """Other values from a step on change no support window, and no query that ends before it."""
+    """Later values change no support window and no query that ends before them."""
     cutter = Cutter(**{**CUTTER.__dict__, "difference": difference})
     rng = np.random.default_rng(2)
     x = rng.normal(size=(40, 2))
@@ -236,7 +236,7 @@ def test_gaps_in_time_are_reported(experiment: Load) -> None:
         ({"features": ["sales"]}, "named twice"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_impossible_settings_are_refused(
     changes: dict[str, Any], message: str, experiment: Load
 ) -> None:
     with pytest.raises(ExperimentError, match=message):

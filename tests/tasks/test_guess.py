@@ -1,4 +1,4 @@
-"""What `raymeta new` guesses of a table, the file it writes, and what it refuses to guess."""
+"""`raymeta new`: its guesses about a table, the file it writes, and its refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymeta.tasks.table_settings import TableTasks
 
 
 def table(num_classes: int = 9, num_people: int = 1, repeats: int = 5) -> pd.DataFrame:
-    """Walks of a slope of its own for each class, with the columns that people have besides."""
+    """Makes walks with a slope for each class, and further columns as people have them."""
     rng = np.random.default_rng(0)
     parts = []
     for kind, person, repeat in product(range(num_classes), range(num_people), range(repeats)):
@@ -57,7 +57,7 @@ def written(folder: Path, frame: pd.DataFrame, name: str = "rows.csv") -> str:
 
 
 def loaded(folder: Path, settings: TableTasks) -> Any:
-    """The tasks of the file that `raymeta new` writes, which says what was guessed."""
+    """Loads the tasks of the file that `raymeta new` writes."""
     file = folder / "mine.yaml"
     file.write_text(draft("mine", settings, "raymeta new", "mine.yaml"))
     experiment = load_experiment(str(file))
@@ -301,7 +301,7 @@ def test_missing_values_of_series_are_refused(tmp_path: Path) -> None:
 
 
 def doses() -> pd.DataFrame:
-    """Pulses of six patients under a dose that is a number."""
+    """Makes pulses of six patients under a dose that is a number."""
     rng, parts = np.random.default_rng(0), []
     for patient, visit in product(range(6), range(5)):
         dose, steps = rng.uniform(5, 50), np.arange(6)

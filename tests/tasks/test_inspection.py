@@ -1,4 +1,4 @@
-"""What `raymeta inspect` tells: counts, leaks, whether the data are enough, an episode."""
+"""`raymeta inspect`: counts, leaks, whether the data are enough, an episode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An independent checker finds planted leaks of each kind, and nothing where there are none."""
+"""An independent checker finds planted leaks of each kind, and none in sound splits."""
 
 from __future__ import annotations
 

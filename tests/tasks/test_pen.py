@@ -41,7 +41,7 @@ DIGITS = "0123456789"
 
 
 def only(**settings: float) -> Augmentation:
-    """An augmentation of these settings and nothing else."""
+    """Makes an augmentation of these settings and nothing else."""
     return Augmentation(**dict.fromkeys(Augmentation.model_fields, 0.0) | settings)
 
 
@@ -72,7 +72,7 @@ class Recording(NamedTuple):
 
 
 def recordings_in(path: Path) -> tuple[list[Recording], set[frozenset[str]]]:
-    """The recordings of one file and its declared groups of one shape."""
+    """Reads the recordings of one file and its declared groups of one shape."""
     sequences, groups = read_unipen(path)
     rows = zip(sequences.groups["writer"], sequences.classes, sequences.x, strict=True)
     return [Recording(writer, c, strokes_of(points)) for writer, c, points in rows], set(groups)
@@ -80,7 +80,7 @@ def recordings_in(path: Path) -> tuple[list[Recording], set[frozenset[str]]]:
 
 @cache
 def shipped() -> tuple[list[Recording], set[frozenset[str]]]:
-    """All recordings and all declared groups of one shape."""
+    """Reads all recordings and all declared groups of one shape."""
     found = [recordings_in(path) for path in sorted(PEN_DIR.iterdir())]
     return [r for recordings, _ in found for r in recordings], set().union(*(g for _, g in found))
 
@@ -91,19 +91,19 @@ def shape_of(character: str) -> frozenset[str]:
 
 @cache
 def features() -> np.ndarray:
-    """What each recording looks like to a network, `[R, T, 5]`."""
+    """Prepares each recording as a network reads it, `[R, T, 5]`."""
     return np.stack(
         [strokes_to_features(*resample(r.strokes, NUM_POINTS)) for r in shipped()[0]]
     ).astype(np.float64)
 
 
 def sketches(x: np.ndarray) -> np.ndarray:
-    """Every third point alone: enough to tell recordings apart."""
+    """Keeps every third point: enough to tell recordings apart."""
     return x[:, ::3, :2].reshape(len(x), -1).astype(np.float64)
 
 
 def nearest(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the recordings that paths `[N, T, 2]` resemble most, and largest differences."""
+    """Finds the recordings nearest to paths `[N, T, 2]`, and the largest differences."""
     known = sketches(features())
     products = np.einsum("nf,rf->nr", sketches(paths), known)
     numbers = ((known**2).sum(axis=1) - 2 * products).argmin(axis=1)
@@ -111,7 +111,7 @@ def nearest(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recognised(x: np.ndarray) -> list[Recording]:
-    """The recordings that unaugmented examples `[N, T, 5]` show."""
+    """Finds the recordings that unaugmented examples `[N, T, 5]` show."""
     numbers, _ = nearest(x[..., :2])
     np.testing.assert_allclose(x, features()[numbers], atol=1e-4)
     return [shipped()[0][number] for number in numbers]
@@ -142,7 +142,7 @@ def pen(
 
 
 def drawn(tasks: TaskDistribution, split: Split, num_episodes: int = 80) -> list[Recording]:
-    """The recordings in many episodes."""
+    """Finds the recordings in many episodes."""
     episodes = tasks.episodes(split, range(num_episodes))
     x = torch.cat([episodes.support.x, episodes.query.x], dim=1)
     return recognised(x.flatten(0, 1).numpy())
@@ -289,7 +289,7 @@ def as_strokes(points: list[list[tuple[int, int]]]) -> tuple[np.ndarray, ...]:
 
 
 def walk(strokes: tuple[np.ndarray, ...], distance: float) -> tuple[np.ndarray, float | None]:
-    """Point and pen state after `distance`, leg by leg; no state where the pen may just change."""
+    """Returns point and pen state after `distance`; no state where the pen may just change."""
     points = np.concatenate(strokes)
     starts = {int(n) for n in np.cumsum([len(stroke) for stroke in strokes])}
     travelled = 0.0
@@ -383,7 +383,7 @@ def test_features_are_place_pen_and_unit_direction() -> None:
 
 @cache
 def paths_of_classes() -> np.ndarray:
-    """Four recordings each of six characters, `[W, M, T, 2]`."""
+    """Draws four recordings each of six characters, `[W, M, T, 2]`."""
     recordings = shipped()[0]
     return np.stack(
         [
@@ -406,7 +406,7 @@ def augmented(augmentation: Augmentation, *, mirrored: bool = False, seed: int =
 
 
 def linear_maps(after: np.ndarray) -> tuple[np.ndarray, float]:
-    """The maps `[W, M, 2, 2]` of unit norm that led to `after`, and the largest deviation."""
+    """Finds the maps `[W, M, 2, 2]` of unit norm that led to `after`, and the largest deviation."""
     before = paths_of_classes()
     maps = np.linalg.pinv(before) @ after
     deviation = float(np.abs(before @ maps - after).max())
@@ -571,7 +571,7 @@ A, B = CHARACTER.format("a"), CHARACTER.format("b")
 
 
 def written(characters: Sequence[str], writer: int) -> str:
-    """Every character twice, and never the same way."""
+    """Writes every character twice, never the same way."""
     rng = np.random.default_rng(writer)
     return "".join(
         CHARACTER.format(c).replace(" 5 7", " {} {}".format(*rng.integers(8, 10**6, 2)))

@@ -1,4 +1,4 @@
-"""Spectra of periodic signals: what networks read of them, and what controls read beside."""
+"""Spectra of periodic signals, for networks, and the signals themselves, for controls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ model: {{hidden_size: 4}}
 
 
 def tones() -> pd.DataFrame:
-    """Nine tones in any phase, four recordings each, of 40 to 48 rows."""
+    """Makes nine tones in any phase, four recordings each, of 40 to 48 rows."""
     rng, rows = np.random.default_rng(0), []
     for tone in range(9):
         for repeat in range(4):

@@ -1,4 +1,4 @@
-"""Random tables: every row is used or accounted for, and nothing leaks from a split to another."""
+"""Random tables: every row is used or counted, and nothing leaks between splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMS = ("csv", "jsonl", "parquet", "feather")
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table of random sequences in random order, and settings to read it."""
+    """Draws a table of sequences in random order, and settings to read it."""
     num_classes = draw(st.integers(1, 8))
     num_people = draw(st.integers(1, 5))
     gaps = draw(st.booleans())

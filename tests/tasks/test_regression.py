@@ -1,4 +1,4 @@
-"""Numbers for examples: remaining lives and doses, from file to meta-test, and broken tables."""
+"""Remaining lives and doses as targets, from file to meta-test, and broken tables."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Load = Callable[..., Experiment]
 
 
 def pumps() -> pd.DataFrame:
-    """Pumps that run 15 to 30 hours until they fail, and get hot before."""
+    """Makes pumps that run 15 to 30 hours until they fail, and get hot before."""
     rows = []
     for pump in range(18):
         rng = np.random.default_rng(pump)
@@ -82,7 +82,7 @@ def pumps() -> pd.DataFrame:
 
 
 def doses() -> pd.DataFrame:
-    """Five patients; the pulse follows the dose, for each in a way of its own."""
+    """Makes five patients whose pulse follows the dose, each in their own way."""
     rows = []
     for patient in range(5):
         for visit in range(6):
@@ -96,7 +96,7 @@ def doses() -> pd.DataFrame:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Load:
-    """An experiment on a table, written as CSV."""
+    """Writes a table as CSV and loads an experiment on it."""
 
     def load(text: str, table: pd.DataFrame, *sets: str) -> Experiment:
         table.to_csv(tmp_path / "rows.csv", index=False)
@@ -270,9 +270,7 @@ def changed(table: pd.DataFrame, column: str, row: int, value: object) -> pd.Dat
         ),
     ],
 )
-def test_tables_that_cannot_serve_are_refused(
-    experiment: Load, table: pd.DataFrame, complaint: str
-) -> None:
+def test_unusable_tables_are_refused(experiment: Load, table: pd.DataFrame, complaint: str) -> None:
     with pytest.raises(DataError, match=complaint):
         load_tasks(experiment(DOSES, table))
 
@@ -316,7 +314,7 @@ def test_equal_lives_above_the_cap_are_nothing_to_learn(experiment: Load) -> Non
         (LIVES, "search.space={tasks.target.cap: {low: 5, high: 9}}", "tasks.target.cap"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_impossible_settings_are_refused(
     experiment: Load, text: str, override: str, complaint: str
 ) -> None:
     with pytest.raises(ExperimentError, match=complaint):

@@ -1,4 +1,4 @@
-"""Sentences: the held-out domain stays out, the vocabulary knows training sentences only.
+"""Sentences: the held-out domain stays out; the vocabulary is of training sentences only.
 
 The property of each test shows in the tokens, so most domains here are written for it.
 """
@@ -36,7 +36,7 @@ Write = Callable[[str, int, int], str]
 
 
 def write_domains(folder: Path, text: Write, names: Sequence[str] = DOMAINS) -> Path:
-    """A file a domain; `text(domain, class, number)` is what a sentence says."""
+    """Writes a file for each domain; `text(domain, class, number)` makes a sentence."""
     for name in names:
         rows = [
             {"text": text(name, label, number), "class": label}
@@ -52,7 +52,7 @@ def marked(domain: str, label: int, number: int) -> str:
 
 
 def own_word(domain: str, label: int, number: int) -> str:
-    """A word that occurs in one sentence only."""
+    """Returns a word that occurs in one sentence only."""
     tens, ones = divmod(number, 10)
     return f"{domain}{'ab'[label]}{'abcdef'[tens]}{'abcdefghij'[ones]}"
 
@@ -74,7 +74,7 @@ def load(data_dir: Path | None, **changes: Any) -> TaskDistribution:
 
 
 def sentences(tasks: TaskDistribution, split: Split, num_episodes: int = 150) -> list[Tokens]:
-    """The token ids, without padding, of all sentences in many episodes."""
+    """Returns the token ids, without padding, of all sentences in many episodes."""
     episodes = tasks.episodes(split, range(num_episodes))
     found: list[Tokens] = []
     for part in (episodes.support, episodes.query):

@@ -1,4 +1,4 @@
-"""Sentences that a pretrained encoder reads: vectors in place of words, all else as without it."""
+"""A pretrained encoder reads sentences: vectors replace words, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences of five or six words, each with a code of three colours."""
+    """Makes sentences of five or six words, each with a code of three colours."""
     folder = tmp_path_factory.mktemp("sentences")
     for domain in DOMAINS:
         rows = [
@@ -83,7 +83,7 @@ def experiment(encoder: Path, sentences: Path, *changes: str) -> Experiment:
 
 
 def first_vectors(tasks: TaskDistribution, split: Any) -> set[bytes]:
-    """The vector behind the tokenizer's mark: the domain's, in the light of its sentence."""
+    """Returns the vectors after the tokenizer's mark: the domain's, in their sentences' context."""
     episodes = tasks.episodes(split, range(60))
     x = torch.cat([episodes.support.x.flatten(0, 1), episodes.query.x.flatten(0, 1)])
     return {row.numpy().tobytes() for row in x[:, 1]}

@@ -1,4 +1,4 @@
-"""The sides of an episode: windows, which sequences they come from, and how many there are."""
+"""The sides of an episode: windows, the sequences they come from, and their number."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Load = Callable[..., TaskDistribution]
 
 
 def moves() -> pd.DataFrame:
-    """Two moves by four people, each recorded three times; no two rows are alike."""
+    """Makes two moves by four people, recorded three times each; no two rows are alike."""
     rows = []
     for person in range(4):
         for move in range(2):
@@ -66,7 +66,7 @@ def load(file: Path) -> Load:
 
 
 def shown_rows(tasks: TaskDistribution) -> dict[bytes, tuple[str, int]]:
-    """Recording and number of every row, by what a network reads of it."""
+    """Maps what a network reads of a row to the row's recording and number."""
     table = moves()
     mean, deviation = np.array(tasks.facts["mean"]), np.array(tasks.facts["deviation"])
     x = ((table[["x", "y"]].to_numpy() - mean) / deviation).astype(np.float32)
@@ -179,13 +179,13 @@ def test_queries_that_are_not_sure_to_be_left_are_refused(load: Load) -> None:
         ("tasks.spectrum={frequencies: 4} tasks.missing=mask", "evenly spaced rows"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(load: Load, override: str, complaint: str) -> None:
+def test_impossible_settings_are_refused(load: Load, override: str, complaint: str) -> None:
     sets = override.replace("{", "{").split(" tasks.")
     with pytest.raises(ExperimentError, match=complaint):
         load(sets[0], *(f"tasks.{more}" for more in sets[1:]))
 
 
-def test_inspect_tells_of_windows_and_finds_no_shared_sides(file: Path) -> None:
+def test_inspect_reports_windows_and_finds_no_shared_sides(file: Path) -> None:
     found = inspect_tasks(load_experiment(str(file)))
     assert found.is_sound
     assert "an example is a window of 10 rows, and no recording has windows on both" in found.task
@@ -217,7 +217,7 @@ class _Leaky:
 
 
 @pytest.mark.parametrize("kind", ["sequence", "example", "rows"])
-def test_what_is_planted_on_both_sides_is_found(load: Load, kind: str) -> None:
+def test_recordings_planted_on_both_sides_are_found(load: Load, kind: str) -> None:
     tasks = load()
     assert find_shared_sides(tasks) == []
     found = find_shared_sides(replace(tasks, sample_episode=_Leaky(tasks, kind)), 3)

@@ -20,7 +20,7 @@ def sinusoid(*, num_shots: int, num_queries: int, seed: int = 0) -> TaskDistribu
 
 
 def points(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets `[E, N]` of many episodes, support first."""
+    """Returns inputs and targets `[E, N]` of many episodes, support first."""
     episodes = sinusoid(num_shots=10, num_queries=5).episodes(split, range(NUM_EPISODES))
     x = np.concatenate([episodes.support.x.numpy(), episodes.query.x.numpy()], axis=1)
     y = np.concatenate([episodes.support.y.numpy(), episodes.query.y.numpy()], axis=1)

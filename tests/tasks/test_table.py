@@ -48,7 +48,7 @@ model: {{hidden_size: 8}}
 
 
 def gestures(seed: int = 0) -> pd.DataFrame:
-    """Circles of another speed and size for each class, by several people."""
+    """Makes circles by several people, with a speed and size for each class."""
     return _gestures(seed).copy()
 
 
@@ -132,7 +132,7 @@ def test_episodes_show_the_rows_of_the_table(load: Load) -> None:
 def test_numbers_too_large_to_be_standardised_are_refused(
     load: Load, large: float, split: str
 ) -> None:
-    """Else a network would see zeros in meta-training, or infinities in meta-test."""
+    """A network would see zeros in meta-training, or infinities in meta-test."""
     table, deal = gestures(), load().deal
     row = next(
         row
@@ -206,7 +206,7 @@ def test_a_table_is_meta_trained_and_meta_tested(load: Load, tmp_path: Path) -> 
 
 
 def spoilt(row: int, **values: Any) -> pd.DataFrame:
-    """The table with other values in one row, counted from 1."""
+    """Returns the table with other values in one row, counted from 1."""
     table = gestures().astype(object)
     for column, value in values.items():
         table.loc[row - 1, column] = value
@@ -406,7 +406,7 @@ def test_the_command_line_prints_what_was_dropped_as_one_line(load: Load, tmp_pa
 
 
 def one_sequence(tasks: TaskDistribution, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """The features of a support sequence before they are standardised, and its rows."""
+    """Returns the features of a support sequence before standardisation, and its rows."""
     episode = tasks.episode("train", 0)
     assert episode.support_lengths is not None
     length = int(episode.support_lengths[0])

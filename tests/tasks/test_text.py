@@ -1,4 +1,4 @@
-"""Tables of texts: the same tasks as `sentiment` makes of the same sentences, with any labels."""
+"""Tables of texts give the tasks that `sentiment` makes of the same sentences, with any labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = ("red", "green", "blue", "grey")
 
 
 def rows(num_domains: int = 4, repeats: int = 40) -> pd.DataFrame:
-    """Requests in several languages, so to speak, no two of them equal."""
+    """Makes distinct requests in several made-up languages."""
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         [
@@ -118,7 +118,7 @@ def test_inspect_counts_sentences_and_shows_an_episode(load: Load, tmp_path: Pat
         ({"num_shots": 50}, "must be at most"),
     ],
 )
-def test_what_cannot_be_served_is_refused(
+def test_unusable_text_tables_are_refused(
     load: Load, changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(DataError, match=complaint.replace("?", r"\?")):

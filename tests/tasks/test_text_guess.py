@@ -1,4 +1,4 @@
-"""What `raymeta new` guesses of a table of texts, the file it writes, and what it refuses."""
+"""`raymeta new` on a table of texts: its guesses, the file it writes, and its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints and model files: read back whole, refused when damaged, hostile or another's."""
+"""Checkpoints and model files are read back whole, or refused: damaged, hostile, another's."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_network_of_another_learner_is_refused():
         maml.check(reptile, "file")
 
 
-def test_true_is_not_one():
+def test_true_and_one_are_different_settings():
     with pytest.raises(RunError, match="shared_head"):
         Identity({"learner.shared_head": True}).check(Identity({"learner.shared_head": 1}), "file")
 
@@ -204,7 +204,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tiny, change):
 
 
 def repacked(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """The same file with another header."""
+    """Returns the same file with another header."""
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     change(header)

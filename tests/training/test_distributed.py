@@ -1,4 +1,4 @@
-"""Sharding, and real gloo processes: results do not depend on the number of workers."""
+"""Sharding over real gloo processes: results do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Results = dict[str, list[Params]]  # by scenario and rank
 
 
 def train(experiment: Experiment, group: Group, bad: list[int]) -> Params:
-    """What one rank ends with: meta-parameters, and its metrics."""
+    """Returns the meta-parameters and metrics that one rank ends with."""
     tasks = load_tasks(experiment)
     trainer = Trainer(
         poisoned(tasks, bad), build_recipe(experiment, tasks), group, torch.device("cpu")
@@ -63,7 +63,7 @@ def train_all(experiments: Mapping[str, Experiment], group: Group) -> dict[str, 
 def work(
     rank: int, world_size: int, address: str, experiments: dict[str, Experiment], folder: Path
 ) -> None:
-    """One of the processes."""
+    """Runs one of the processes."""
     torch.set_num_threads(1)
     group = join_group(rank, world_size, address, "gloo")
     for name, result in train_all(experiments, group).items():

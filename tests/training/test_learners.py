@@ -15,7 +15,7 @@ every_learner = pytest.mark.parametrize("name", SETTINGS)
 
 
 def experiment_with(name: str, *overrides: str) -> Experiment:
-    """A tiny experiment of a problem that the learner serves."""
+    """Makes a tiny experiment of a problem that the learner serves."""
     base = "sinusoid" if "classification" in SETTINGS[name].refuses else "sentiment"
     steps = (f"{name}.adaptation_steps=3",) if SETTINGS[name]().adaptation_steps else ()
     return load_experiment(

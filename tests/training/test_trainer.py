@@ -32,7 +32,7 @@ Tiny = Callable[..., Experiment]
 
 
 def trainer_of(experiment: Experiment, bad_steps: tuple[int, ...] = ()) -> Trainer:
-    """A trainer; in every one of `bad_steps` one episode has NaN."""
+    """Makes a trainer; in each of `bad_steps` one episode has NaN."""
     tasks = load_tasks(experiment)
     size = experiment.training.meta_batch_size
     bad = [step * size + step % size for step in bad_steps]

@@ -1,4 +1,4 @@
-"""The trial actor and its group of data-parallel workers: real processes, real gloo."""
+"""The trial actor and its data-parallel workers, with real processes and real gloo."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def ray_of_four_cpus() -> Iterator[None]:
 
 
 def metrics(result: dict[str, Any]) -> dict[str, float]:
-    """What the trainer measured, without times and Tune's own keys."""
+    """Returns the trainer's measurements, without times and Tune's own keys."""
     own = ("train_", "val_", "meta_grad_norm", "num_skipped")
     return {k: v for k, v in result.items() if k == STEP_METRIC or k.startswith(own)}
 
 
 def train_to_the_end(trial: MetaTrial) -> list[dict[str, float]]:
-    """The metrics of every report."""
+    """Returns the metrics of every report."""
     reports = []
     done = False
     while not done:
@@ -62,7 +62,7 @@ def train_to_the_end(trial: MetaTrial) -> list[dict[str, float]]:
 
 
 def state(trial: MetaTrial, folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the trial's checkpoint."""
+    """Returns all tensors of the trial's checkpoint."""
     folder.mkdir(exist_ok=True)
     trial.save_checkpoint(str(folder))
     return load((folder / CHECKPOINT_NAME).read_bytes())
@@ -134,7 +134,7 @@ def test_a_trial_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None
 def test_trial_continues_from_the_nearest_checkpoint_when_the_known_one_is_gone(
     tmp_path: Path,
 ) -> None:
-    """As after a kill between Tune's removal of a checkpoint and its next save."""
+    """A kill between Tune's removal of a checkpoint and its next save leaves this."""
     filesystem, folder = run_storage(tmp_path)
     with new_trial(tiny_experiment()) as trial:
         trial.train()

@@ -1,4 +1,4 @@
-"""The archives' text files: every number arrives where it belongs, and what is broken is named."""
+"""Text files of the archives: every number arrives in its place, and errors name theirs."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_missing_columns_are_reported_with_those_that_there_are(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def vowels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped vowels as a `.ts` file, as the archive has them."""
+    """Writes the shipped vowels as a `.ts` file in the archive's form."""
     (shipped,) = (SHIPPED_DATA / "japanese_vowels").glob("*.parquet")
     rows = pq.read_table(shipped).to_pandas()
     dims = [name for name in rows if name.startswith("lpc_")]

@@ -1,4 +1,4 @@
-"""Broken and hostile tables of every kind: each is refused with a message of its own, or read."""
+"""Broken and hostile tables of every kind are refused with a message of their own, or read."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ HEADER = len("id,kind,who,t,x,y\n")
 
 
 def csv(**changes: Any) -> bytes:
-    """The table as CSV with other columns."""
+    """Writes the table as CSV with other columns."""
     return frame().assign(**changes).to_csv(index=False).encode()
 
 
 def arrow_stream() -> bytes:
-    """The table as Arrow without an index at its end."""
+    """Writes the table as Arrow without an index at its end."""
     table, sink = pa.Table.from_pandas(frame()), io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
@@ -59,7 +59,7 @@ def arrow_stream() -> bytes:
 
 
 def row_2(text: str) -> bytes:
-    """The table as CSV with another second row."""
+    """Writes the table as CSV with another second row."""
     lines = CSV.splitlines()
     lines[2] = text
     return "\n".join(lines).encode()
@@ -70,7 +70,7 @@ def replaced(old: str, new: str, count: int = -1, encoding: str = "utf-8") -> by
 
 
 def parquet(**columns: pa.Array) -> bytes:
-    """The table as Parquet with other columns, in types that CSV does not have."""
+    """Writes the table as Parquet with other columns, in types that CSV lacks."""
     table = pa.Table.from_pandas(frame(), preserve_index=False)
     for name, column in columns.items():
         table = table.set_column(table.column_names.index(name), name, column)

@@ -22,7 +22,7 @@ MINE = "203.0.113.7/32"
 
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home of these tests' own, with keys for no account that exists."""
+    """Makes a home for these tests, with keys of an account that does not exist."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "testing")
@@ -33,7 +33,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def account(laptop: Path) -> Iterator[dict[str, str]]:
-    """An account in which the template of aws.yaml's head has been deployed; its outputs."""
+    """Deploys the template of aws.yaml's head in a simulated account; returns its outputs."""
     from ray.autoscaler._private.aws import config, utils  # noqa: PLC0415
 
     with moto.mock_aws():
@@ -54,7 +54,7 @@ def account(laptop: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def path(account: dict[str, str], laptop: Path) -> Path:
-    """aws.yaml with what the account gave filled in."""
+    """Fills in aws.yaml with the account's outputs."""
     image = boto3.client("ec2", REGION).describe_images()["Images"][0]["ImageId"]
     filled = filled_in(
         "aws.yaml",
@@ -69,7 +69,7 @@ def path(account: dict[str, str], laptop: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(path: Path) -> dict[str, Any]:
-    """What `ray up` makes of the file before it starts a machine."""
+    """Returns the configuration that `ray up` makes of the file before it starts a machine."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415
     from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def config(path: Path) -> dict[str, Any]:
 
 
 def launched(config: dict[str, Any], kind: str, count: int) -> list[dict[str, Any]]:
-    """Machines of a node type, started by Ray's provider, as EC2 describes them."""
+    """Starts machines of a node type by Ray's provider; returns EC2's descriptions."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415
 
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -130,7 +130,7 @@ def test_nothing_is_open_to_the_world(config: dict[str, Any], account: dict[str,
 
 
 def test_a_group_that_ray_makes_would_be_open(path: Path) -> None:
-    """The reason for a group of one's own: Ray adds its rule to whatever the file gives."""
+    """Ray adds its rule to whatever the file gives: the reason for a group of one's own."""
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415
     from ray.autoscaler._private.util import prepare_config  # noqa: PLC0415
 
@@ -198,7 +198,7 @@ def test_ray_down_deletes_the_machines_it_started(config: dict[str, Any]) -> Non
 
 
 def policies(role: str) -> list[dict[str, Any]]:
-    """Every statement that a role has, its own and those attached."""
+    """Returns every statement of a role, its own and the attached ones."""
     iam = boto3.client("iam", REGION)
     documents = [
         iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]

@@ -19,7 +19,7 @@ from tests.deploy.cluster_files import filled_in
 
 @pytest.fixture(scope="module")
 def crds() -> Path:
-    """The folder with the CustomResourceDefinitions, which the project does not carry."""
+    """Returns the folder with the CustomResourceDefinitions, which the project does not carry."""
     folder = os.environ.get("RAYMETA_CRDS")
     if folder is None:
         pytest.skip("no CRDs of KubeRay: set RAYMETA_CRDS to their folder")

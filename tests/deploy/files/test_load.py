@@ -1,4 +1,4 @@
-"""Every shipped cluster file is in order, and each kind of mistake is named with its remedy."""
+"""Every shipped cluster file is valid, and each kind of mistake is named with its remedy."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(tmp_path: Pa
 def test_each_start_must_see_the_variables_of_its_own_shell(
     tmp_path: Path, side: str, variable: str, told: str
 ) -> None:
-    """An export in another command of the list is another shell's."""
+    """An export in another command of the list belongs to another shell."""
 
     def edit(text: str) -> str:
         text = text.replace(f"    export {variable}\n", "")

@@ -94,7 +94,7 @@ def test_a_cluster_ends_by_ray_down_or_says_what_ends_it(provider: Provider, pat
 def test_values_of_any_type_are_accepted_or_refused(
     provider: Provider, path: Path, value: str
 ) -> None:
-    """Every tenth line here, and all of them over the values."""
+    """Each value replaces every tenth line's; together the values reach all lines."""
     lines = path.read_text().splitlines()
     for number in range(ODD.index(value), len(lines), 10):
         key, colon, rest = lines[number].partition(": ")

@@ -1,4 +1,4 @@
-"""Searches as jobs of a real cluster: one node on this machine, with tokens and a dashboard."""
+"""Searches run as jobs of a real cluster: one node here, with tokens and a dashboard."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 class Head:
-    """The head of a cluster, with CPUs of its own."""
+    """The head of a cluster with CPUs of its own."""
 
     def __init__(self, folder: Path, sockets: str) -> None:
         self.folder, self.runs_dir = folder, folder / "runs"
@@ -89,7 +89,7 @@ class Head:
         return (self.folder / "head.log").read_text()
 
     def end(self) -> None:
-        """Ends what was started, and what that has started."""
+        """Ends what was started, with its children."""
         if self.process.poll() is not None:
             return
         processes = psutil.Process(self.process.pid).children(recursive=True)
@@ -152,7 +152,7 @@ def raymeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def trained(head: Head) -> tuple[Job, str]:
-    """A training that is over, and what was shown of it though its connection was lost."""
+    """Runs a training through a lost connection; returns what was shown of it."""
     jobs, connections = Jobs(head.address), 0
     shown: list[str] = []
     tail = jobs._client.tail_job_logs
@@ -292,7 +292,7 @@ def has_succeeded(jobs: Jobs, job_id: str) -> bool:
 def test_a_hostile_job_of_the_cluster_writes_nothing_here(
     head: Head, jobs: Jobs, tmp_path: Path
 ) -> None:
-    """Its metadata and its log lead out of the target; other jobs are listed all the same."""
+    """Its metadata and log point outside the target; other jobs are listed nevertheless."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "experiment.yaml").write_text("name: secret\n")

@@ -9,7 +9,7 @@ from raymeta.deploy.jobs.driver import MOST_STARTS, drive
 
 
 class Starts:
-    """Commands that end with these codes in turn; the run folder is there from `begun` on."""
+    """Commands that exit with these codes in turn; the run folder exists from `begun` on."""
 
     def __init__(self, folder: Path, codes: Sequence[int], begun: int = 1) -> None:
         self.folder, self.codes, self.begun = folder, list(codes), begun

@@ -18,7 +18,7 @@ from raymeta.storage.paths import RemotePath, path_at
 
 @dataclass
 class Cluster:
-    """The jobs of a cluster on which one job was submitted, by whom we do not know."""
+    """The jobs of a cluster; an unknown user submitted one of them."""
 
     run: str
     runs_dir: str
@@ -47,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A run folder on a file system that cluster and laptop share, beside a secret."""
+    """Makes a run folder on a file system of both cluster and laptop, beside a secret."""
     run = tmp_path / "shared" / "pen-1"
     (run / "models").mkdir(parents=True)
     (run / "experiment.yaml").write_text("name: pen\n")
@@ -57,7 +57,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 def refused(tmp_path: Path, run: str, runs_dir: str, said: str) -> str:
-    """The message; nothing is left anywhere."""
+    """Returns the message of a refusal, and checks that nothing was written."""
     before = files(tmp_path)
     with pytest.raises(RaymetaError) as error:
         fetch(tmp_path / "home" / "runs", run, runs_dir, said)
@@ -148,7 +148,7 @@ def test_a_link_at_the_target_is_not_written_through(tmp_path: Path, shared: Pat
 def test_a_key_of_a_bucket_cannot_lead_out_of_the_target(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """Keys of a bucket may hold anything; here the storage lists one that leads out."""
+    """Keys of a bucket may hold anything; this storage lists one that points outside."""
     root = path_at(bucket)
     assert isinstance(root, RemotePath)
     run = root / "runs" / "pen-1"

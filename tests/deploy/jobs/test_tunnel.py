@@ -36,7 +36,7 @@ with tunnel.tunnel(Path("cluster.yaml")) as address:
 
 @pytest.fixture
 def follower() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """A process with an open tunnel, and the processes of the tunnel."""
+    """Starts a process with an open tunnel; returns it and the tunnel's processes."""
     process = subprocess.Popen(
         # Whoever runs the tests may ignore signals, and children inherit that.
         ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-c", SCRIPT],

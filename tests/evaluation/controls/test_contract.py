@@ -1,4 +1,4 @@
-"""What every control keeps, and how one is added."""
+"""The contract of every control, and how one is added."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Untrained = Callable[..., Network]
 def clouds(
     *, fixed_labels: bool = True, named: bool = True, shift: float = 0.0
 ) -> TaskDistribution:
-    """Sequences whose mean over valid steps tells the class; padding says the opposite."""
+    """Sequences whose mean over valid steps gives the class; padding gives the opposite one."""
 
     def draw(rng: np.random.Generator, at: float) -> tuple[np.ndarray, np.ndarray]:
         x = rng.normal(size=(10, 6, 3)).astype(np.float32)

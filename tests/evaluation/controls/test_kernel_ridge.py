@@ -33,7 +33,7 @@ def test_sine_waves_are_predicted_from_a_few_points(untrained, contest_of):
 
 
 def ragged(poison: float, scale: float = 1.0) -> TaskDistribution:
-    """Targets are sums over the valid steps; what lies past them is `poison`."""
+    """Targets are sums over the valid steps; padding holds `poison`."""
 
     def sample(_split: Split, rng: np.random.Generator) -> Episode:
         lengths = rng.integers(2, 6, 12)

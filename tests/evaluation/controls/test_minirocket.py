@@ -32,7 +32,7 @@ def sequences() -> tuple[torch.Tensor, torch.Tensor]:
 def contest_of_tasks(
     untrained: Callable[..., Network],
 ) -> Callable[[TaskDistribution, int], Contest]:
-    """A contest on these tasks; the control looks at nothing of its network."""
+    """Makes a contest on these tasks; the control ignores its network."""
     own = untrained("pen-maml")
 
     def make(tasks: TaskDistribution, num_episodes: int) -> Contest:
@@ -106,7 +106,7 @@ def test_features_do_not_depend_on_how_many_sequences_are_transformed_at_once(
 
 
 def waves(num_steps: int = 60, poison: float | None = None) -> TaskDistribution:
-    """A slow wave against a fast one at any phase: means over time say nothing."""
+    """A slow wave against a fast one at any phase: means over time do not separate them."""
 
     def draw(rng: np.random.Generator, label: int) -> np.ndarray:
         time = np.arange(num_steps) * (0.4, 0.9)[label]

@@ -1,4 +1,4 @@
-"""Plain forecasts as controls: against the definition of MASE in the series' own units."""
+"""Plain forecasts as controls, against the definition of MASE in the series' own units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raymeta.evaluation.controls.naive import MovedSeason, Naive, SeasonalNaive
 
 
 def mase(forecast: np.ndarray, actual: np.ndarray, past: np.ndarray, season: int) -> float:
-    """Hyndman & Koehler 2006, written out."""
+    """MASE by Hyndman & Koehler 2006, written out."""
     scale = sum(abs(past[t] - past[t - season]) for t in range(season, len(past)))
     scale /= len(past) - season
     return sum(abs(f - a) for f, a in zip(forecast, actual, strict=True)) / len(actual) / scale

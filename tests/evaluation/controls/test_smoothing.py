@@ -1,4 +1,4 @@
-"""ETS and Theta: they find what series of their kind do, and say what they lack."""
+"""ETS and Theta continue series of their kind, and report what they lack."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from raymeta.evaluation.controls.time_warping import block_size, dtw, dtw_scores
 
 
 def reference(costs: np.ndarray, band: float) -> float:
-    """DTW by its definition, one cell after another."""
+    """DTW by its definition, cell by cell."""
     rows, columns = costs.shape
     radius = max(band, *(1 / max(size - 1, 1) for size in costs.shape)) + 1e-6
     table = np.full((rows + 1, columns + 1), math.inf)

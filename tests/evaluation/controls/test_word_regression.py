@@ -13,7 +13,7 @@ VOCABULARY = 12
 
 
 def opinions(*, fixed_labels: bool = True, named: bool = True) -> TaskDistribution:
-    """Sentences with one telling word among noise; 5 support and 5 query examples a class."""
+    """Sentences with one informative word among noise; 5 support and 5 query examples a class."""
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         x = rng.integers(4, VOCABULARY, size=(10, 6))

@@ -1,4 +1,4 @@
-"""What holds for every registered learner.
+"""The contract of every registered learner.
 
 `LEARNERS` is read when the tests are collected: a plug-in that adds a learner of its own, such as
 the one of `test_registry.py`, has it tested as well.
@@ -41,7 +41,7 @@ every_served_problem = pytest.mark.parametrize(("name", "problem"), SERVED)
 
 
 def learner_with(name: str, **settings: Any) -> Learner:
-    """The learner with those of `settings` that it has."""
+    """Makes the learner with those of `settings` that it has."""
     own = {field.name for field in fields(LEARNERS[name])}
     return LEARNERS[name](**{key: value for key, value in settings.items() if key in own})
 
@@ -270,7 +270,7 @@ def test_a_jointly_trained_network_is_taken_over_but_for_the_head_of_its_classes
 
 
 def in_stacks(examples: Examples, count: int) -> Examples:
-    """Every `count` time steps as one, by a loop."""
+    """Joins every `count` time steps into one, by a loop."""
     assert examples.lengths is not None
     num_episodes, num_examples, _, size = examples.x.shape
     lengths = (examples.lengths + count - 1) // count

@@ -22,8 +22,8 @@ from raymeta.meta.learners.meta_sgd import MetaSgd
 from raymeta.meta.learners.proto_maml import ProtoMaml
 from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.memory import plan_memory
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Params
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 from tests.reference import (
     MODULES,
@@ -106,7 +106,7 @@ def step(
     *,
     first_order: bool = False,
 ) -> Params:
-    """One step down `loss`, by the parameters that have a rate."""
+    """Takes one step down `loss`, by the parameters that have a rate."""
     grads = torch.autograd.grad(loss, [params[k] for k in rates], create_graph=not first_order)
     norm = torch.cat([grad.flatten() for grad in grads]).norm()
     if max_norm is not None and norm > max_norm:
@@ -135,7 +135,7 @@ def plain_meta_sgd(
 
 
 def plain_maml_plus_plus(*weights: float, first_order: bool = False) -> Plain:
-    """MAML++ with these weights of the losses after each step."""
+    """Computes MAML++ with these weights of the losses after each step."""
 
     def plain(
         learner: MamlPlusPlus,
@@ -197,7 +197,7 @@ def plain_cavia(
     query: ExampleSet,
     masks: Masks,
 ) -> Tensor:
-    """The context as columns behind the inputs of a torch network that has room for them."""
+    """Computes CAVIA, with the context as columns behind the inputs of a torch network."""
     params = {name: leaves[name] for name, _ in network.named_parameters()}
     own = params if masks is None else thinned(params, masks)
     table = own.pop("embedding.weight", None)
@@ -234,7 +234,7 @@ def plain_cavia(
 def plain_features(
     network: ReferenceNetwork, body: Params, data: ExampleSet, masks: Masks
 ) -> Tensor:
-    """What the network's head is given, one example after another."""
+    """Computes the inputs of the network's head, example by example."""
     headless = copy.deepcopy(network)
     setattr(headless, "head", nn.Identity())  # noqa: B010  (what is left gives features)
     own = body if masks is None else thinned(body, masks)

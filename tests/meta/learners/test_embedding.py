@@ -68,7 +68,7 @@ class Case:
         )
 
     def reference(self, loss_of: Loss) -> tuple[Params, Tensor, list[Tensor]]:
-        """Gradients, the sum of losses and every episode's outputs, episode by episode."""
+        """Returns gradients, the sum of losses and all outputs, episode by episode."""
         leaves = as_leaves(self.meta_params)
         masks = episode_masks(self.spec, leaves, self.episodes.seeds)
         total, outputs = torch.zeros((), dtype=torch.float64), []
@@ -107,7 +107,7 @@ Loss = Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor, Tensor], tuple[Te
 
 
 def plain_loss(name: str, learner: EmbeddingLearner, num_outputs: int) -> Loss:
-    """Each formula as its paper writes it, for one query after another."""
+    """Computes each formula as its paper writes it, query by query."""
 
     def loss_of(
         leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor, targets: Tensor
@@ -156,7 +156,7 @@ def plain_loss(name: str, learner: EmbeddingLearner, num_outputs: int) -> Loss:
 def in_context(
     leaves: Mapping[str, Tensor], support: Tensor, query: Tensor, read_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Full-context embeddings by torch.nn's own LSTM modules."""
+    """Computes full-context embeddings by torch.nn's own LSTM modules."""
     size = support.shape[1]
 
     def weights(prefix: str) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ def in_context(
 def alpaca_loss(
     leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The posterior predictive of every output by conditioning one joint normal distribution."""
+    """Computes the posterior predictive by conditioning one joint normal distribution."""
 
     def design(z: Tensor) -> Tensor:
         return torch.cat([z, torch.ones(len(z), 1).double()], dim=1)

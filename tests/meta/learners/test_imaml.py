@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from raymeta.experiment.file import load_experiment
 from raymeta.meta.learners.imaml import Imaml, conjugate_gradients
+from raymeta.nn.cells import Cell
 from raymeta.nn.networks import NetworkSpec, Params
-from raymeta.nn.torch_scans import Cell
 from raymeta.problem import PROBLEMS
 from raymeta.training.trainer import build_trainer
 from tests.reference import (
@@ -46,7 +46,7 @@ def by_hand(
     query: ExampleSet,
     solvers: Iterable[Solver],
 ) -> list[Params]:
-    """The meta-gradients of one episode with the Hessian as a matrix, one for each solver."""
+    """Computes the meta-gradients of one episode with a dense Hessian, one for each solver."""
 
     def named(flat: Tensor) -> Params:
         found, start = {}, 0
@@ -124,7 +124,7 @@ def test_at_the_end_of_adaptation_it_is_the_gradient_by_the_start() -> None:
     problem = PROBLEMS["classification"]
 
     def loss_from(start: Params) -> float:
-        """The query's loss where adaptation from `start` ends."""
+        """Returns the query's loss after adaptation from `start`."""
         found = imaml.meta_gradient(SPEC, problem, start, episodes)
         return float(found.loss)
 

@@ -1,4 +1,4 @@
-"""A learner from elsewhere: one class and one line."""
+"""A learner from elsewhere needs one class and one line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CONTRACT = Path(__file__).with_name("test_contract.py")
 
 
 def run_contract(folder: Path, *, refuses: str = "{}", broken: str = "") -> tuple[int, str]:
-    """The contract's tests of the toy learner, in a process that loads it as a plug-in."""
+    """Runs the contract's tests of the toy learner, in a process that loads it as a plug-in."""
     text = TOY.replace("{REFUSES}", refuses).replace("BROKEN", broken)
     (folder / "toy_learner.py").write_text(text)
     root = CONTRACT.parents[3]

@@ -34,7 +34,7 @@ def by_hand(
     support: ExampleSet,
     query: ExampleSet,
 ) -> Params:
-    """θ - φ_S of one episode by torch.optim.SGD on torch.nn's own network."""
+    """Computes θ - φ_S of one episode by torch.optim.SGD on torch.nn's own network."""
     network.load_state_dict(params)
     optimizer = torch.optim.SGD(network.parameters(), lr=reptile.inner_lr)
     for _ in range(reptile.adaptation_steps):

@@ -1,4 +1,4 @@
-"""Calls with arguments that do not fit; run as a program, since a missed one may crash it.
+"""Calls compiled code with arguments that do not fit; as a program, since a miss may crash it.
 
 Prints one JSON object: the case -> the type and text of the error, or "returned".
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from raymeta.nn import torch_scans
+from raymeta.nn.cells import NUM_GATES, NUM_SOURCES, Cell
 from raymeta.nn.native import library, scans
 from raymeta.nn.networks import NetworkSpec, Params, expand_params, forward, init_params
 from raymeta.nn.recurrence import product, recurrence
-from raymeta.nn.torch_scans import NUM_GATES, NUM_SOURCES, Cell
 
 Case = tuple[str, Callable[[], object]]
 SIZES = (2, 3, 4, 5)  # episodes, steps, examples, hidden units
@@ -30,7 +30,7 @@ def tensor(*shape: int) -> Tensor:
 
 
 def misfits(value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor changed in every way that compiled code would not notice."""
+    """Changes a tensor in every way that compiled code would not notice."""
     for axis, size in enumerate(value.shape):
         yield f"axis {axis} one longer", torch.cat([value, value.narrow(axis, 0, 1)], dim=axis)
         yield f"axis {axis} one shorter", value.narrow(axis, 0, size - 1)
@@ -43,7 +43,7 @@ def misfits(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def layer_arguments(cell: Cell) -> dict[str, dict[str, Any]]:
-    """Arguments that fit, for every compiled scan."""
+    """Makes arguments that fit, for every compiled scan."""
     episodes, steps, examples, hidden = SIZES
     width = NUM_GATES[cell] * hidden
     inputs, weight = tensor(episodes, steps, examples, width), tensor(episodes, hidden, width)
@@ -172,7 +172,7 @@ def forward_cases(cell: Cell) -> Iterator[Case]:
 
 
 def parameter_cases(spec: NetworkSpec, x: Tensor) -> Iterator[Case]:
-    """Networks whose parameters are another's."""
+    """Makes networks with the parameters of another network."""
     params: Params = expand_params(init_params(spec, torch.Generator().manual_seed(0)), 2)
     where = "text" if spec.num_features is None else f"{spec.num_layers} layers"
     for name, value in params.items():

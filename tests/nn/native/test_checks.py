@@ -1,4 +1,4 @@
-"""What does not fit a layer or a network is refused before any compiled code sees it."""
+"""Arguments that do not fit a layer or a network are refused before compiled code runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
+from raymeta.nn.cells import Cell
 from raymeta.nn.native import library
-from raymeta.nn.torch_scans import Cell
 
 PROGRAM = Path(__file__).with_name("misfits.py")
 

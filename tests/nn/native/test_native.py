@@ -1,4 +1,4 @@
-"""Building and loading the compiled scans, and doing without them."""
+"""Building and loading the compiled scans, and working without them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ print(library() is not None, states.sum().item())
 
 
 def run(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Whether the compiled scans serve, and a number that must not depend on it."""
+    """Prints, in a new process, whether compiled scans load, and a number that must not change."""
     return subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | environment,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from raymeta.nn.cells import Cell
 from raymeta.nn.native import library
 from raymeta.nn.native.step import AffineHead, Steps, serves
 from raymeta.nn.networks import NetworkSpec, Params, Pooling, expand_params, init_params
 from raymeta.nn.stepwise import first_state, next_features
-from raymeta.nn.torch_scans import Cell
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 
