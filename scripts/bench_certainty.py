@@ -217,7 +217,8 @@ def coverage_claims(name: str, model: Model, tasks: Tasks, adapted: list[Adapted
         if model.trained.is_classification:
             shape = f"{mean:.2f} classes on average"
         else:
-            shape = f"± {mean:.3g} wide" if least == most else f"± {least:.3g} to {most:.3g} wide"
+            is_even = np.isclose(least, most, rtol=1e-3)
+            shape = f"± {mean:.3g} wide" if is_even else f"± {least:.3g} to {most:.3g} wide"
         kind = "prediction sets" if model.trained.is_classification else "intervals"
         claims.append(
             Claim(
