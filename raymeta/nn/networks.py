@@ -229,7 +229,8 @@ def shared_steps(
     else:
         kept = torch.ones_like(sequence[..., 0]) if inside is None else inside.to(sequence.dtype)
         weights = kept / kept.sum(dim=1, keepdim=True)
-    return sequence.unflatten(0, x.shape[:2]), weights.unflatten(0, x.shape[:2])
+    shape = (*x.shape[:2], sequence.shape[1])
+    return sequence.reshape(*shape, -1), weights.reshape(shape)
 
 
 def _shared_sequence(

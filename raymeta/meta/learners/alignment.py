@@ -108,7 +108,7 @@ def _steps(meta_params: Mapping[str, Tensor], features: Tensor) -> tuple[Tensor,
     """The states `[E, N, T, F]` and weights `[E, N, T]` of `Alignment.features`."""
     directions = 2 if "rnn.weight_hh_l0_reverse" in meta_params else 1
     size = directions * meta_params["rnn.weight_hh_l0"].shape[-1]
-    steps = features.unflatten(-1, (-1, size + 1))
+    steps = features.reshape(*features.shape[:2], -1, size + 1)
     return steps[..., :-1], steps[..., -1]
 
 
