@@ -191,7 +191,7 @@ def descriptions(
     """
     learner, spec, x = recipe.learner, recipe.spec, support.x
     with torch.no_grad():
-        known = support_of(adapted)
+        known = None if learner.reads_steps else support_of(adapted)
         features = shared_features(spec, network, x, support.lengths) if known is None else known[0]
         lengths = support.lengths
         if lengths is None:

@@ -223,7 +223,8 @@ def _check_answers(adapted: Adapted) -> None:
         found = recipe.learner.adapted_outputs(recipe.spec, params, query)
         if tuple(found.shape) != wanted or found.dtype != recipe.dtype:
             raise ValueError(f"its outputs are {list(found.shape)}, not {list(wanted)}")
-        features = torch.zeros(1, 1, recipe.spec.output_size, dtype=recipe.dtype)
+        size = recipe.spec.output_size + recipe.learner.reads_steps
+        features = torch.zeros(1, 1, size, dtype=recipe.dtype)
         weights = recipe.learner.support_weights(recipe.spec, params, features)
         if weights is not None and adapted.support is not None:
             adapted.support.check(weights.shape[2])

@@ -21,7 +21,7 @@ def affine_head(learner: Learner, spec: NetworkSpec, params: Params) -> AffineHe
     The answers of most learners are an affine function of the features (of prototypes by cosine: of
     the normalised ones), so that those to the unit vectors and to zero tell all of it.
     """
-    if isinstance(learner, Matching):
+    if isinstance(learner, Matching) or learner.reads_steps:
         return None
     exact = {k: v.double() if v.is_floating_point() else v for k, v in params.items()}
     size = spec.output_size

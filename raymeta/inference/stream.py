@@ -50,6 +50,11 @@ class Stream:
                 "examples of this source are prepared as a whole, so that they cannot be streamed; "
                 "use predict"
             )
+        if recipe.learner.reads_steps:
+            raise DataError(
+                f"learner {recipe.learner.name} compares whole sequences, so that they cannot be "
+                "streamed; use predict"
+            )
         if num_streams < 1:
             raise DataError(f"num_streams must be at least 1, but got {num_streams}")
         self._recipe, self._inputs, self._most = recipe, inputs, inputs.stream_steps

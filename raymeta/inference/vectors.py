@@ -17,7 +17,6 @@ from raymeta.nn.networks import (
     attention_weights,
     expand_params,
     recurrent_features,
-    shared_features,
 )
 from raymeta.training.recipe import Recipe
 
@@ -104,4 +103,4 @@ class FloatNetwork:
 
     def _features(self, vectors: Tensor, lengths: Tensor | None) -> Tensor:
         own = None if lengths is None else lengths[None]
-        return shared_features(self._spec, self._network, vectors[None], own)
+        return self._recipe.learner.features(self._spec, self._network, vectors[None], own)

@@ -20,7 +20,7 @@ from raymeta.episodes import Examples, joined
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import as_leaves
 from raymeta.meta.learner import Learner
-from raymeta.nn.networks import NetworkSpec, Params, expand_params, is_head, shared_features
+from raymeta.nn.networks import NetworkSpec, Params, expand_params, is_head
 from raymeta.problem import Problem
 
 # Names in an adapted network beside the meta-parameters.
@@ -90,7 +90,7 @@ class EmbeddingLearner(Learner, ABC):
         del graph_steps
         leaves = as_leaves(meta_params)
         with torch.enable_grad():
-            embedded = _embedded(spec, leaves, support, query, masks)
+            embedded = self._embedded(spec, leaves, support, query, masks)
             losses, outputs = self.query_losses(problem, leaves, embedded, query.y)
             grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         scores = problem.score(outputs.detach(), query.y)
@@ -113,7 +113,8 @@ class EmbeddingLearner(Learner, ABC):
         """The only outputs: those after the support sets were seen."""
         self._check_steps(num_steps)
         with torch.no_grad():
-            found = self.answers(meta_params, _embedded(spec, meta_params, support, query, None))
+            embedded = self._embedded(spec, meta_params, support, query, None)
+            found = self.answers(meta_params, embedded)
         # Outside the block: a caller may leave the generator open, and must keep its gradient mode.
         yield found
 
@@ -128,7 +129,7 @@ class EmbeddingLearner(Learner, ABC):
         """The meta-parameters, and the support's features `[E, N, F]` and targets."""
         self._check_steps(num_steps)
         with torch.no_grad():
-            features = shared_features(spec, meta_params, support.x, support.lengths)
+            features = self.features(spec, meta_params, support.x, support.lengths)
         return {**meta_params, _FEATURES: features, _TARGETS: support.y}
 
     def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
@@ -142,7 +143,7 @@ class EmbeddingLearner(Learner, ABC):
         """As for every learner."""
         own = _meta_params(adapted)
         with torch.no_grad():
-            features = shared_features(spec, own, query.x, query.lengths)
+            features = self.features(spec, own, query.x, query.lengths)
             return self.adapted_answers(spec, adapted, features)
 
     def predictive_scale(
@@ -151,7 +152,7 @@ class EmbeddingLearner(Learner, ABC):
         """As for every learner."""
         own = _meta_params(adapted)
         with torch.no_grad():
-            features = shared_features(spec, own, query.x, query.lengths)
+            features = self.features(spec, own, query.x, query.lengths)
             known = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
             return self.scale_of(own, known)
 
@@ -193,6 +194,24 @@ class EmbeddingLearner(Learner, ABC):
         """`support_weights` `[E, M, N]` from the features; None if it compares no examples."""
         return None
 
+    def _embedded(
+        self,
+        spec: NetworkSpec,
+        meta_params: Mapping[str, Tensor],
+        support: Examples,
+        query: Examples,
+        masks: list[Tensor] | None,
+    ) -> Embedded:
+        both = joined(support, query)
+        features = self.features(spec, meta_params, both.x, both.lengths, masks)
+        num_support = support.y.shape[1]
+        return Embedded(
+            support=features[:, :num_support],
+            targets=support.y,
+            query=features[:, num_support:],
+            num_outputs=spec.num_outputs,
+        )
+
     def _check_steps(self, num_steps: int) -> None:
         if num_steps:
             raise ValueError(f"{self.name} takes no adaptation steps, but got {num_steps}")
@@ -207,24 +226,6 @@ def support_of(adapted: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
 
 def _meta_params(adapted: Mapping[str, Tensor]) -> Params:
     return {name: v for name, v in adapted.items() if name not in {_FEATURES, _TARGETS}}
-
-
-def _embedded(
-    spec: NetworkSpec,
-    meta_params: Mapping[str, Tensor],
-    support: Examples,
-    query: Examples,
-    masks: list[Tensor] | None,
-) -> Embedded:
-    both = joined(support, query)
-    features = shared_features(spec, meta_params, both.x, both.lengths, masks)
-    num_support = support.y.shape[1]
-    return Embedded(
-        support=features[:, :num_support],
-        targets=support.y,
-        query=features[:, num_support:],
-        num_outputs=spec.num_outputs,
-    )
 
 
 def logarithm(value: float, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from raymeta.episodes import Episodes, Examples
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import episode_masks
 from raymeta.meta.settings import LearnerSettings
-from raymeta.nn.networks import NetworkSpec, Params, is_head
+from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
 from raymeta.problem import Problem
 
 
@@ -30,11 +30,13 @@ class Learner(LearnerSettings, ABC):
     every member of LEARNERS.
 
     `name` is its key in LEARNERS and in experiment files.  `keeps_graphs` tells whether its
-    meta-gradient keeps graphs of adaptation steps, whose memory must be planned.
+    meta-gradient keeps graphs of adaptation steps, whose memory must be planned; `reads_steps`
+    whether its answers need the states of all time steps rather than what is pooled of them.
     """
 
     name: ClassVar[str]
     keeps_graphs: ClassVar[bool] = True
+    reads_steps: ClassVar[bool] = False
 
     @property
     def remedy(self) -> str:
@@ -143,11 +145,22 @@ class Learner(LearnerSettings, ABC):
     def adapted_network(self, spec: NetworkSpec, adapted: Mapping[str, Tensor]) -> Params:
         """The parameters, with an episode axis, that compute the features of queries."""
 
+    def features(
+        self,
+        spec: NetworkSpec,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        lengths: Tensor | None = None,
+        masks: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What `adapted_answers` reads of examples, `[E, N, F]`; see `shared_features`."""
+        return shared_features(spec, params, x, lengths, masks)
+
     @abstractmethod
     def adapted_answers(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
     ) -> Tensor:
-        """`adapted_outputs` from the queries' features `[E, N, F]` of `adapted_network`.
+        """`adapted_outputs` from the queries' `features` `[E, N, F]` by `adapted_network`.
 
         They can be differentiated by the features.
         """

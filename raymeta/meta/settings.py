@@ -195,6 +195,27 @@ class PrototypesSettings(LearnerSettings, learner="prototypes"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentSettings(LearnerSettings, learner="alignment"):
+    """Alignment: a query gets the class whose steps are the nearest to its own, and its to theirs.
+
+    With `model.pooling: attention` it is learned how much each step counts, else all count alike.
+    The comparison takes memory for each step of a query times each of a support example, which
+    `model.stacked_steps` lowers by its square.
+    """
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(
+            ("regression", "forecast"), "it gives classes, not numbers; choose ridge or matching"
+        )
+    )
+
+    scale: float = _setting(1.0, gt=0, description="learned factor of distances at first")
+    sharpness: float = _setting(
+        1.0, gt=0, description="learned at first: the larger, the more a step heeds the nearest one"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchingSettings(LearnerSettings, learner="matching"):
     """Matching networks: a query's answer is a mean of the support's, weighted by attention.
 

@@ -43,6 +43,7 @@ from raymeta.tasks.settings import Augmentation, PenTasks
 NUM_VAL_SHAPES, NUM_TEST_SHAPES = 8, 10
 NUM_VAL_WRITERS, NUM_TEST_WRITERS = 2, 2
 FEATURES = ("x", "y", "pen", "dx", "dy")
+CONTEXT_REACH = 1.35  # of the grid around the pen, in root-mean-square radii of the character
 STROKE_CHANNELS = ("x", "y", "stroke")  # of a recording, which `FEATURES` are made of
 
 # For each small split_seed, the salt's number with which the shipped data's deal is the one of
@@ -114,12 +115,13 @@ def load_pen(settings: PenTasks, *, seed: int, sealed: bool = False) -> TaskDist
         pens={s: np.array([resampled[row][1] for row in of_split[s]]) for s in SPLITS},
         units={s: {a: unit_ids(chosen[s].groups[a]) for a in ("shape", "writer")} for s in SPLITS},
     )
-    facts = {"features": list(FEATURES), "num_points": settings.num_points}
+    features = feature_names(settings.context_grid)
+    facts = {"features": list(features), "num_points": settings.num_points}
     num_writers = len(set(chosen["test"].groups["writer"]))
     unblended = settings.augmentation.model_copy(update={"class_blend": 0.0})
     return TaskDistribution(
         name="pen",
-        input_spec=InputSpec("classification", settings.num_ways, num_features=len(FEATURES)),
+        input_spec=InputSpec("classification", settings.num_ways, num_features=len(features)),
         seed=seed,
         sample_episode=partial(sampler.sample, settings.augmentation),
         sample_joint=partial(sampler.sample, unblended),
@@ -147,16 +149,22 @@ def pen_inputs(settings: PenTasks, facts: Mapping[str, Any]) -> Inputs:
     Scale, place on the tablet and pace of the pen do not matter.
     """
     check_facts(settings, facts, "num_points")
+    features = feature_names(settings.context_grid)
+    if list(features) != facts["features"]:
+        raise ValueError(
+            f"tasks.context_grid is {settings.context_grid}, which makes {len(features)} features, "
+            f"but there were {len(facts['features'])} in training"
+        )
     return Inputs(
         channels=STROKE_CHANNELS,
-        prepare=partial(_prepared, settings.num_points),
-        features=FEATURES,
+        prepare=partial(_prepared, settings.num_points, settings.context_grid),
+        features=features,
         are_strokes=True,
     )
 
 
 def _prepared(
-    num_points: int, examples: Sequence[np.ndarray], names: Sequence[str]
+    num_points: int, context_grid: int, examples: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[np.ndarray]:
     for name, points in zip(names, examples, strict=True):
         if len(points) < 2:
@@ -168,7 +176,7 @@ def _prepared(
             )
     resampled = [resample(strokes_of(points), num_points) for points in examples]
     paths, pens = (np.stack(parts) for parts in zip(*resampled, strict=True))
-    return list(strokes_to_features(paths, pens))
+    return list(strokes_to_features(paths, pens, context_grid))
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class _Sampler:
                 classes[blended] = NO_CLASS
             paths, pens = reverse(paths, pens, reversed_)
             paths = augment(paths, augmentation, mirrored, rng)
-        x = strokes_to_features(paths, pens)
+        x = strokes_to_features(paths, pens, self.settings.context_grid)
         return episode_of(x, rows, classes, num_shots, units=self.units[split])
 
 
@@ -307,12 +315,50 @@ def resample(strokes: tuple[np.ndarray, ...], num_points: int) -> tuple[np.ndarr
     return path / (radius or 1.0), pen
 
 
-def strokes_to_features(paths: np.ndarray, pens: np.ndarray) -> np.ndarray:
-    """Network input float32 `[..., T, 5]`: x, y, pen on paper, and the unit direction of travel."""
+def feature_names(context_grid: int) -> tuple[str, ...]:
+    """The names of what `strokes_to_features` returns of a step."""
+    places = range(context_grid)
+    return (*FEATURES, *(f"ink_{column}_{row}" for column in places for row in places))
+
+
+def strokes_to_features(paths: np.ndarray, pens: np.ndarray, context_grid: int = 0) -> np.ndarray:
+    """Network input float32 `[..., T, 5 + G²]` of paths `[..., T, 2]` and pen states `[..., T]`.
+
+    Of each step: x, y, pen on paper, the unit direction of travel, and `ink_around`.
+    """
     step = np.diff(paths, axis=-2, prepend=paths[..., :1, :])
     length = np.linalg.norm(step, axis=-1, keepdims=True)
     direction = step / np.maximum(length, 1e-6)
-    return np.concatenate([paths, pens[..., None], direction], axis=-1).astype(np.float32)
+    parts = [paths, pens[..., None], direction]
+    if context_grid:
+        parts.append(ink_around(paths, pens, context_grid))
+    return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def context_places(context_grid: int) -> tuple[np.ndarray, float]:
+    """The places of the grid on either axis `[G]`, from the pen, and the width of their windows."""
+    places = np.linspace(-CONTEXT_REACH, CONTEXT_REACH, context_grid)
+    return places, 4 / 3 * CONTEXT_REACH / max(context_grid - 1, 1)  # 2/3 of what is between places
+
+
+def ink_around(paths: np.ndarray, pens: np.ndarray, context_grid: int) -> np.ndarray:
+    """How much ink there is around each point, float32 `[..., T, G²]`, in whatever order it came.
+
+    Twice the square root of the share of the path's points that are on paper and near each place of
+    a grid around the point; every place sees a Gaussian window.  It is the idea of
+    Belongie et al. 2002, "Shape Matching and Object Recognition Using Shape Contexts", on a square
+    grid of soft bins: writers order their strokes differently, but leave the same ink.
+    """
+    places, width = context_places(context_grid)
+    points, places = paths.astype(np.float32), places.astype(np.float32)
+    apart = points[..., None, :, :] - points[..., :, None, :]  # [..., T, T, 2], from each to each
+    near = np.exp(
+        -((apart[..., None] - places.astype(np.float32)) ** 2) / (2 * width * width)
+    )  # [..., T, T, 2, G]
+    columns = near[..., 0, :] * pens[..., None, :, None].astype(np.float32)
+    ink = columns.swapaxes(-1, -2) @ near[..., 1, :]  # [..., T, G, G]
+    share = ink.reshape(*ink.shape[:-2], -1) / paths.shape[-2]
+    return np.asarray(2 * np.sqrt(share))
 
 
 def _class_mean_features(examples: Examples) -> Tensor:

@@ -57,6 +57,13 @@ class PenTasks(TaskSettings):
     num_shots: int = Field(1, ge=1)
     num_queries: int = Field(3, ge=1, description="query examples a class")
     num_points: int = Field(24, ge=4, le=512, description="time steps a character is resampled to")
+    context_grid: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="tells the network at every step what ink there is around the pen, on a square "
+        "grid of so many places a side; 0 for none",
+    )
     split_seed: Seed = Field(0, description="deals characters and writers into the splits")
     data_dir: str | None = Field(
         None, description="a folder of UNIPEN files UJIpenchars-w*; null for the shipped ones"

@@ -140,7 +140,7 @@ def test_gradients_of_every_network_are_those_of_adaptation(
 
 
 def test_classes_of_an_open_learner_may_be_any_number(run_of: RunOf, tmp_path: Path) -> None:
-    for learner in ("prototypes", "ridge", "matching", "proto_maml"):
+    for learner in ("prototypes", "ridge", "matching", "alignment", "proto_maml"):
         model = raymeta.load(str(run_of("table", f"learner={learner}").path))
         model.export(tmp_path / "m.onnx")
         numbers = np.array([4, 1, 2, 0, 3, 1])
@@ -164,8 +164,18 @@ def test_a_regression_is_exported(run_of: RunOf, tmp_path: Path, learner: str) -
     assert_close(run(tmp_path / "m.onnx", inputs)["prediction"], wanted)
 
 
-def test_strokes_are_prepared_in_the_graph(run_of: RunOf, tmp_path: Path) -> None:
-    run_ = run_of("pen", "learner=prototypes")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("learner=prototypes",),
+        ("learner=alignment", "tasks.context_grid=3", "model.stacked_steps=3"),
+    ],
+    ids=" ".join,
+)
+def test_strokes_are_prepared_in_the_graph(
+    run_of: RunOf, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    run_ = run_of("pen", *settings)
     model = raymeta.load(str(run_.path))
     files = run_.experiment().tasks.data_files()
     found = [x for part, _ in read_each(read_unipen, files[:1]) for x in part.x]
@@ -177,6 +187,15 @@ def test_strokes_are_prepared_in_the_graph(run_of: RunOf, tmp_path: Path) -> Non
     answers = run(tmp_path / "a.onnx", padded(queries))
     assert_close(answers["probabilities"], adapted.predict_proba(queries))
     assert answers["prediction"].tolist() == adapted.predict(queries).tolist()
+
+
+def test_steps_are_aligned_in_the_graph(run_of: RunOf, tmp_path: Path) -> None:
+    for pooling in ("mean", "attention"):
+        run_ = run_of("table", "learner=alignment", f"model.pooling={pooling}", seeds=2)
+        adapted = raymeta.load(str(run_.path)).adapt(RAGGED, Y)
+        adapted.export(tmp_path / "a.onnx")
+        answers = run(tmp_path / "a.onnx", padded(QUERIES))
+        assert_close(answers["probabilities"], adapted.predict_proba(QUERIES))
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

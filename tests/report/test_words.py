@@ -226,7 +226,7 @@ def test_what_was_asked_names_task_learner_and_search():
     )
     assert asked(load_experiment("employment"))[0].startswith("forecasts of 12 steps on tasks of")
     text = "\n".join(asked(load_experiment("pen")))
-    assert "learner prototypes" in text
+    assert "learner alignment" in text
     assert "in up to 8 trials, for the highest val_accuracy" in text
     assert "the winner is trained again" in text
     assert "nothing is searched" in "\n".join(

@@ -7,6 +7,8 @@ Shape legend: W ways, M examples of a class, N examples, T time steps.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import shutil
 from collections import Counter
@@ -27,8 +29,11 @@ from raymeta.episodes import NO_CLASS, SPLITS, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.augmentation import augment, reverse
 from raymeta.tasks.pen import (
+    CONTEXT_REACH,
     deal_shapes,
+    feature_names,
     load_pen,
+    pen_inputs,
     resample,
     shapes,
     strokes_of,
@@ -376,6 +381,40 @@ def test_features_are_place_pen_and_unit_direction() -> None:
     expected = np.array([[0, 0, 1, 0, 0], [3, 4, 1, 0.6, 0.8], [3, 4, 0, 0, 0], [3, 0, 1, 0, -1]])
     found = strokes_to_features(path, np.array([1.0, 1.0, 0.0, 1.0]))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_ink_is_what_gaussian_windows_around_the_pen_see_of_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    path, pens = rng.normal(size=(7, 2)), np.array([1.0, 1, 0, 1, 0, 1, 1])
+    places, width = [-CONTEXT_REACH, 0.0, CONTEXT_REACH], 2 / 3 * CONTEXT_REACH
+    wanted = np.zeros((7, 3, 3))
+    for step, column, row in itertools.product(range(7), range(3), range(3)):
+        seen = path[step] + [places[column], places[row]]
+        apart = ((path - seen) ** 2).sum(axis=1)
+        share = (pens * np.exp(-apart / (2 * width**2))).mean()
+        wanted[step, column, row] = 2 * math.sqrt(share)
+    found = strokes_to_features(path, pens, 3)
+    np.testing.assert_allclose(found[:, 5:], wanted.reshape(7, 9), atol=1e-6)
+    assert np.array_equal(found[:, :5], strokes_to_features(path, pens))
+    assert len(feature_names(3)) == 14
+    # Whoever draws the same in another order leaves the same ink.
+    order = rng.permutation(7)
+    shuffled = strokes_to_features(path[order], pens[order], 3)
+    np.testing.assert_allclose(shuffled[:, 5:], found[order, 5:], atol=1e-6)
+
+
+def test_episodes_have_the_ink_around_and_a_trained_grid_is_kept() -> None:
+    plain, with_ink = (
+        load_pen(PenTasks(source="pen", context_grid=grid), seed=0) for grid in (0, 2)
+    )
+    assert with_ink.input_spec.num_features == 9
+    for split in SPLITS:
+        one, other = (
+            tasks.sample_episode(split, np.random.default_rng(3)) for tasks in (plain, with_ink)
+        )
+        assert np.array_equal(one.support_x, other.support_x[..., :5])
+    with pytest.raises(ValueError, match=r"context_grid is 3, which makes 14 features, .* 9 in"):
+        pen_inputs(PenTasks(source="pen", context_grid=3), with_ink.facts)
 
 
 # Augmentation

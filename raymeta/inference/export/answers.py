@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from raymeta.errors import DataError
-from raymeta.inference.export.network import BIAS, WEIGHT, onnx_form
+from raymeta.inference.export.network import BIAS, WEIGHT, Pass, onnx_form
 from raymeta.inference.export.nodes import Body, Nodes
 from raymeta.inference.heads import needs_unit_length
 from raymeta.inference.trained import Trained
 from raymeta.meta.embedding import EmbeddingLearner
 from raymeta.meta.learner import Learner
+from raymeta.meta.learners.alignment import SHARPNESS, Alignment
 from raymeta.meta.learners.alpaca import NOISE, PRECISION, Alpaca
 from raymeta.meta.learners.matching import QUERY, SUPPORT, Matching
 from raymeta.meta.learners.prototypes import Prototypes
@@ -34,6 +35,17 @@ def normalised(nodes: Nodes, values: str) -> str:
 def head(nodes: Nodes, features: str, weights: str, bias: str) -> str:
     """`features` `[M, F]` times `weights` `[O, F]`, and `bias` `[O]`."""
     return nodes.op("Gemm", features, weights, bias, transB=1)
+
+
+def features_of(nodes: Nodes, learner: Learner, trace: Pass) -> str:
+    """`Learner.features` `[N, F]` of examples that went through the network."""
+    if not learner.reads_steps:
+        return trace.pooled
+    weights = trace.weights
+    if not weights:
+        weights = nodes.op("Div", trace.valid, nodes.sum(trace.valid, 0, keep=True))
+    steps = nodes.op("Concat", trace.sequence, weights, axis=2)  # [T, N, F + 1]
+    return nodes.reshape(nodes.op("Transpose", steps, perm=[1, 0, 2]), 0, -1)
 
 
 def is_closed_form(learner: Learner) -> bool:
@@ -60,11 +72,11 @@ def closed_form(
         Ridge: _ridge,
         Alpaca: _alpaca,
         Matching: _matching,
+        Alignment: _alignment,
     }
     if type(learner) not in forms:
         raise DataError(
-            f"learner {learner.name} cannot adapt within an ONNX graph: its answers have no ONNX "
-            "form yet; export an adapted network"
+            f"learner {learner.name} cannot be exported: its answers have no ONNX form yet"
         )
     return forms[type(learner)](nodes, trained, params, support, rows, query)
 
@@ -177,6 +189,63 @@ def _matching(
     attention = nodes.op("Softmax", nodes.op("Mul", cosines, scale), axis=1)
     found = nodes.op("MatMul", attention, rows)
     return nodes.op("Log", found) if trained.is_classification else found
+
+
+def _alignment(
+    nodes: Nodes, trained: Trained, params: Arrays, support: str, rows: str, query: str
+) -> str:
+    size = trained.recipe.spec.output_size
+    known, asked = (nodes.reshape(one, 0, -1, size + 1) for one in (support, query))
+    known_weights, asked_weights = (nodes.take(one, size, 2) for one in (known, asked))
+    flat, own = (nodes.reshape(nodes.slice(one, 0, size, 2), -1, size) for one in (known, asked))
+    squares = nodes.op(
+        "Add",
+        nodes.sum(nodes.op("Mul", own, own), 1, keep=True),
+        nodes.sum(nodes.op("Mul", flat, flat), 1),
+    )
+    product = nodes.op("MatMul", own, nodes.op("Transpose", flat, perm=[1, 0]))
+    apart = nodes.op("Sub", squares, nodes.op("Mul", product, nodes.constant(2.0)))
+    sizes = [nodes.size(one, axis) for one in (asked, known) for axis in (0, 1)]
+    apart = nodes.op("Reshape", apart, nodes.op("Concat", *sizes, axis=0))  # [M, T, N, S]
+    sharpness, scale = (np.exp(params[k].astype(np.float64)) for k in (SHARPNESS, SCALE))
+    near = nodes.op("Mul", apart, nodes.constant(-sharpness))
+    alike = _log_sum(nodes, nodes.op("Add", near, _logarithms(nodes, known_weights)), 3)
+    axes = nodes.constant([2, 3], np.int64)
+    weighted = nodes.op("Unsqueeze", _logarithms(nodes, asked_weights), axes)
+    returns = _log_sum(nodes, nodes.op("Add", near, weighted), 1)  # [M, N, S]
+
+    members = nodes.op("Transpose", rows, perm=[1, 0])  # [K, N]
+    counts = nodes.sum(members, 1, keep=True)
+    some = nodes.op("Max", nodes.reshape(counts, -1), nodes.constant(1.0))
+    none, two = nodes.constant(0.0), nodes.constant([2], np.int64)
+    of_class = nodes.op(
+        "Where",
+        nodes.op("Equal", members, none),
+        nodes.constant(-np.inf),
+        nodes.op("Unsqueeze", alike, two),
+    )  # [M, T, K, N]
+    of_class = nodes.op("Where", nodes.op("Equal", counts, none), none, of_class)
+    nearest = nodes.op("Sub", _log_sum(nodes, of_class, 3), nodes.op("Log", some))
+    there = nodes.sum(nodes.op("Mul", nearest, nodes.op("Unsqueeze", asked_weights, two)), 1)
+    back = nodes.sum(nodes.op("Mul", returns, known_weights), 2)  # [M, N]
+    back = nodes.op("Div", nodes.op("MatMul", back, rows), some)
+    factor = nodes.constant(scale / (2 * sharpness))
+    return without_empty(nodes, nodes.op("Mul", nodes.op("Add", there, back), factor), counts)
+
+
+def _logarithms(nodes: Nodes, weights: str) -> str:
+    """Those of weights; minus infinity at padding."""
+    none = nodes.op("LessOrEqual", weights, nodes.constant(0.0))
+    known = nodes.op("Log", nodes.op("Where", none, nodes.constant(1.0), weights))
+    return nodes.op("Where", none, nodes.constant(-np.inf), known)
+
+
+def _log_sum(nodes: Nodes, values: str, axis: int) -> str:
+    """The logarithm of the sum of exponentials along an axis."""
+    highest = nodes.op("ReduceMax", values, axes=[axis], keepdims=1)
+    total = nodes.sum(nodes.op("Exp", nodes.op("Sub", values, highest)), axis, keep=True)
+    found = nodes.op("Add", nodes.op("Log", total), highest)
+    return nodes.op("Squeeze", found, nodes.constant([axis], np.int64))
 
 
 def _lstm(params: Arrays, prefix: str, *, bidirectional: bool, size: int) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from raymeta.errors import DataError
 from raymeta.inference.export.adaptation import Adaptation
 from raymeta.inference.export.answers import (
     closed_form,
+    features_of,
     head,
     is_closed_form,
     normalised,
@@ -54,7 +55,8 @@ def adapted_graph(
     spec, answers = trained.recipe.spec, []
     for params in networks:
         network = _constants(nodes, trained, params)
-        features = forward_pass(nodes, spec, network, examples.x, examples.lengths).pooled
+        trace = forward_pass(nodes, spec, network, examples.x, examples.lengths)
+        features = features_of(nodes, trained.recipe.learner, trace)
         answers.append(_answers(nodes, trained, params, features))
     _finish(nodes, trained, answers, labels, temperature)
     return nodes.model(_notes(trained, labels))
@@ -141,7 +143,7 @@ def adapting_graph(
         if is_closed_form(learner):
             network = _constants(nodes, trained, params)
             known, asked = (
-                forward_pass(nodes, spec, network, one.x, one.lengths).pooled
+                features_of(nodes, learner, forward_pass(nodes, spec, network, one.x, one.lengths))
                 for one in (support, queries)
             )
             if y:  # class after class, as in an episode

@@ -12,6 +12,7 @@ import numpy as np
 from raymeta.errors import DataError
 from raymeta.inference.export.nodes import INT64_MAX, Nodes
 from raymeta.inference.trained import Trained
+from raymeta.tasks.pen import context_places
 from raymeta.tasks.settings import PenTasks
 from raymeta.tasks.table_settings import TableTasks
 
@@ -88,7 +89,7 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
     x = nodes.input(f"{prefix}x", "double", [axis, f"{prefix}steps", num_channels])
     lengths = nodes.input(f"{prefix}lengths", "int64", [axis])
     if isinstance(settings, PenTasks):
-        points = _strokes(nodes, x, lengths, settings.num_points)
+        points = _strokes(nodes, x, lengths, settings.num_points, settings.context_grid)
         full = nodes.op("Expand", nodes.constant(settings.num_points, np.int64), nodes.size(x, 0))
         return RawInput(points, full)
     mean, deviation = (nodes.constant(facts[k], np.float64) for k in ("mean", "deviation"))
@@ -96,8 +97,8 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
     return RawInput(nodes.cast(standard, "float"), lengths)
 
 
-def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int) -> str:
-    """`raymeta.tasks.pen.resample` and `strokes_to_features`: float `[N, P, 5]` of `[N, T, 3]`.
+def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int, context_grid: int) -> str:
+    """`raymeta.tasks.pen.resample` and `strokes_to_features`: float `[N, P, D]` of `[N, T, 3]`.
 
     A point that repeats the one before it changes nothing here: between the two no position lies.
     """
@@ -150,11 +151,14 @@ def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int) -> str:
     leading = nodes.op("Min", number(before), last)
     moves = nodes.op("Greater", total, zero)
     pen = nodes.op("Where", moves, at(on_paper, leading), one)
-    return _pen_features(nodes, path, pen, num_points)
+    return _pen_features(nodes, path, pen, num_points, context_grid)
 
 
-def _pen_features(nodes: Nodes, path: str, pen: str, num_points: int) -> str:
-    """Float `[N, P, 5]`: points `[N, P, 2]` centred and scaled, pen state `[N, P]`, directions."""
+def _pen_features(nodes: Nodes, path: str, pen: str, num_points: int, context_grid: int) -> str:
+    """Float `[N, P, D]`: points centred and scaled, pen state, directions, ink around.
+
+    `path` is `[N, P, 2]`, `pen` `[N, P]`.
+    """
     zero, one = nodes.constant(0.0, np.float64), nodes.constant(1.0, np.float64)
     size = nodes.constant(float(num_points), np.float64)
     path = nodes.op("Sub", path, nodes.op("Div", nodes.sum(path, 1, keep=True), size))
@@ -171,8 +175,26 @@ def _pen_features(nodes: Nodes, path: str, pen: str, num_points: int) -> str:
     length = nodes.op("Max", _norm(nodes, moved), nodes.constant(1e-6, np.float64))
     two = nodes.constant([2], np.int64)
     travel = nodes.op("Div", moved, nodes.op("Unsqueeze", length, two))
-    features = nodes.op("Concat", path, nodes.op("Unsqueeze", pen, two), travel, axis=2)
-    return nodes.cast(features, "float")
+    parts = [path, nodes.op("Unsqueeze", pen, two), travel]
+    if context_grid:
+        parts.append(_ink_around(nodes, path, pen, num_points, context_grid))
+    return nodes.cast(nodes.op("Concat", *parts, axis=2), "float")
+
+
+def _ink_around(nodes: Nodes, path: str, pen: str, num_points: int, context_grid: int) -> str:
+    """`raymeta.tasks.pen.ink_around`: double `[N, P, G²]`."""
+    places, width = context_places(context_grid)
+    one, two, last = (nodes.constant([axis], np.int64) for axis in (1, 2, 4))
+    apart = nodes.op("Sub", nodes.op("Unsqueeze", path, one), nodes.op("Unsqueeze", path, two))
+    away = nodes.op("Sub", nodes.op("Unsqueeze", apart, last), nodes.constant(places, np.float64))
+    factor = nodes.constant(-1 / (2 * width * width), np.float64)
+    near = nodes.op("Exp", nodes.op("Mul", nodes.op("Mul", away, away), factor))
+    paper = nodes.reshape(pen, 0, 1, num_points, 1)
+    columns = nodes.op("Mul", nodes.take(near, 0, 3), paper)  # [N, P, P, G]
+    across = nodes.op("Transpose", columns, perm=[0, 1, 3, 2])
+    ink = nodes.reshape(nodes.op("MatMul", across, nodes.take(near, 1, 3)), 0, 0, -1)
+    share = nodes.op("Mul", ink, nodes.constant(4 / num_points, np.float64))
+    return nodes.op("Sqrt", share)
 
 
 def _differences(nodes: Nodes, values: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raymeta.meta.learner import Learner
+from raymeta.meta.learners.alignment import Alignment
 from raymeta.meta.learners.alpaca import Alpaca
 from raymeta.meta.learners.cavia import Cavia
 from raymeta.meta.learners.imaml import Imaml
@@ -25,6 +26,7 @@ LEARNERS: dict[str, type[Learner]] = {
     Imaml.name: Imaml,
     Prototypes.name: Prototypes,
     Matching.name: Matching,
+    Alignment.name: Alignment,
     Ridge.name: Ridge,
     Alpaca.name: Alpaca,
 }

@@ -199,15 +199,19 @@ def test_an_adapted_network_kept_in_a_file_answers_as_at_the_end_of_adaptation(
     again = load(save({k: v.contiguous() for k, v in adapted.items()}))
     *_, wanted = learner.query_outputs(*arguments, query, num_steps)
     assert_same(learner.adapted_outputs(SPEC, again, query), wanted, 1e-12)
-    # Step by step: of the examples that go on, those that have ended stay as they were.
     network = learner.adapted_network(SPEC, again)
-    state, ended = first_state(SPEC, network, query.y.shape[1]), torch.zeros_like(wanted)
-    for step in range(query.x.shape[2]):
-        features, state = next_features(SPEC, network, query.x[:, :, step], state)
-        found = learner.adapted_answers(SPEC, again, features)
-        assert query.lengths is not None
-        ended = torch.where((query.lengths == step + 1).unsqueeze(-1), found, ended)
-    assert_same(ended, wanted, 1e-10)
+    if learner.reads_steps:  # it has no answer step by step: what it reads are all states
+        flat = {key: value[0] for key, value in network.items()}
+        features = learner.features(SPEC, flat, query.x, query.lengths)
+        assert_same(learner.adapted_answers(SPEC, again, features), wanted, 1e-12)
+    else:  # step by step: of the examples that go on, those that have ended stay as they were
+        state, ended = first_state(SPEC, network, query.y.shape[1]), torch.zeros_like(wanted)
+        for step in range(query.x.shape[2]):
+            features, state = next_features(SPEC, network, query.x[:, :, step], state)
+            found = learner.adapted_answers(SPEC, again, features)
+            assert query.lengths is not None
+            ended = torch.where((query.lengths == step + 1).unsqueeze(-1), found, ended)
+        assert_same(ended, wanted, 1e-10)
     # One query after another, whatever their number.
     for number in range(2):
         lengths = None if query.lengths is None else query.lengths[:, number : number + 1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from raymeta.episodes import Episodes, Examples
 from raymeta.meta.embedding import Embedded, EmbeddingLearner
 from raymeta.meta.inner import as_leaves, episode_masks
+from raymeta.meta.learners.alignment import Alignment
 from raymeta.meta.learners.alpaca import Alpaca
 from raymeta.meta.learners.matching import Matching
 from raymeta.meta.learners.prototypes import Prototypes
@@ -43,6 +45,7 @@ CLASSIFIERS: dict[str, EmbeddingLearner] = {
     "matching": Matching(full_context=False),
     "full context": Matching(read_steps=3, scale=4.0),
     "ridge": Ridge(penalty=0.3),
+    "alignment": Alignment(scale=2.0, sharpness=3.0),
 }
 REGRESSORS: dict[str, EmbeddingLearner] = {
     "matching": Matching(full_context=False),
@@ -52,12 +55,24 @@ REGRESSORS: dict[str, EmbeddingLearner] = {
 }
 
 
+class StepNetwork(ReferenceNetwork):
+    """Gives each step's state, and its weight as one feature more."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        states, _ = self.states(x, lengths)
+        weights = torch.full_like(states[..., :1], 1 / states.shape[1])
+        if self.pooling == "attention":
+            weights = self.attention(states).softmax(dim=1)
+        return torch.cat([states, weights], dim=-1)
+
+
 class Case:
     """A learner with random weights, and episodes whose padding holds NaN."""
 
     def __init__(self, learner: EmbeddingLearner, spec: NetworkSpec, problem: str) -> None:
         self.learner, self.spec, self.problem = learner, spec, PROBLEMS[problem]
-        self.network, self.body = ReferenceNetwork(**asdict(spec)), ReferenceNetwork(**asdict(spec))
+        self.network = ReferenceNetwork(**asdict(spec))
+        self.body = (StepNetwork if learner.reads_steps else ReferenceNetwork)(**asdict(spec))
         setattr(self.body, "head", nn.Identity())  # noqa: B010  (what is left gives features)
         params = random_params(self.network)
         self.meta_params = learner.init_meta_params(params, seed=3)
@@ -77,6 +92,8 @@ class Case:
             if masks is not None:
                 weights = thinned(weights, [mask[number].flatten() for mask in masks])
             last = masks[-1][number].flatten() if masks else torch.ones(())
+            if masks and self.learner.reads_steps:
+                last = torch.cat([last, torch.ones(1)])  # of a step's weight
 
             def features(
                 examples: Examples, number: int = number, weights: Any = weights, last: Any = last
@@ -87,7 +104,7 @@ class Case:
                     steps = examples.lengths[number, example]
                     x = examples.x[number, example, :steps][None]
                     rows.append(functional_call(self.body, weights, (x,))[0] * last)
-                return torch.stack(rows)
+                return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
             support, query = features(self.episodes.support), features(self.episodes.query)
             found, loss = loss_of(
@@ -113,6 +130,9 @@ def plain_loss(name: str, learner: EmbeddingLearner, num_outputs: int) -> Loss:
         leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         is_real = y.is_floating_point()
+        if name == "alignment":
+            outputs = aligned(leaves, support, y, query, num_outputs)
+            return outputs, nn.functional.cross_entropy(outputs, targets)
         if name == "alpaca":
             return alpaca_loss(leaves, support, y, query, targets)
         if name in {"matching", "full context"} and isinstance(learner, Matching):
@@ -151,6 +171,35 @@ def plain_loss(name: str, learner: EmbeddingLearner, num_outputs: int) -> Loss:
         return outputs, nn.functional.cross_entropy(outputs, targets)
 
     return loss_of
+
+
+def aligned(
+    leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor, num_outputs: int
+) -> Tensor:
+    """Every query against every class, one step after another; padding has the weight zero."""
+    scale, sharpness = leaves["log_scale"].exp(), leaves["log_sharpness"].exp()
+
+    def likeness(steps: Tensor, state: Tensor) -> Tensor:
+        apart = ((steps[:, :-1] - state) ** 2).sum(dim=1)
+        return (steps[:, -1] * (-sharpness * apart).exp()).sum()
+
+    rows = []
+    for padded in query:
+        own = padded[padded[:, -1] > 0]
+        for way in range(num_outputs):
+            examples = [
+                one[one[:, -1] > 0] for one, label in zip(support, y, strict=True) if label == way
+            ]
+            total = torch.zeros(()).double()
+            for step in own:
+                likely = torch.stack([likeness(one, step[:-1]) for one in examples])
+                total = total - step[-1] * likely.mean().log() / sharpness
+            for one in examples:
+                for step in one:
+                    likely = likeness(own, step[:-1])
+                    total = total - step[-1] * likely.log() / sharpness / len(examples)
+            rows.append(-scale * total / 2)
+    return torch.stack(rows).view(len(query), num_outputs)
 
 
 def in_context(
@@ -246,7 +295,7 @@ def test_ridge_solves_the_smaller_of_its_two_systems_with_the_same_result() -> N
     check("ridge", Ridge(penalty=0.3), wide, "classification")
 
 
-@pytest.mark.parametrize("name", ["euclidean", "cosine", "matching", "full context"])
+@pytest.mark.parametrize("name", ["euclidean", "cosine", "matching", "full context", "alignment"])
 def test_a_class_without_a_support_example_is_never_the_answer(name: str) -> None:
     case = Case(CLASSIFIERS[name], SPEC, "classification")
     case.episodes.support.y.clamp_(max=1)
@@ -257,6 +306,27 @@ def test_a_class_without_a_support_example_is_never_the_answer(name: str) -> Non
     assert (outputs[..., 2] == -math.inf).all()
     found = case.learner.meta_gradient(SPEC, case.problem, case.meta_params, case.episodes)
     assert all(grad.isfinite().all() for grad in found.grads.values())
+
+
+def test_a_sharp_alignment_is_the_chamfer_distance_in_whatever_order_the_steps_are() -> None:
+    learner = Alignment(sharpness=1e4)
+    case = Case(learner, SPEC, "classification")
+    meta_params = {**case.meta_params, "log_scale": torch.zeros(1).double()}
+    rng = np.random.default_rng(0)
+    support, query = rng.normal(size=(3, 5, 4)), rng.normal(size=(2, 7, 4))
+    apart = ((query[:, None, :, None] - support[None, :, None]) ** 2).sum(axis=-1)
+    wanted = -(apart.min(axis=3).mean(axis=2) + apart.min(axis=2).mean(axis=2)) / 2
+
+    def features(states: np.ndarray) -> Tensor:
+        weights = np.full((*states.shape[:2], 1), 1 / states.shape[1])
+        return torch.from_numpy(np.concatenate([states, weights], axis=2)).flatten(1)[None]
+
+    def logits(shuffled: np.ndarray) -> np.ndarray:
+        known = Embedded(features(support), torch.arange(3)[None], features(shuffled), 3)
+        return learner.answers(meta_params, known)[0].numpy()
+
+    np.testing.assert_allclose(logits(query), wanted, atol=1e-3)
+    np.testing.assert_allclose(logits(query[:, rng.permutation(7)]), logits(query), atol=1e-12)
 
 
 def test_posterior_variances_shrink_where_the_support_is() -> None:
