@@ -342,7 +342,8 @@ class Experiment(Learners, Subject):
         for learner in sorted(self.learners & SETTINGS.keys()):
             SETTINGS[learner].check_problem(learner, self.tasks.asks_for())
             settings = dict(getattr(self, learner))
-            SETTINGS[learner](**settings)  # it refuses what does not go together
+            # It refuses what does not go together.
+            SETTINGS[learner](**settings).check_labels(self.tasks.has_fixed_labels)
         return self
 
     @property

@@ -49,6 +49,13 @@ class LearnerSettings:
         if problem in cls.refuses:
             raise ValueError(f"learner {name} does not serve {problem}: {cls.refuses[problem]}")
 
+    def check_labels(self, are_fixed: bool) -> None:
+        """Refuses settings that need labels of one meaning in all tasks, unless they `are_fixed`.
+
+        Raises:
+            ValueError: with the reason.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings(LearnerSettings):
@@ -230,10 +237,28 @@ class MatchingSettings(LearnerSettings, learner="matching"):
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeSettings(LearnerSettings, learner="ridge"):
-    """Ridge regression on the support's features, solved in closed form (R2-D2)."""
+    """Ridge regression on the support's features, solved in closed form (R2-D2).
 
+    With `learned_prior` the penalty is of the distance from learned weights, not from zero: where
+    every task has the same labels, what all have in common needs no example.
+    """
+
+    learned_prior: bool = _setting(
+        False,
+        description="weights are drawn to learned ones, not to zero; for tasks with the same "
+        "labels, or numbers",
+    )
     penalty: float = _setting(1.0, gt=0, description="learned penalty of weights at first")
     scale: float = _setting(10.0, gt=0, description="learned factor of class scores at first")
+
+    def check_labels(self, are_fixed: bool) -> None:
+        """A label has no weights of its own that could be learned where its class changes."""
+        if self.learned_prior and not are_fixed:
+            raise ValueError(
+                "ridge.learned_prior must be false where every episode has classes of its own, but "
+                "got true: a label then means something else each time; leave it out, or take "
+                "tasks whose labels stay (tasks.kind: groups)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

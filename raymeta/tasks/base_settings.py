@@ -59,6 +59,11 @@ class TaskSettings(Section):
         """The name of the problem; a source may have several."""
         return self.problem
 
+    @property
+    def has_fixed_labels(self) -> bool:
+        """Whether a label, or a number, means the same in all tasks."""
+        return False
+
 
 class FileTasks(TaskSettings):
     """The settings of every source of a user's tables: the files to read."""

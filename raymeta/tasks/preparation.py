@@ -26,17 +26,41 @@ from raymeta.tasks.table_settings import Spectrum, TableTasks
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """The mirror image of standardised examples: `signs` `[D]`, and `shifts` `[D]` to be added."""
+
+    signs: np.ndarray
+    shifts: np.ndarray
+
+    @classmethod
+    def of(
+        cls, turned: Sequence[str], features: Sequence[str], mean: np.ndarray, deviation: np.ndarray
+    ) -> Mirror:
+        """Turns the signs of the `turned` features, as they were before they were standardised."""
+        signs = np.array([-1.0 if name in turned else 1.0 for name in features])
+        shifts = (signs - 1) * mean / deviation
+        return cls(signs.astype(np.float32), shifts.astype(np.float32))
+
+    def __call__(self, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The image of examples `[…, T, D]` of these `lengths` `[…]`; zero stays behind the end."""
+        valid = np.arange(x.shape[-2])[:, None] < lengths[..., None, None]
+        return np.where(valid, self.signs * x + self.shifts, x)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The examples of each split.
 
     `x` is `[N, T, D]` float32, zero behind the end of each example; `lengths` `[N]`.  `windows` say
     which rows of which sequence an example is.  `facts` are what networks must know of it.
+    `mirror` makes further examples for meta-training.
     """
 
     x: Mapping[Split, np.ndarray]
     lengths: Mapping[Split, np.ndarray]
     windows: Mapping[Split, Windows]
     facts: Mapping[str, Any]
+    mirror: Mirror | None = None
 
     @property
     def num_features(self) -> int:
@@ -87,6 +111,7 @@ def prepared(
         lengths={s: np.array([len(x) for x in own]) for s, own in standardised.items()},
         windows=windows,
         facts=facts,
+        mirror=Mirror.of(settings.mirror, features, mean, deviation) if settings.mirror else None,
     )
 
 

@@ -102,7 +102,7 @@ class RegressionSampler:
     def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
         """Draws one episode."""
         rows = self.sides.rows(split, rng)
-        episode = self.sides.episode(split, rows)
+        episode = self.sides.episode(split, rows, rng)
         y = self.targets[split][rows[0]].astype(np.float32)[:, None]
         shots = self.sides.draw.num_shots
         return replace(episode, support_y=y[:shots], query_y=y[shots:], way_classes=None)

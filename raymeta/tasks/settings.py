@@ -103,6 +103,11 @@ class SentenceTasks(TaskSettings):
         """The encoder."""
         return self.encoder
 
+    @property
+    def has_fixed_labels(self) -> bool:
+        """Domains share their labels."""
+        return True
+
 
 class SentimentTasks(SentenceTasks):
     """Sentences of praise and blame by domain, UCI "Sentiment Labelled Sentences"."""
@@ -132,6 +137,11 @@ class SinusoidTasks(TaskSettings):
     num_shots: int = Field(10, ge=1)
     num_queries: int = Field(10, ge=1)
     data_dir: None = Field(None, description="sine waves are drawn, not read")
+
+    @property
+    def has_fixed_labels(self) -> bool:
+        """Numbers are what they are."""
+        return True
 
 
 class TextTasks(SentenceTasks, FileTasks):

@@ -8,7 +8,7 @@ Shape legend: S sequences, W ways, M examples of a class, T time steps, D featur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -19,6 +19,8 @@ from raymeta.episodes import Episode, Split
 from raymeta.errors import DataError
 from raymeta.tasks.sampling import check_examples, episode_of
 from raymeta.tasks.table_settings import TableTasks
+
+MIRROR_CHANCE = 0.5  # of a sequence of meta-training, where tasks.mirror names features
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,10 @@ class Examples(Protocol):
     def windows(self) -> Mapping[Split, Windows]:
         """Where each example was cut from."""
 
+    @property
+    def mirror(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """The mirror image of examples `[…, T, D]` of these lengths `[…]`; None: it is none."""
+
 
 @dataclass(frozen=True)
 class SideSampler:
@@ -228,7 +234,7 @@ class SideSampler:
 
     def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
         """Draws one episode."""
-        return self.episode(split, self.rows(split, rng))
+        return self.episode(split, self.rows(split, rng), rng)
 
     def rows(self, split: Split, rng: np.random.Generator) -> np.ndarray:
         """The examples `[W, M]` of one task, those of the support set first."""
@@ -236,12 +242,22 @@ class SideSampler:
         task = pool[int(rng.integers(len(pool)))]
         return np.stack([self.draw(sequences, rng) for sequences in task])
 
-    def episode(self, split: Split, rows: np.ndarray) -> Episode:
-        """The episode of the examples `[W, M]`."""
+    def episode(self, split: Split, rows: np.ndarray, rng: np.random.Generator) -> Episode:
+        """The episode of the examples `[W, M]`.
+
+        In meta-training each sequence is its mirror image with a chance of one half, with all its
+        windows: where tasks have one.
+        """
         examples = self.examples
+        x, owner = examples.x[split][rows], examples.windows[split].owner[rows]
+        if examples.mirror is not None and split == "train":
+            own, place = np.unique(owner, return_inverse=True)
+            is_mirrored = rng.random(len(own))[place.reshape(owner.shape)] < MIRROR_CHANCE
+            image = examples.mirror(x, examples.lengths[split][rows])
+            x = np.where(is_mirrored[..., None, None], image, x)
         return episode_of(
-            examples.x[split][rows],
-            examples.windows[split].owner[rows],
+            x,
+            owner,
             np.arange(len(rows)),
             self.draw.num_shots,
             units=self.units[split],

@@ -120,6 +120,11 @@ class TableTasks(FileTasks):
         description="of periodic signals: networks read the amplitudes of an example's lowest "
         "frequencies (their square roots) in place of its time steps; controls read both",
     )
+    mirror: list[str] = Field(
+        [],
+        description="kind: groups: features whose signs turn in the mirror image, as of a sensor "
+        "on the other arm; half the sequences of meta-training are read as their mirror image",
+    )
     groups: list[str] = Field(
         [], description="columns such as the person: each group's sequences stay in one split"
     )
@@ -226,6 +231,11 @@ class TableTasks(FileTasks):
             return "forecast"
         return "regression" if self.has_numbers else self.problem
 
+    @property
+    def has_fixed_labels(self) -> bool:
+        """Classes that no network has seen are labels anew in every episode."""
+        return self.kind != "classes"
+
     @model_validator(mode="after")
     def _checks_columns_and_classes(self) -> Self:
         columns = [self.sequence, *self.groups, *self.features]
@@ -243,6 +253,7 @@ class TableTasks(FileTasks):
             raise ValueError(f"a column has one role, but {twice[0]!r} is named twice")
         if self.time_differences and self.time is None:
             raise ValueError("time_differences needs a column of times; name it as time")
+        self._checks_mirror()
         if self.kind == "forecast":
             self._checks_windows()
             if self.has_numbers:
@@ -268,6 +279,21 @@ class TableTasks(FileTasks):
                 f"num_ways={self.num_ways})"
             )
         return self
+
+    def _checks_mirror(self) -> None:
+        if not self.mirror:
+            return
+        if self.kind != "groups":
+            raise ValueError(f"mirror is for kind: groups alone, but kind is {self.kind}")
+        if self.spectrum is not None:
+            raise ValueError("mirror needs signs, but a spectrum has none: leave out one of them")
+        unknown = [name for name in self.mirror if name not in self.features]
+        if unknown or len(set(self.mirror)) < len(self.mirror):
+            named = unknown or self.mirror
+            raise ValueError(
+                f"mirror must name features, each once, but got {named[0]!r:.60}; features are "
+                f"{', '.join(self.features)!s:.300}"
+            )
 
     def _checks_windows(self) -> None:
         given = {

@@ -10,6 +10,7 @@ from raymeta.errors import ExperimentError
 from raymeta.experiment.file import load_experiment, to_yaml, with_overrides, with_values
 from raymeta.meta.learners.maml import Maml
 from raymeta.meta.learners.reptile import Reptile
+from raymeta.meta.learners.ridge import Ridge
 from raymeta.meta.settings import ReptileSettings
 from raymeta.search.space import search_space
 from raymeta.tasks.load import load_tasks
@@ -134,3 +135,18 @@ def test_a_learner_that_does_not_serve_the_problem_is_refused_with_the_reason(
     monkeypatch.setattr(ReptileSettings, "refuses", {"regression": "it has no labels to compare"})
     with pytest.raises(ExperimentError, match="learner reptile does not serve regression: it has"):
         load_experiment("sinusoid", ["learner=reptile", "search.space={}"])
+
+
+@pytest.mark.parametrize("name", ["pen", "vowels"])
+def test_a_learned_prior_is_refused_where_labels_are_given_anew(name: str) -> None:
+    sets = ["search.space={}", "learner=ridge", "ridge.learned_prior=true"]
+    with pytest.raises(ExperimentError, match=r"ridge\.learned_prior must be false where every"):
+        load_experiment(name, sets)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "exercise", "engines", "sinusoid", "employment"])
+def test_a_learned_prior_is_taken_where_labels_stay(name: str) -> None:
+    sets = ["search.space={}", "learner=ridge", "ridge.learned_prior=true"]
+    experiment = load_experiment(name, sets)
+    recipe = build_recipe(experiment, load_tasks(experiment))
+    assert recipe.learner == Ridge(**dict(experiment.ridge))

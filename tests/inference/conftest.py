@@ -56,13 +56,13 @@ def write_signals(folder: Path, channels: tuple[str, ...]) -> None:
                 for number, _ in enumerate(channels)
             ]
             rows += [
-                f"r{kind}-{copy},kind {kind},{second},"
+                f"r{kind}-{copy},kind {kind},batch {copy // 2},{second},"
                 + ",".join(repr(float(value[second])) for value in values)
                 for second in steps
             ]
     rng.shuffle(rows)
     folder.mkdir()
-    header = ",".join(["recording", "kind", "second", *channels])
+    header = ",".join(["recording", "kind", "batch", "second", *channels])
     (folder / "signals.csv").write_text("\n".join([header, *rows]))
 
 

@@ -139,6 +139,25 @@ def test_gradients_of_every_network_are_those_of_adaptation(
     assert abs(start.predict_proba(RAGGED) - wanted).max() > 0.05
 
 
+def test_a_learned_prior_is_exported_with_its_classes(run_of: RunOf, tmp_path: Path) -> None:
+    fixed = (
+        *("tasks.kind=groups", "tasks.groups=[batch]", "tasks.num_ways=12", "tasks.num_shots=1"),
+        *("tasks.num_queries=1", "learner=ridge", "ridge.learned_prior=true"),
+    )
+    model = raymeta.load(str(run_of("table", *fixed).path))
+    names = [f"kind {number}" for number in range(12)]
+    support = [50 * RNG.normal(size=(size % 5 + 2, 2)) for size in range(12)]
+    adapted = model.adapt(support, names)
+    wanted = adapted.predict_proba(QUERIES)
+    assert not model.is_open
+    adapted.export(tmp_path / "a.onnx")
+    assert_close(run(tmp_path / "a.onnx", padded(QUERIES))["probabilities"], wanted)
+    model.export(tmp_path / "m.onnx")
+    numbers = np.array([sorted(names).index(name) for name in names])
+    inputs = {**padded(support, "support_"), **padded(QUERIES), "support_y": numbers}
+    assert_close(run(tmp_path / "m.onnx", inputs)["probabilities"], wanted)
+
+
 def test_classes_of_an_open_learner_may_be_any_number(run_of: RunOf, tmp_path: Path) -> None:
     for learner in ("prototypes", "ridge", "matching", "alignment", "proto_maml"):
         model = raymeta.load(str(run_of("table", f"learner={learner}").path))
@@ -150,9 +169,16 @@ def test_classes_of_an_open_learner_may_be_any_number(run_of: RunOf, tmp_path: P
         assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("learner", ["alpaca", "ridge", "matching", "maml", "cavia"])
-def test_a_regression_is_exported(run_of: RunOf, tmp_path: Path, learner: str) -> None:
-    model = raymeta.load(str(run_of("sinusoid", f"learner={learner}").path))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *([f"learner={name}"] for name in ("alpaca", "ridge", "matching", "maml", "cavia")),
+        ["learner=ridge", "ridge.learned_prior=true"],
+    ],
+    ids=" ".join,
+)
+def test_a_regression_is_exported(run_of: RunOf, tmp_path: Path, settings: list[str]) -> None:
+    model = raymeta.load(str(run_of("sinusoid", *settings).path))
     x, y = RNG.uniform(-5, 5, (10, 1, 1)), RNG.normal(size=(10, 1))
     queries = RNG.uniform(-5, 5, (7, 1, 1))
     adapted = model.adapt(x, y)

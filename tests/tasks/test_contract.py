@@ -268,6 +268,12 @@ def test_tasks_survive_a_pickle(source: str, tmp_path: Path) -> None:
 
 
 @every_source
+def test_settings_tell_whether_labels_stay_from_task_to_task(source: str, tmp_path: Path) -> None:
+    experiment = written(source, tmp_path / "data")
+    assert experiment.tasks.has_fixed_labels == load_tasks(experiment).fixed_labels
+
+
+@every_source
 def test_an_episode_is_a_function_of_seed_split_and_index(source: str, tmp_path: Path) -> None:
     experiment = written(source, tmp_path / "data")
     tasks = load_tasks(experiment)

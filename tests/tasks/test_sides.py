@@ -16,6 +16,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.leaks import WINDOW, find_shared_sides
 from raymeta.tasks.load import load_tasks
+from raymeta.tasks.preparation import Mirror
 from raymeta.tasks.sides import Draw, Windows
 
 EXPERIMENT = """
@@ -161,6 +162,49 @@ def test_an_episode_takes_a_bounded_number_of_windows_of_a_sequence(load: Load) 
         assert np.bincount(episode.query_ids).max() == 2
 
 
+def test_sequences_of_meta_training_become_their_mirror_image_with_all_their_windows(
+    load: Load,
+) -> None:
+    plain, tasks = load("tasks.support=random"), load("tasks.support=random", "tasks.mirror=[y]")
+    assert tasks.facts == plain.facts
+    mean, deviation = np.array(plain.facts["mean"]), np.array(plain.facts["deviation"])
+    table = moves()
+    recordings, rows = table.recording.to_numpy(), table[["x", "y"]].to_numpy()
+    count = {True: 0, False: 0}
+    for index in range(20):
+        episode = tasks.episode("train", index)
+        assert episode.support_ids is not None
+        assert episode.query_ids is not None
+        signs: dict[int, bool] = {}
+        for x, sequence in zip(
+            (*episode.support_x, *episode.query_x),
+            (*episode.support_ids, *episode.query_ids),
+            strict=True,
+        ):
+            read = x.astype(float) * deviation + mean
+            at = {
+                turned: np.abs(rows[:, None] * [1, -1 if turned else 1] - read).max(axis=2)
+                for turned in (False, True)
+            }
+            is_turned = bool(at[True].min() < at[False].min())
+            found = at[is_turned].argmin(axis=0)
+            assert at[is_turned][found, range(10)].max() < 1e-5
+            assert found.tolist() == list(range(found[0], found[0] + 10))
+            assert len(set(recordings[found])) == 1
+            assert signs.setdefault(int(sequence), is_turned) == is_turned
+            count[is_turned] += 1
+    assert min(count.values()) > 0.3 * sum(count.values())
+    for split in ("val", "test"):
+        assert np.array_equal(tasks.episode(split, 0).query_x, plain.episode(split, 0).query_x)
+
+
+def test_padding_stays_zero_in_a_mirror_image() -> None:
+    mirror = Mirror.of(["y"], ["x", "y"], np.array([3.0, 4.0]), np.array([1.0, 2.0]))
+    x = np.array([[[1.0, 0.5], [0.0, 0.0]]], dtype=np.float32)
+    # y was 4 + 2 * 0.5 = 5, and (-5 - 4) / 2 = -4.5.
+    assert mirror(x, np.array([1])).tolist() == [[[1.0, -4.5], [0.0, 0.0]]]
+
+
 def test_queries_that_are_not_sure_to_be_left_are_refused(load: Load) -> None:
     load("tasks.num_queries=6", "tasks.support=random")
     with pytest.raises(DataError, match=r"9 windows of 3 sequences, of which 6 are sure") as error:
@@ -177,6 +221,10 @@ def test_queries_that_are_not_sure_to_be_left_are_refused(load: Load) -> None:
         ("tasks.spectrum={frequencies: 10}", "spectrum.frequencies must be at most 6"),
         ("tasks.spectrum={frequencies: 4, per_step: 3}", "must be a multiple of per_step"),
         ("tasks.spectrum={frequencies: 4} tasks.missing=mask", "evenly spaced rows"),
+        ("tasks.mirror=[z]", "mirror must name features, each once, but got 'z'"),
+        ("tasks.mirror=[x,x]", "each once, but got 'x'"),
+        ("tasks.mirror=[x] tasks.spectrum={frequencies: 4}", "mirror needs signs"),
+        ("tasks.mirror=[x] tasks.window=null tasks.kind=classes", "mirror is for kind: groups"),
     ],
 )
 def test_impossible_settings_are_refused(load: Load, override: str, complaint: str) -> None:

@@ -149,12 +149,23 @@ def _ridge(
     one = nodes.op("EyeLike", gram)
     penalty = nodes.constant(np.exp(params[PENALTY].astype(np.float64)), np.float64)
     matrix = nodes.op("Add", gram, nodes.op("Mul", one, penalty))
-    found = _solved(nodes, matrix, nodes.cast(rows, "double"))
+    learner, wanted = trained.recipe.learner, nodes.cast(rows, "double")
+    assert isinstance(learner, Ridge)
+    start = None
+    if learner.learned_prior:
+        mean = nodes.constant(_head_of(params), np.float64)
+        explained = nodes.op("MatMul", left, mean)
+        if trained.is_classification:
+            explained = nodes.op("Softmax", explained, axis=1)
+        wanted = nodes.op("Sub", wanted, explained)
+        start = nodes.cast(nodes.op("MatMul", asked, mean), "float")
+    found = _solved(nodes, matrix, wanted)
     answers = nodes.op("MatMul", nodes.op("MatMul", asked, across), found)
     answers = nodes.cast(answers, "float")
-    if not trained.is_classification:
-        return answers
-    return nodes.op("Mul", answers, nodes.constant(np.exp(params[SCALE].astype(np.float64))))
+    if trained.is_classification:
+        scale = nodes.constant(np.exp(params[SCALE].astype(np.float64)))
+        answers = nodes.op("Mul", answers, scale)
+    return answers if start is None else nodes.op("Add", start, answers)
 
 
 def _alpaca(
@@ -165,14 +176,19 @@ def _alpaca(
     left, asked = _with_ones(nodes, support), _with_ones(nodes, query)
     across = nodes.op("Transpose", left, perm=[1, 0])
     precision = np.exp(params[PRECISION].astype(np.float64))
-    prior = np.concatenate([params[WEIGHT], params[BIAS][:, None]], axis=1).astype(np.float64)
+    prior = _head_of(params)
     matrix = nodes.op(
         "Add", nodes.op("MatMul", across, left), nodes.constant(np.diag(precision), np.float64)
     )
-    start = nodes.constant(precision[:, None] * prior.T, np.float64)
+    start = nodes.constant(precision[:, None] * prior, np.float64)
     right = nodes.op("Add", nodes.op("MatMul", across, nodes.cast(rows, "double")), start)
     found = nodes.op("MatMul", asked, _solved(nodes, matrix, right))
     return nodes.cast(found, "float")
+
+
+def _head_of(params: Arrays) -> np.ndarray:
+    """The head's weights for features and a one, `[F + 1, O]` in float64."""
+    return np.concatenate([params[WEIGHT], params[BIAS][:, None]], axis=1).T.astype(np.float64)
 
 
 def _matching(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raymeta.meta.embedding import Embedded, EmbeddingLearner, logarithm
-from raymeta.meta.learners.ridge import with_ones
+from raymeta.meta.learners.ridge import with_bias, with_ones
 from raymeta.meta.settings import AlpacaSettings
 from raymeta.nn.networks import Params, is_head
 from raymeta.problem import Problem
@@ -62,8 +62,8 @@ class Alpaca(AlpacaSettings, EmbeddingLearner):
         support, query = with_ones(embedded.support.double()), with_ones(embedded.query.double())
         across = support.transpose(1, 2)
         precision = meta_params[PRECISION].double().exp()
-        head = torch.cat([meta_params["head.weight"], meta_params["head.bias"].unsqueeze(-1)], -1)
-        start = precision.unsqueeze(-1) * head.double().T  # Λ₀ K₀, [F + 1, O]
+        mean = with_bias(meta_params["head.weight"], meta_params["head.bias"]).double()
+        start = precision.unsqueeze(-1) * mean  # Λ₀ K₀, [F + 1, O]
         factor, failure = torch.linalg.cholesky_ex(across @ support + precision.diag())
         factor = factor.masked_fill(
             (failure != 0).view(-1, 1, 1), torch.nan

@@ -21,7 +21,7 @@ from raymeta.meta.learners.alpaca import Alpaca
 from raymeta.meta.learners.matching import Matching
 from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.learners.ridge import Ridge
-from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.networks import NetworkSpec, Params, shared_features
 from raymeta.problem import PROBLEMS
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
@@ -46,11 +46,13 @@ CLASSIFIERS: dict[str, EmbeddingLearner] = {
     "full context": Matching(read_steps=3, scale=4.0),
     "ridge": Ridge(penalty=0.3),
     "alignment": Alignment(scale=2.0, sharpness=3.0),
+    "ridge, prior": Ridge(penalty=0.3, scale=2.0, learned_prior=True),
 }
 REGRESSORS: dict[str, EmbeddingLearner] = {
     "matching": Matching(full_context=False),
     "full context": Matching(read_steps=2),
     "ridge": Ridge(penalty=0.3),
+    "ridge, prior": Ridge(penalty=0.3, learned_prior=True),
     "alpaca": Alpaca(noise=0.4, prior=2.0),
 }
 
@@ -149,6 +151,8 @@ def plain_loss(name: str, learner: EmbeddingLearner, num_outputs: int) -> Loss:
                 assert isinstance(mean, Tensor)
                 rows.append(mean if is_real else mean.log())
             outputs = torch.stack(rows)
+        elif name == "ridge, prior":
+            outputs = with_prior(leaves, support, y, query)
         elif name == "ridge":
             a = torch.cat([support, torch.ones(len(support), 1).double()], dim=1)
             b = y if is_real else torch.eye(num_outputs).double()[y]
@@ -200,6 +204,24 @@ def aligned(
                     total = total - step[-1] * likely.log() / sharpness / len(examples)
             rows.append(-scale * total / 2)
     return torch.stack(rows).view(len(query), num_outputs)
+
+
+def with_prior(leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor) -> Tensor:
+    """Of numbers the normal equations of the penalty around W₀; of classes the step from W₀.
+
+    The step is written as the gradient of the labels' log likelihood at W₀, by autograd, times the
+    inverse of the bound of its curvature.
+    """
+    a = torch.cat([support, torch.ones(len(support), 1).double()], dim=1)
+    asked = torch.cat([query, torch.ones(len(query), 1).double()], dim=1)
+    start = torch.cat([leaves["head.weight"], leaves["head.bias"][:, None]], dim=1).T
+    penalty = leaves["log_penalty"].exp()
+    inverse = torch.linalg.inv(a.T @ a + penalty * torch.eye(a.shape[1]).double())
+    if y.is_floating_point():
+        return asked @ inverse @ (a.T @ y + penalty * start)
+    likelihood = -nn.functional.cross_entropy(a @ start, y, reduction="sum")
+    (rise,) = torch.autograd.grad(likelihood, start, create_graph=True)
+    return asked @ (start + leaves["log_scale"].exp() * inverse @ rise)
 
 
 def in_context(
@@ -293,6 +315,53 @@ def test_regressors_have_the_exact_gradient_of_their_formula(name: str, spec: st
 def test_ridge_solves_the_smaller_of_its_two_systems_with_the_same_result() -> None:
     wide = replace(SPEC, hidden_size=2)  # three unknowns for four examples
     check("ridge", Ridge(penalty=0.3), wide, "classification")
+
+
+def ridge_outputs(
+    case: Case, meta_params: Mapping[str, Tensor], learner: EmbeddingLearner
+) -> Tensor:
+    (outputs,) = learner.query_outputs(
+        SPEC, case.problem, meta_params, case.episodes.support, case.episodes.query, 0
+    )
+    return outputs
+
+
+@pytest.mark.parametrize("problem", ["classification", "regression"])
+def test_a_learned_prior_lies_between_no_adaptation_and_r2_d2(problem: str) -> None:
+    case = Case(Ridge(learned_prior=True), SPEC, problem)
+    certain = {**case.meta_params, "log_penalty": torch.tensor([40.0]).double()}
+    features = shared_features(
+        SPEC, case.meta_params, case.episodes.query.x, case.episodes.query.lengths
+    )
+    weight, bias = case.meta_params["head.weight"], case.meta_params["head.bias"]
+    assert_same(ridge_outputs(case, certain, case.learner), features @ weight.T + bias)
+    zero = case.meta_params | {
+        name: torch.zeros_like(case.meta_params[name]) for name in ("head.weight", "head.bias")
+    }
+    plain = {
+        name: value for name, value in zero.items() if name not in ("head.weight", "head.bias")
+    }
+    found, wanted = ridge_outputs(case, zero, case.learner), ridge_outputs(case, plain, Ridge())
+    if problem == "classification":  # logits say the same up to a number for each query
+        found, wanted = found.log_softmax(dim=-1), wanted.log_softmax(dim=-1)
+    assert_same(found, wanted)
+
+
+def test_a_learned_prior_of_numbers_is_the_posterior_mean_of_alpaca() -> None:
+    case = Case(Alpaca(), SPEC, "regression")
+    alike = {**case.meta_params, "log_precision": torch.full((5,), -0.7).double()}
+    wanted = ridge_outputs(case, alike, case.learner)
+    own = {name: v for name, v in alike.items() if name not in ("log_precision", "log_noise")}
+    own |= {"log_penalty": torch.tensor([-0.7]).double(), "log_scale": torch.zeros(1).double()}
+    assert_same(ridge_outputs(case, own, Ridge(learned_prior=True)), wanted)
+
+
+def test_a_learned_prior_starts_from_joint_training_where_labels_stay() -> None:
+    params = random_params(ReferenceNetwork(**asdict(SPEC)))
+    learner = Ridge(learned_prior=True)
+    meta_params = learner.init_meta_params({k: torch.zeros_like(v) for k, v in params.items()})
+    learner.starts_from(meta_params, params)
+    assert_same({name: meta_params[name] for name in params}, params)
 
 
 @pytest.mark.parametrize("name", ["euclidean", "cosine", "matching", "full context", "alignment"])
