@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -45,7 +44,8 @@ from raymeta.experiment.file import load_experiment, to_yaml, with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.run_format import FORMAT_FILE, RunOrigin, read_origin
 from raymeta.storage.atomic import write_file
-from raymeta.storage.bounds import JSON_BYTES, parse_json
+from raymeta.storage.bounds import JSON_BYTES
+from raymeta.storage.checksum import from_json, to_json
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import AnyPath, RemotePath, StorageError, path_at, read_regular
 
@@ -220,8 +220,11 @@ class Run:
             os.close(file)
         return False
 
-    def check_links(self) -> None:
+    def check_links(self, *, of_trials: bool = False) -> None:
         """Refuses links by which a file of the run would be read or written elsewhere.
+
+        Args:
+            of_trials: looks into the folders of trials too, which only a resumed search reads.
 
         Raises:
             RunError: naming the link, or what is neither a file nor a folder.
@@ -229,9 +232,13 @@ class Run:
         if isinstance(self.path, RemotePath):
             return
         top = self.path.resolve()
-        for name in _FOLDERS:
+        folders = [self.path / name for name in _FOLDERS]
+        if of_trials:
+            tune = (part.tune_dir for part in (replace(self, part="search"), self.refit))
+            folders += [Path(path) for folder in tune for path, _, _ in os.walk(str(folder))]
+        for folder in folders:
             with suppress(FileNotFoundError, NotADirectoryError):
-                for entry in os.scandir(self.path / name):
+                for entry in os.scandir(folder):
                     _refuse_elsewhere(entry, top)
 
     def check_owner(self) -> None:
@@ -331,18 +338,22 @@ class Run:
         return self.path / "models" / f"{name}.safetensors"
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes `RUN/name`, whole or not at all."""
-        write_file(self.path / name, json.dumps(content, indent=1).encode())
+        """Writes `RUN/name` with a checksum, whole or not at all."""
+        write_file(self.path / name, to_json(content))
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, remedy: str = "remove it and go on") -> Any:
         """Reads `RUN/name`; None if there is no such file.
+
+        Args:
+            name: of the file.
+            remedy: for a damaged file.
 
         Raises:
             RunError: the file is damaged or cannot be read.
         """
         path = self.path / name
         try:
-            return parse_json(read_regular(path, most=JSON_BYTES))
+            return from_json(read_regular(path, most=JSON_BYTES))
         except FileNotFoundError:
             return None
         except StorageError:
@@ -350,7 +361,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ValueError as error:
-            raise RunError(f"{path}: is damaged: {error}; remove it and go on") from error
+            raise RunError(f"{path}: is damaged: {error}; {remedy}") from error
 
     @property
     def seconds(self) -> float:
