@@ -133,6 +133,7 @@ def _resume(
 ) -> Report:
     """Resumes a run after checking it against the arguments."""
     run = Run.open(name, root)
+    run.check_links(of_trials=True)
     if not trust:
         run.check_owner()
     experiment = run.experiment()

@@ -25,7 +25,6 @@ RUN/data/               the data of the tasks, if they are kept with the run
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +41,8 @@ from raymeta.experiment.schema import Experiment
 from raymeta.run_format import FORMAT_FILE, RunOrigin, read_origin
 from raymeta.run_guard import check_links, check_owner, is_locked, locked
 from raymeta.storage.atomic import write_file
-from raymeta.storage.bounds import JSON_BYTES, parse_json
+from raymeta.storage.bounds import JSON_BYTES
+from raymeta.storage.checksum import from_json, to_json
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import AnyPath, StorageError, path_at, read_regular
 
@@ -50,6 +50,7 @@ DEFAULT_ROOT = Path("runs")
 ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
 LOCK_S = 10  # seconds to wait for a process that is about to end
 _FOLDERS = ("", "models", "search", "tune", "refit", "refit/tune")  # those that raymeta writes to
+_TRIALS = ("tune", "refit/tune")  # those that Tune writes to
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,16 @@ class Run:
         """Whether a process works in the run; None in storage without locks."""
         return is_locked(self.path)
 
-    def check_links(self) -> None:
+    def check_links(self, *, of_trials: bool = False) -> None:
         """Refuses links by which a file of the run would be read or written elsewhere.
+
+        Args:
+            of_trials: looks into the folders of trials too, which only a resumed search reads.
 
         Raises:
             RunError: naming the link, or what is neither a file nor a folder.
         """
-        check_links(self.path, _FOLDERS)
+        check_links(self.path, _FOLDERS, trees=_TRIALS if of_trials else ())
 
     def check_owner(self) -> None:
         """Refuses another user's folder: its files control what a resumed run does.
@@ -260,18 +264,22 @@ class Run:
         return self.path / "models" / f"{name}.safetensors"
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes `RUN/name`, whole or not at all."""
-        write_file(self.path / name, json.dumps(content, indent=1).encode())
+        """Writes `RUN/name` with a checksum, whole or not at all."""
+        write_file(self.path / name, to_json(content))
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, remedy: str = "remove it and go on") -> Any:
         """Reads `RUN/name`; None if there is no such file.
+
+        Args:
+            name: of the file.
+            remedy: for a damaged file.
 
         Raises:
             RunError: the file is damaged or cannot be read.
         """
         path = self.path / name
         try:
-            return parse_json(read_regular(path, most=JSON_BYTES))
+            return from_json(read_regular(path, most=JSON_BYTES))
         except FileNotFoundError:
             return None
         except StorageError:
@@ -279,7 +287,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ValueError as error:
-            raise RunError(f"{path}: is damaged: {error}; remove it and go on") from error
+            raise RunError(f"{path}: is damaged: {error}; {remedy}") from error
 
     @property
     def seconds(self) -> float:

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 
 from raymeta.errors import RunError
 from raymeta.experiment.schema import Experiment
-from raymeta.storage.bounds import JSON_BYTES, check_json
+from raymeta.storage.bounds import JSON_BYTES
+from raymeta.storage.checksum import from_json
 from raymeta.storage.paths import AnyPath, read_regular
 
 FORMAT = 1  # of run folders
@@ -112,7 +113,7 @@ def read_origin(file: AnyPath) -> RunOrigin | None:
     """
     try:
         content = read_regular(file, most=JSON_BYTES)
-        check_json(content)
+        from_json(content)
         origin = TypeAdapter(RunOrigin).validate_json(content, strict=True)
     except FileNotFoundError:
         return None

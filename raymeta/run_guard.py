@@ -82,12 +82,13 @@ def is_locked(folder: AnyPath) -> bool | None:
     return False
 
 
-def check_links(folder: AnyPath, inner: Sequence[str]) -> None:
+def check_links(folder: AnyPath, inner: Sequence[str], trees: Sequence[str]) -> None:
     """Refuses links out of a folder, and what is neither a file nor a folder.
 
     Args:
         folder: of a run.
         inner: the folders in it to look at, `""` for itself.
+        trees: the folders in it to look at with all that is in them.
 
     Raises:
         RunError: naming the first.
@@ -95,9 +96,11 @@ def check_links(folder: AnyPath, inner: Sequence[str]) -> None:
     if isinstance(folder, RemotePath):
         return
     top = folder.resolve()
-    for name in inner:
+    folders = [folder / name for name in inner]
+    folders += [Path(path) for name in trees for path, _, _ in os.walk(folder / name)]
+    for each in folders:
         with suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.scandir(folder / name):
+            for entry in os.scandir(each):
                 _refuse_elsewhere(entry, top)
 
 

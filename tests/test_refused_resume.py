@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from raymeta.search.results import read_trials
 from raymeta.search.trial_log import TrialLog, logged_trials
 from tests.search.helpers import tiny_experiment
 
+TIMEOUT_S = 120
 RUN_OF_0_1 = Path(__file__).parent / "run_of_0_1" / "old"
 
 
@@ -149,6 +153,44 @@ def test_a_damaged_run_file_is_refused_and_harmless_once_it_is_put_back(
 def test_a_missing_run_file_is_not_taken_for_a_run_of_0_1(run: Run) -> None:
     (Path(str(run.path)) / "run.json").unlink()
     assert "run.json is missing; put back a copy of it" in refusal(run)
+
+
+# ------------------------------------------------------------------- the command line
+
+
+def edit_experiment(run: Run) -> None:
+    edited = with_values(run.experiment(), {"maml.inner_lr": 0.2})
+    Path(str(run.experiment_file)).write_text(to_yaml(edited))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (edit_experiment, "maml.inner_lr: 0.2, was 0.1"),
+        (lambda run: change_origin(run, data="0123"), "its data are not those"),
+        (lambda run: change_origin(run, versions={"torch": "0.0.7"}), "in place of 0.0.7"),
+        (lambda run: os.chown(str(run.experiment_file), 12345, -1), "belongs to user 12345"),
+    ],
+    ids=["experiment", "data", "version", "owner"],
+)
+def test_the_command_line_refuses_a_changed_run_and_starts_no_ray(
+    run: Run, change: Callable[[Run], None], said: str
+) -> None:
+    if said.startswith("belongs") and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    change(run)
+    before = snapshot(run)
+    command = [sys.executable, "-m", "raymeta", "tune", "--resume", str(run.path)]
+    # A Ray that cannot be reached shows whether one was asked for.
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "COLUMNS": "200"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(run) == before
 
 
 # ------------------------------------------------------------------- runs of raymeta 0.1

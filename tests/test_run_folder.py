@@ -71,6 +71,17 @@ def test_json_is_read_back_and_absent_where_there_is_none(
     assert run.read_json("trials.json") is None
 
 
+def test_a_changed_number_is_refused_though_the_file_is_valid(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    run = Run.create(tmp_path, experiment)
+    run.write_json("results.json", {"score": 0.5})
+    file = Path(str(run.path)) / "results.json"
+    file.write_text(file.read_text().replace("0.5", "0.7"))
+    with pytest.raises(RunError, match=r"results\.json: is damaged: its checksum is wrong; remedy"):
+        run.read_json("results.json", "remedy")
+
+
 # Finding
 
 

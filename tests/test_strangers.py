@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from raymeta.report.facts import read_facts
 from raymeta.run_folder import Run, runs
 from raymeta.search.trial_log import logged_trials
 from raymeta.storage import bounds
+from raymeta.training.checkpoint import CHECKPOINT_NAME
 from tests.report.runs import finished_run
 
 DEADLINE_S = 10
@@ -78,6 +81,48 @@ def test_no_command_reads_or_writes_through_a_link_out_of_the_folder(
     assert (outside / "secret").read_text() == "SECRET: [1]\n"
     assert "damaged" in listed(folder)
     assert "SECRET" not in listed(folder)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Path]]:
+    """Whatever Python opens or lists meanwhile, with links resolved."""
+    found: list[Path] = []
+    is_over = False
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if not is_over and event in ("open", "os.scandir", "os.listdir"):
+            found.append(Path(os.path.realpath(str(arguments[0]))))
+
+    sys.addaudithook(hook)  # for good
+    yield found
+    is_over = True
+
+
+@pytest.mark.parametrize(
+    ("part", "link"),
+    [("tune", "checkpoint_000001"), ("refit/tune", f"checkpoint_000000/{CHECKPOINT_NAME}")],
+)
+def test_links_in_the_folders_of_trials_are_never_followed(
+    folder: Path, outside: Path, opened: list[Path], part: str, link: str
+) -> None:
+    """A resumed search, which reads those folders, is refused; other commands leave them alone."""
+    (outside / CHECKPOINT_NAME).write_text("SECRET")
+    trial = folder / part / "trial0"
+    (trial / "checkpoint_000000").mkdir(parents=True)
+    is_folder = link == "checkpoint_000001"
+    (trial / link).symlink_to(outside if is_folder else outside / CHECKPOINT_NAME)
+    opened.clear()
+    for name, command in COMMANDS.items():
+        if name in ("resume", "train"):
+            with pytest.raises(RunError, match=f"{link}: a link that leads out of the run folder"):
+                command(str(folder))
+        else:
+            with suppress(RaymetaError):
+                command(str(folder))
+    assert "done" in listed(folder)
+    assert folder / "results.json" in opened
+    assert not [path for path in opened if path.is_relative_to(outside)]
+    assert sorted(file.name for file in outside.iterdir()) == sorted([CHECKPOINT_NAME, "secret"])
 
 
 @pytest.mark.parametrize("name", ["best.yaml", "models", ".lock"])

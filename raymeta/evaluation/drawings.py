@@ -23,6 +23,7 @@ from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.ensemble import query_answers
 from raymeta.evaluation.scores import NUM_BINS
 from raymeta.run_folder import Run
+from raymeta.storage.checksum import from_json
 from raymeta.storage.paths import read_regular
 
 DRAWINGS_FILE = "drawings.json"
@@ -143,6 +144,7 @@ class Drawings:
             reason = error.strerror or error
             raise RunError(f"{path}: cannot be read: {reason}; {remedy}") from error
         try:
+            from_json(content)
             return TypeAdapter(cls).validate_json(content)
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is one
             why = str(error).splitlines()[0]

@@ -29,6 +29,7 @@ from raymeta.training.recipe import build_recipe, initial_meta_params
 
 CPU = torch.device("cpu")
 REFIT_FILE = "refit.json"
+_REMEDY = "put back a copy of it, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,13 @@ class Refitted:
         Raises:
             RunError: the record is damaged.
         """
-        content: Any = run.read_json(REFIT_FILE)
+        content: Any = run.read_json(REFIT_FILE, _REMEDY)
         if content is None:
             return NO_REFIT
         try:
             return cls(tuple(map(int, content["seeds"])), int(content["default_meta_steps"]))
         except (LookupError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{run.path / REFIT_FILE}: is damaged; put back a copy of it, or start a new run"
-            ) from error
+            raise RunError(f"{run.path / REFIT_FILE}: is damaged; {_REMEDY}") from error
 
     def keep(self, run: Run) -> None:
         """Writes the record; removes it if there was no refit."""

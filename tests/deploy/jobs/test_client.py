@@ -23,6 +23,7 @@ from raymeta.deploy.jobs.client import Job, Jobs, connect
 from raymeta.deploy.jobs.fetch import fetch_run
 from raymeta.errors import ClusterError, RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.placement import NODES_VARIABLE, Nodes, to_json
 from raymeta.run_folder import Run
 from raymeta.search.results import read_trials
 from raymeta.storage.paths import path_at
@@ -283,6 +284,23 @@ def test_stopping_a_run_that_has_ended_says_so(
     assert done.returncode == 0, done.stderr
     assert f"{job.run}: has already ended (succeeded)" in done.stdout
     assert "--resume" not in done.stdout
+
+
+def test_a_run_whose_trials_all_wait_for_a_node_is_stopped(
+    head: Head, jobs: Jobs, tmp_path: Path
+) -> None:
+    to_come = {NODES_VARIABLE: to_json([Nodes("large", {"CPU": 64.0})])}
+    settings = search("waiting", 2, "resources.cpus_per_worker=32")
+    job = jobs.submit(settings, environment=to_come)
+    run = Run(head.runs_dir / job.run)
+    wait_until(lambda: read_trials(run), "no trial waits")
+    assert {record.status for record in read_trials(run).values()} == {"running"}
+    stopped = raymeta("stop", job.run, "--address", head.address, cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"{job.run}: stopped; go on with `raymeta submit --resume {job.run}" in stopped.stdout
+    assert jobs.find(job.run).status == "STOPPED"
+    assert not list(run.tune_dir.glob("*/result.json"))
+    assert "ended by SIGTERM" in jobs.log(job)
 
 
 def has_succeeded(jobs: Jobs, job_id: str) -> bool:

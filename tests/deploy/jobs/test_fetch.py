@@ -121,13 +121,16 @@ def test_relative_folders_are_refused(
     assert "in full" in refused(tmp_path, "pen-1", runs_dir, str(shared))
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "whole", "dangling", "pipe"])
+@pytest.mark.parametrize("kind", ["file", "folder", "checkpoint", "whole", "dangling", "pipe"])
 def test_links_and_devices_are_refused(tmp_path: Path, shared: Path, kind: str) -> None:
     match kind:
         case "file":
             (shared / "models" / "link").symlink_to(tmp_path / "id_rsa")
         case "folder":
             (shared / "models" / "link").symlink_to(tmp_path)
+        case "checkpoint":
+            (shared / "tune" / "trial").mkdir(parents=True)
+            (shared / "tune" / "trial" / "checkpoint_000000").symlink_to(tmp_path)
         case "whole":
             shared.rename(tmp_path / "moved")
             shared.symlink_to(tmp_path / "moved")
