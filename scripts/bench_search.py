@@ -26,7 +26,7 @@
 - regret: against other engines from the same start points (`search_regret.py`), on test functions
   and recorded tables (`search_problems.py`).  It needs `pip install -e '.[bench]'`.
 
-    python scripts/bench_search.py                                    # quick: under ten minutes
+    python scripts/bench_search.py --only PART...                     # quick: minutes a part
     python scripts/bench_search.py --full --rows FILE --json FILE     # hours; --rows: goes on later
     options: --only PART..., --seeds N, --processes N
 """
