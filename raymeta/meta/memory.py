@@ -23,6 +23,10 @@ GraphMode = Literal["auto", "full", "flat"]
 # states, gates and cell states of the layer; adjoints of states, products, inputs and cell states.
 _KEPT: dict[Cell, int] = {"rnn": 3, "gru": 12, "lstm": 12}
 
+# Values that a comparison of two steps keeps for its derivative: sums and exponentials of either
+# direction, and products on the way back.
+_PAIRS_KEPT = 8
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -89,6 +93,8 @@ def _episode_bytes(
         passing = (support + query) * (graph + gates)
         num_examples = episodes.support.y.shape[1] + episodes.query.y.shape[1]
         heads = num_examples * (4 * spec.output_size + 4 * num_examples)
+        if learner.reads_steps:  # each step of a query beside each of a support example
+            heads += _PAIRS_KEPT * support * query // width**2
         return passing * layer_dtype.itemsize + heads * reference.dtype.itemsize
     if not learner.keeps_graphs:  # parameters after every step, and the graph of one step: on all
         # examples, or on the support in second order

@@ -61,6 +61,9 @@ def test_what_needs_whole_sequences_is_refused(run_of: RunOf) -> None:
     both = run_of("table", "learner=prototypes", "model.bidirectional=true")
     with pytest.raises(DataError, match=r"a bidirectional network reads .* from its end too; use"):
         raymeta.load(str(both.path)).adapt(X, Y).stream()
+    aligned = raymeta.load(str(run_of("table", "learner=alignment").path)).adapt(X, Y)
+    with pytest.raises(DataError, match=r"learner alignment compares whole sequences, .* predict"):
+        aligned.stream()
     texts = raymeta.load(str(run_of("sentiment", "learner=maml", "tasks.num_shots=1").path))
     with pytest.raises(DataError, match="prepared as a whole"):
         texts.adapt(["good", "bad"], [1, 0]).stream()

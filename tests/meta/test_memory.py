@@ -15,6 +15,7 @@ import torch
 
 from raymeta.episodes import Episodes, Examples
 from raymeta.meta.learner import Learner
+from raymeta.meta.learners.alignment import Alignment
 from raymeta.meta.learners.imaml import Imaml
 from raymeta.meta.learners.maml import Maml
 from raymeta.meta.learners.maml_plus_plus import MamlPlusPlus
@@ -117,6 +118,7 @@ def peak_bytes(step: Callable[[], None]) -> int:
         MamlPlusPlus(adaptation_steps=8, first_order_share=0).at_progress(0.0),
         ProtoMaml(adaptation_steps=8),
         Imaml(adaptation_steps=8),
+        Alignment(),
     ],
     ids=lambda learner: learner.name,
 )

@@ -25,6 +25,8 @@ from raymeta.nn.networks import (
     init_params,
     is_head,
     recurrent_features,
+    shared_features,
+    shared_steps,
 )
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
@@ -297,6 +299,22 @@ def test_initial_parameters_are_those_of_the_seed():
 
     torch.testing.assert_close(drawn(1), drawn(1), rtol=0, atol=0)
     assert not torch.equal(drawn(1)["head.weight"], drawn(2)["head.weight"])
+
+
+@pytest.mark.parametrize("stacked_steps", [1, 2])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_steps_times_their_weights_are_what_is_pooled(padded, pooling, stacked_steps):
+    spec = replace(SPEC, pooling=pooling, bidirectional=True, stacked_steps=stacked_steps)
+    params, examples = problem(spec, padded=padded)
+    own = {name: value[0] for name, value in params.items()}
+    states, weights = shared_steps(spec, own, examples.x, examples.lengths)
+    assert states.shape == (*examples.y.shape, spec.num_stacks(5), 8)
+    found = torch.einsum("ents,ent->ens", states, weights)
+    assert_same(found, shared_features(spec, own, examples.x, examples.lengths))
+    if examples.lengths is not None:
+        ended = torch.arange(5)[::stacked_steps] >= examples.lengths.unsqueeze(-1)
+        assert not weights[ended].any()
 
 
 def test_the_episode_axis_copies_no_parameter():
