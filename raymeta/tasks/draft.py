@@ -97,7 +97,8 @@ evaluation: {num_episodes: 600, adaptation_steps: 10}
 _REST_OF_CLASSES = _REST_OF_TABLE.substitute(learner="learner: prototypes")
 # All groups have the same classes.
 _REST_OF_GROUPS = _REST_OF_TABLE.substitute(
-    learner="learner: ridge\n\nridge: {learned_prior: true}  # all tasks have the same classes"
+    learner="learner: ridge\n\n# All tasks have the same classes, and begin from what all have in "
+    "common.\nridge: {learned_prior: true, penalty: 10, scale: 2}"
 )
 # The same, as in `sentiment`.
 _REST_OF_TEXTS = """
