@@ -67,8 +67,8 @@ _ONLY = {
 }
 
 # The budget of a first run, as in `pen`.
-_REST_OF_TABLE = """
-learner: prototypes
+_REST_OF_TABLE = Template("""
+$learner
 
 model: {cell: gru, hidden_size: 64, bidirectional: true, pooling: attention}
 
@@ -93,7 +93,13 @@ search:
     model.dropout: {low: 0.0, high: 0.3}
 
 evaluation: {num_episodes: 600, adaptation_steps: 10}
-"""
+""")
+_REST_OF_CLASSES = _REST_OF_TABLE.substitute(learner="learner: prototypes")
+# All groups have the same classes.
+_REST_OF_GROUPS = _REST_OF_TABLE.substitute(
+    learner="learner: ridge\n\n# All tasks have the same classes, and begin from what all have in "
+    "common.\nridge: {learned_prior: true, penalty: 10, scale: 2}"
+)
 # The same, as in `sentiment`.
 _REST_OF_TEXTS = """
 learner: maml
@@ -179,13 +185,15 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip("-_.")[:60] or "own"
     values = settings.model_dump()
-    comments, rest = _OF_TABLE, _REST_OF_TABLE
+    comments, rest = _OF_TABLE, _REST_OF_CLASSES
     if isinstance(settings, TextTasks):
         comments, rest = _OF_TEXTS, _REST_OF_TEXTS
     elif isinstance(settings, TableTasks) and settings.kind == "forecast":
         rest = _REST_OF_FORECAST
     elif isinstance(settings, TableTasks) and settings.has_numbers:
         rest = _REST_OF_NUMBERS
+    elif isinstance(settings, TableTasks) and settings.kind == "groups":
+        rest = _REST_OF_GROUPS
     lines = []
     for key in ("source", *comments):
         if isinstance(settings, TableTasks) and _is_idle(key, settings):

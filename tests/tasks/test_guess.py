@@ -113,6 +113,9 @@ def test_a_task_column_makes_each_of_its_groups_a_task(tmp_path: Path) -> None:
     assert guess.settings.groups == ["person"]
     tasks = loaded(tmp_path, guess.settings)
     assert set(tasks.deal) == {"person"}
+    # Labels stay, so that the draft begins with what all people have in common.
+    experiment = load_experiment(str(tmp_path / "mine.yaml"))
+    assert (experiment.learner, experiment.ridge.learned_prior) == ("ridge", True)
 
 
 def test_many_classes_are_held_out_and_known_groups_with_them(tmp_path: Path) -> None:
