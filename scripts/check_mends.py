@@ -58,8 +58,9 @@ MENDS = {
         "raymeta/storage/journal.py",
         "        is_whole = digest == _digest(owner, after, _text(entry))\n",
         "        is_whole = True\n",
-        _DAMAGED,
-        "every_line_of_the_record",
+        "tests/storage/test_journal.py",
+        "every_flipped_bit",
+        is_quick=True,
     ),
     "damaged-state": Mend(
         "raymeta/search/tuner.py",
