@@ -22,7 +22,15 @@ import yaml
 
 from raymeta.run_folder import Run
 from raymeta.search.results import read_trials, trial_folders
-from tests.cluster.hosts import REPOSITORY, SHARED, Host, Hosts, wait_until
+from tests.cluster.hosts import (
+    REPOSITORY,
+    SHARED,
+    TIMEOUT_S,
+    Host,
+    HostError,
+    Hosts,
+    wait_until,
+)
 
 RECOVERS = os.environ.get("RAYMETA_TEST_RECOVERY") != "off"
 CPUS = 2  # of a worker host, as Ray is told
@@ -51,6 +59,14 @@ FOUR_TRIALS = ("training.meta_steps=400", "search.num_trials=4")
 MIDWAY = 5  # reports
 UNSAVED = 3  # reports of a trial that its last checkpoint, or the search's state, may lack
 REDIS = "RAY_REDIS_ADDRESS=127.0.0.1:6380 RAY_external_storage_namespace=raymeta"
+READY = """
+import ray, time
+ray.init(logging_level="ERROR", log_to_driver=False)
+deadline = time.monotonic() + {timeout_s}
+while not ray.cluster_resources().get("CPU") == ray.available_resources().get("CPU") == {cpus}:
+    assert time.monotonic() < deadline
+    time.sleep(0.5)
+"""
 PROBE = """
 import json, urllib.error, urllib.request
 found = {{}}
@@ -113,21 +129,20 @@ class OnPrem:
 
     def wait_until_ready(self) -> None:
         """Waits until all workers have joined and no trial runs."""
-        cpus = f" 0.0/{CPUS * len(self.workers)}.0 CPU"
-        wait_until(
-            lambda: cpus in self.on_head("ray status", check=False),
-            "the workers have not joined",
-            timeout_s=READY_S,
-            every_s=1,
-        )
+        # In one process: to start Ray's tools again and again takes the time of the trials.
+        script = READY.format(timeout_s=READY_S, cpus=CPUS * len(self.workers))
+        try:
+            self.on_head(f"python - <<'END'\n{script}\nEND", timeout_s=2 * READY_S)
+        except HostError as error:
+            raise HostError(f"the workers have not joined: {error}") from error
 
     def laptop(self, line: str, *, timeout_s: float = 60) -> str:
         """Runs a line of bash on the laptop, in the repository."""
         return self.hosts.laptop.run(f"cd {REPOSITORY} && {line}", timeout_s=timeout_s)
 
-    def on_head(self, line: str, *, check: bool = True) -> str:
+    def on_head(self, line: str, *, timeout_s: float = TIMEOUT_S) -> str:
         """Runs a line of bash on the head, as a user logged in there."""
-        return self.head.run(f"{ON_HEAD} {line}", check=check)
+        return self.head.run(f"{ON_HEAD} {line}", timeout_s=timeout_s)
 
     def ray_processes(self) -> dict[str, list[str]]:
         """Returns the processes of Ray on each host that has any."""
@@ -270,7 +285,7 @@ class Search:
             assert not ended or condition(), f"no {what}, and the driver ended:\n{self.tail()}"
             return ended
 
-        wait_until(holds, f"no {what}", timeout_s)
+        wait_until(holds, f"no {what}", timeout_s, every_s=0.25)
 
     def wait_for_exit(self, timeout_s: float = 300) -> int:
         """Waits for the driver to exit, and returns its exit code."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.cluster.onprem import (
     FOUR_TRIALS,
     MIDWAY,
@@ -17,7 +15,6 @@ from tests.cluster.onprem import (
 )
 
 RECOVERY_S = 60
-CUT_S = 90
 
 
 def test_a_trial_goes_on_elsewhere_when_its_host_loses_power(
@@ -44,13 +41,11 @@ def test_a_trial_goes_on_elsewhere_when_the_cable_of_its_host_is_cut(
     search = start(RETRIES)
     search.wait_for_reports(MIDWAY)
     host = search.trial_host()
-    began = time.monotonic()
     host.cut_cable()
     try:
         search.wait_for_host_other_than(host, RECOVERY_S)
         search.wait_for_end_of_trials()
         search.stop()
-        time.sleep(max(0.0, began + CUT_S - time.monotonic()))
     finally:
         host.plug_in()
     assert repeats(search.steps()) == 0

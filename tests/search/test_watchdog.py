@@ -1,4 +1,4 @@
-"""Hung trials, a dead raylet, a deleted run folder, signals and orphans: real processes."""
+"""Hung trials, a dead raylet, storage that goes away, signals and orphans: real processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import pytest
 from raymeta.run_folder import Run, runs
 from raymeta.search.results import read_trials
 from tests.search.helpers import SPACE, TINY, kill_driver
+from tests.storage.test_outage import take_away
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,9 +30,11 @@ LONG = [
     "training.eval_every=20",
     "resources.max_failures=1",
 ]
+RARE_REPORTS = ["training.eval_every=100"]
 REPORT_TIMEOUT_S = 10
 START_S = 150  # Ray and the first report, on busy cores
 RAYLET_S, ORPHANS_S, FOLDER_S, SIGNAL_S = 60, 30, 60, 60  # stated in cluster/README.md
+AWAY_S, AFTER_OUTAGE_S = 6, 60
 
 
 class Driver:
@@ -60,15 +63,16 @@ class Driver:
         (run,) = runs(self.runs_dir)
         return run
 
-    def reports(self) -> list[int]:
-        """Returns the meta-steps of each report of the first trial."""
-        for file in self.runs_dir.glob("*/tune/*/result.json"):
+    def reports(self, part: str = "tune") -> list[int]:
+        """Returns the meta-steps of each report of the (first) trial."""
+        for file in self.runs_dir.glob(f"*/{part}/*/result.json"):
             whole = file.read_text().split("\n")[:-1]
             return [json.loads(line)["meta_steps"] for line in whole]
         return []
 
-    def steps(self) -> int:
-        return self.reports()[-1] if self.reports() else 0
+    def steps(self, part: str = "tune") -> int:
+        reports = self.reports(part)
+        return reports[-1] if reports else 0
 
     def children(self, title: str = "") -> list[psutil.Process]:
         """Returns the descendants whose title contains a text."""
@@ -178,11 +182,43 @@ def test_search_ends_when_its_run_folder_is_deleted(tmp_path: Path) -> None:
         assert f"{path}: the run folder is gone" in started.text().replace("\n", "")
 
 
+def test_search_waits_for_storage_that_is_away_and_counts_no_failure(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    with driver(share, "resources.max_failures=0") as started:
+        at = started.steps()
+        take_away(share, AWAY_S).join()
+        started.wait_for(lambda: started.steps() > at, "a report", AFTER_OUTAGE_S)
+        assert "its storage is away" in started.text()
+        (record,) = read_trials(started.run()).values()
+        assert record.status == "running"
+
+
+def test_signal_during_the_refit_saves_its_trainings(tmp_path: Path) -> None:
+    refit = ("training.meta_steps=100", *RARE_REPORTS, "search.refit={steps: 1000, seeds: 1}")
+    with driver(tmp_path, *refit) as started:
+        at = started.wait_for(lambda: started.steps("refit/tune"), "a report of the refit")
+        everything = started.children()
+        started.process.send_signal(signal.SIGTERM)
+        assert started.wait_for_exit(SIGNAL_S) == 128 + signal.SIGTERM
+        text = started.text().replace("\n", "")
+        assert "ended by SIGTERM; go on with `raymeta train --resume" in text
+        assert "Traceback" not in text
+        assert_gone(everything, ORPHANS_S)
+        run = started.run()
+        assert run.status == "refitting"
+        (searched,) = read_trials(run).values()
+        assert searched.status == "completed"
+        (training,) = read_trials(run.refit).values()
+        assert training.status == "running"
+        assert training.curve[-1][0] > at
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
 def test_signal_saves_the_search_and_names_the_command_that_goes_on(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    with driver(tmp_path) as started:
+    with driver(tmp_path, *RARE_REPORTS) as started:
         everything, at = started.children(), started.steps()
         started.process.send_signal(number)
         assert started.wait_for_exit(SIGNAL_S) == 128 + number
@@ -192,4 +228,4 @@ def test_signal_saves_the_search_and_names_the_command_that_goes_on(
         assert "Traceback" not in text
         assert_gone(everything, ORPHANS_S)
         (record,) = read_trials(started.run()).values()
-        assert record.curve[-1][0] >= at
+        assert record.curve[-1][0] > at  # it has reported once more
