@@ -8,6 +8,8 @@
 - curves: Hartmann-6 whose trials gain with their budget, under successive halving; the best final
   value found when stopped trials count with what they would have come to, and when they are left
   out, from the same seeds;
+- thaw: the same trials when each may be paused and gone on with (`search_thaw.py`), at 60 % of the
+  budget of successive halving;
 - batches: candidates for many slots at once, which get less search each: the time of 16 with 500
   trials behind and 48 running, and the regret on Hartmann-6 after 128 trials in batches of 16, both
   against the search that a single candidate gets;
@@ -28,7 +30,7 @@
 
     python scripts/bench_search.py --only PART...                     # quick: minutes a part
     python scripts/bench_search.py --full --rows FILE --json FILE     # hours; --rows: goes on later
-    options: --only PART..., --seeds N, --processes N
+    options: --only PART..., --seeds N, --processes N, --problems NAME...
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ from rich.table import Table
 from scipy.stats import wilcoxon
 from search_economy import FUNCTIONS, function, regret_in_time, stopped
 from search_learning import FAILING, failures, paired, regret_of, regret_with
+from search_thaw import SHARE, FreezeThaw, asha
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
 from raymeta.search.ax_model import AxModel
-from raymeta.search.records import Curve, Status, TrialRecord
-from raymeta.search.settings import CurveUse, Mode, Model, SearchSettings
+from raymeta.search.records import Curve, TrialRecord
+from raymeta.search.settings import Mode, Model, SearchSettings
 
 NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
@@ -75,7 +78,6 @@ QUICK_HELD_OUT = ("beale", "shekel_fails")
 QUICK_PROBLEMS = ("levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
-RUNGS, KEEP = (1, 3, 9), 3  # budgets of successive halving, and one trial in so many goes on
 
 
 @dataclass(frozen=True)
@@ -278,38 +280,13 @@ def value_at(point: dict[str, Any], budget: int) -> float:
     return hartmann(point) - 2.0 * float(np.exp(-budget / (1.0 + 3.0 * point["x0"])))
 
 
-def search(curves: CurveUse, seed: int, num_trials: int) -> float:
-    """The best final value that a search by successive halving finds."""
-    settings = SearchSettings(objectives=OBJECTIVES, num_sobol=8, seed=seed, curves=curves)
-    torch.set_num_threads(1)
-    model = AxModel(Space(tuple(SPACE)), settings)
-    reached: dict[int, list[float]] = {budget: [] for budget in RUNGS}
-    best = -np.inf
-    changes: dict[str, TrialRecord] = {}
-    for number in range(num_trials):
-        proposal = model.propose(changes)
-        assert proposal is not None
-        point, source = proposal.point, proposal.source
-        curve: Curve = []
-        for budget in RUNGS:
-            value = value_at(point, budget)
-            curve.append((budget, value, 0.01))
-            reached[budget].append(value)
-            better = sorted(reached[budget], reverse=True)[: max(1, len(reached[budget]) // KEEP)]
-            if value < better[-1]:
-                break
-        ended = curve[-1][0] == RUNGS[-1]
-        if ended:
-            best = max(best, curve[-1][1])
-        status: Status = "completed" if ended else "early_stopped"
-        changes = {f"t{number}": TrialRecord(point, source, status, curve)}
-    return float(best)
-
-
 def curve_claims(seeds: int, num_trials: int = 30) -> list[Claim]:
     """Estimates of stopped trials against leaving them out."""
     found = {
-        use: [search(use, seed, num_trials) for seed in range(seeds)]
+        use: [
+            asha(Space(tuple(SPACE)), value_at, seed, num_trials, use).best[-1]
+            for seed in range(seeds)
+        ]
         for use in ("extrapolate", "ignore")
     }
     differences = [a - b for a, b in zip(found["extrapolate"], found["ignore"], strict=True)]
@@ -325,6 +302,44 @@ def curve_claims(seeds: int, num_trials: int = 30) -> list[Claim]:
             gain > 0 and wins > seeds / 2,
         )
     ]
+
+
+# -------------------------------------------------------------------- thaw
+
+
+def thaw_claims(seeds: int, num_trials: int = 30) -> list[Claim]:
+    """Freeze and thaw at a share of the budget that ASHA with estimates takes."""
+    space = Space(tuple(SPACE))
+    rivals: dict[str, list[float]] = {"in its whole budget": [], "in the same budget": []}
+    found, counts, seconds = [], [], []
+    for seed in range(seeds):
+        rival = asha(space, value_at, seed, num_trials)
+        budget = round(SHARE * rival.steps[-1])
+        rivals["in its whole budget"].append(rival.best[-1])
+        rivals["in the same budget"].append(rival.best_within(budget))
+        began = time.process_time()
+        thaw = FreezeThaw(space, value_at, seed)
+        found.append(thaw.run(budget).best[-1])
+        seconds.append((time.process_time() - began) / budget)
+        counts.append(len(thaw.points))
+    claims = []
+    for when, others in rivals.items():
+        differences = [a - b for a, b in zip(found, others, strict=True)]
+        gain, wins = statistics.median(differences), sum(value >= 0 for value in differences)
+        claims.append(
+            Claim(
+                f"freeze and thaw, {SHARE:.0%} of the budget of ASHA with {num_trials} trials: "
+                f"best final value against ASHA's {when}",
+                "not below",
+                f"median {gain:+.3f} ({min(differences):+.3f} to {max(differences):+.3f}), not "
+                f"below with {wins} of {seeds} seeds; mean {statistics.mean(found):.3f} against "
+                f"{statistics.mean(others):.3f}",
+                gain >= 0,
+            )
+        )
+    text = f"{min(counts)} to {max(counts)}; {statistics.median(seconds):.3f} s"
+    what = "the same: trials begun; the processor's time a quantum"
+    return [*claims, Claim(what, "shown", text, None)]
 
 
 # -------------------------------------------------------------------- batches
@@ -668,7 +683,11 @@ def regret_claims(
     from search_problems import PROBLEMS  # noqa: PLC0415
     from search_regret import ENGINES, run_all, standings  # noqa: PLC0415
 
-    problems = list(HELD_OUT if held_out else PROBLEMS) if problems is None else problems
+    there = HELD_OUT if held_out else PROBLEMS
+    problems = list(there) if problems is None else problems
+    unknown = [name for name in problems if name not in there]
+    if unknown:
+        sys.exit(f"--problems must be among {', '.join(there)}, but got {', '.join(unknown)}")
     engines = list(ENGINES)
     found = standings(run_all(engines, problems, concurrent, seeds, rows, jobs))
     best = min(found, key=lambda standing: standing.rank[0])
@@ -716,16 +735,17 @@ def main() -> None:
     """Measures, prints the table, and writes it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = (
-        *("stalls", "state", "curves", "batches", "stop", "cost", "failure", "learning"),
+        *("stalls", "state", "curves", "thaw", "batches", "stop", "cost", "failure", "learning"),
         *("ensemble", "large", "regret", "held-out"),
     )
-    only_full = ("batches", "held-out")
+    only_full = ("thaw", "batches", "held-out")
     parser.add_argument(
-        "--only", nargs="+", choices=parts, help="quick: all but batches and held-out"
+        "--only", nargs="+", choices=parts, help=f"quick: all but {', '.join(only_full)}"
     )
     parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
-    parser.add_argument("--seeds", type=int, help="of curves, batches and regret")
+    parser.add_argument("--seeds", type=int, help="of curves, thaw, batches and regret")
     parser.add_argument("--processes", type=int, default=2, help="for the part on regret")
+    parser.add_argument("--problems", nargs="+", help="of regret or held-out alone, by name")
     parser.add_argument("--rows", type=Path, help="where runs of the part on regret are kept")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
@@ -740,6 +760,8 @@ def main() -> None:
         claims += state_claims()
     if "curves" in only:
         claims += curve_claims(arguments.seeds or (10 if full else 3))
+    if "thaw" in only:
+        claims += thaw_claims(arguments.seeds or (10 if full else 2))
     if "batches" in only:
         claims += batch_claims(arguments.seeds or (5 if full else 1))
     if "stop" in only:
@@ -752,12 +774,12 @@ def main() -> None:
     if "large" in only:
         claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
     if "regret" in only:
-        problems = None if full else QUICK_PROBLEMS
+        problems = arguments.problems or (None if full else QUICK_PROBLEMS)
         seeds = arguments.seeds or (10 if full else 1)
         concurrent = (1, 4) if full else (4,)
         claims += regret_claims(problems, concurrent, seeds, arguments.rows, arguments.processes)
     if "held-out" in only:
-        chosen = None if full else QUICK_HELD_OUT
+        chosen = arguments.problems or (None if full else QUICK_HELD_OUT)
         seeds = arguments.seeds or (10 if full else 1)
         rows, jobs = arguments.rows, arguments.processes
         claims += regret_claims(chosen, (1,), seeds, rows, jobs, held_out=True)
