@@ -87,13 +87,6 @@ MENDS = {
     "dead-raylet": Mend(
         _WATCHDOG, "    thread.start()\n    try:\n", "    try:\n", _ON_PROCESSES, "raylet_dies"
     ),
-    "orphans": Mend(
-        "raymeta/lifeline.py",
-        '    threading.Thread(target=watch, name="lifeline", daemon=True).start()\n',
-        "",
-        _ON_PROCESSES,
-        "outlives_a_killed",
-    ),
     "folder-gone": Mend(
         "raymeta/storage/outage.py",
         "    def _refuse_absence(self) -> None:\n",
