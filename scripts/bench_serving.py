@@ -43,6 +43,8 @@ from raymeta.training.trainer import build_trainer
 HIDDEN, CHANNELS, STEPS = 64, 12, 200  # STEPS of a round; `vowels` has 12 channels
 UNTRAINED = ("training.meta_steps=1", "training.pretrain_steps=0", "training.val_episodes=2")
 ALONE = ("search.space={}", "search.refit=null", "resources.num_workers=1")
+# Of `pen`: a network whose states are pooled, without the ink around the pen.
+POOLED = ("learner=prototypes", "tasks.context_grid=0", "model.stacked_steps=1")
 MOST_STEP_US, MOST_OF_FASTEST, MOST_ADAPT_MS = 100.0, 1.1, 10.0
 
 
@@ -256,7 +258,8 @@ def adaptations(folder: Path, rounds: int, num_tasks: int) -> list[Row]:
         "lengths": sizes["x"],
     }
     for learner, source, overrides in (
-        ("prototypes", "pen", ()),
+        ("alignment", "pen", ()),
+        ("prototypes", "pen", POOLED),
         ("maml, 10 steps", "pen-maml", ("evaluation.adaptation_steps=10",)),
     ):
         model = model_of(folder, source, *overrides)

@@ -129,6 +129,8 @@ def trained_run(folder: Path) -> str:
         "pen",
         overrides={
             "learner": "prototypes",
+            "tasks.context_grid": 0,
+            "model.stacked_steps": 1,
             "training.meta_steps": 4,
             "training.val_episodes": 2,
             "evaluation.num_episodes": 4,

@@ -341,9 +341,8 @@ class Experiment(Learners, Subject):
         # A searched choice that is none is refused with the search space, key and line.
         for learner in sorted(self.learners & SETTINGS.keys()):
             SETTINGS[learner].check_problem(learner, self.tasks.asks_for())
-            settings = dict(getattr(self, learner))
-            # It refuses what does not go together.
-            SETTINGS[learner](**settings).check_labels(self.tasks.has_fixed_labels)
+            settings = SETTINGS[learner](**dict(getattr(self, learner)))
+            settings.check_labels(self.tasks.has_fixed_labels)
         return self
 
     @property
