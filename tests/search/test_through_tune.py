@@ -22,7 +22,8 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
-from tests.search.helpers import ax_pids, local_ray
+from raymeta.search.ax_process import AxProcess
+from tests.search.helpers import local_ray
 from tests.search.trainables import Color, Level, Opt, Reported
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -140,12 +141,21 @@ def test_several_metrics_are_learned_from(tmp_path: Path) -> None:
     assert sorted(found) == [2 * x for x in XS]
 
 
-def test_ax_does_not_start_where_no_trial_needs_it(tmp_path: Path) -> None:
-    before = set(ax_pids())
+def test_ax_is_asked_nothing_where_no_trial_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    call = AxProcess._call
+
+    def counted(process: AxProcess, method: str, *arguments: Any) -> Any:
+        asked.append(method)
+        return call(process, method, *arguments)
+
+    monkeypatch.setattr(AxProcess, "_call", counted)
     searcher = AxSearcher(points_to_evaluate=GIVEN)
     fit(searcher, tmp_path, {"x": tune.uniform(0, 1)})
     assert [record.status for record in searcher.records.values()] == ["completed"] * 2
-    assert set(ax_pids()) <= before
+    assert not asked
 
 
 # ------------------------------------------------------------------- restoring
