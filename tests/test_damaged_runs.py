@@ -16,6 +16,7 @@ import pytest
 from raymeta import api
 from raymeta.errors import RunError, SearchError
 from raymeta.experiment.schema import Experiment
+from raymeta.nn.networks import Params
 from raymeta.run_folder import Run, runs
 from raymeta.search.preflight import prepare
 from raymeta.search.progress import TrialEvent
@@ -103,6 +104,18 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupte
         (unfinished,) = [i for i, record in records.items() if record.status == "running"]
         assert len(finished) == NUM_TRIALS - 1
         yield Interrupted(run, experiment, records, finished, unfinished)
+
+
+@pytest.fixture(scope="module")
+def whole_end(interrupted: Interrupted, tmp_path_factory: pytest.TempPathFactory) -> Params:
+    """The network that the interrupted trial comes to from its last checkpoint."""
+    run = interrupted.copy(tmp_path_factory.mktemp("whole"))
+    assert_goes_on(interrupted, run)
+    return end_of(run, interrupted)
+
+
+def end_of(run: Run, interrupted: Interrupted) -> Params:
+    return read_state(checkpoints(run, interrupted.unfinished)[0]).meta_params
 
 
 def assert_goes_on(
@@ -280,7 +293,7 @@ def snapshot(run: Run) -> dict[str, bytes]:
 
 @every_damage
 def test_a_trial_goes_on_from_the_checkpoint_before_a_damaged_one(
-    interrupted: Interrupted, tmp_path: Path, damage: str
+    interrupted: Interrupted, whole_end: Params, tmp_path: Path, damage: str
 ) -> None:
     run, journal = interrupted.copy(tmp_path), Journal()
     last, before = (Path(str(f)) for f in checkpoints(run, interrupted.unfinished)[:2])
@@ -289,12 +302,7 @@ def test_a_trial_goes_on_from_the_checkpoint_before_a_damaged_one(
     (note,) = journal.notes
     assert str(last) in note
     assert f"the trial goes on from {before}" in note
-    # To the same bits as from the whole one.
-    (tmp_path / "whole").mkdir()
-    whole = interrupted.copy(tmp_path / "whole")
-    assert_goes_on(interrupted, whole)
-    ends = [read_state(checkpoints(r, interrupted.unfinished)[0]).meta_params for r in (run, whole)]
-    assert_same_bits(*ends)
+    assert_same_bits(end_of(run, interrupted), whole_end)
 
 
 def test_a_trial_without_a_whole_checkpoint_begins_anew(

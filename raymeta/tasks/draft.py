@@ -86,7 +86,7 @@ search:
   num_sobol: 4
   grace_steps: 100
   space:
-    learner: {choices: [prototypes, matching, ridge, maml]}
+    learner: {choices: [prototypes, alignment, ridge, maml]}
     maml.inner_lr: {low: 0.03, high: 1.0, log: true, when: {learner: maml}}
     training.outer_lr: {low: 1e-3, high: 1e-2, log: true}
     model.hidden_size: {low: 32, high: 128, step: 32}
