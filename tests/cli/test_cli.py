@@ -66,7 +66,7 @@ def write(path: Path, text: str) -> str:
         (["train", "pen", "--set", "tasks.data_dir=nowhere"], ["nowhere", "tasks.data_dir"]),
         (["tune", "sinusoid", "--set", "search.space={}"], ["search.space is empty"]),
         (
-            ["tune", "pen", "--set", CONDITION],
+            ["tune", "pen-maml", "--set", CONDITION],
             ["maml.inner_lr depends on model.cell", "must be a choice in the search space"],
         ),
         (
@@ -161,7 +161,7 @@ def test_tune_evaluate_and_list_as_a_newcomer_runs_them(run_cli, tmp_path, monke
     )
     assert tuned.returncode == 0, tuned.stderr
     assert tuned.stderr == ""
-    for text in ("Best hyperparameters", "learner", "3 trials", "class-mean nearest", "±"):
+    for text in ("Best hyperparameters", "outer_lr", "3 trials", "class-mean nearest", "±"):
         assert text in tuned.stdout
 
     (run,) = runs(tmp_path / "runs")
