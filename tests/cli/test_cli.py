@@ -152,7 +152,7 @@ def raymeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_tune_evaluate_and_list_as_a_newcomer_runs_them(run_cli, tmp_path, monkeypatch):
     tuned = raymeta(
         "tune",
-        "pen",
+        "pen-maml",
         *TINY,
         "--set=search.num_trials=3",
         "--set=search.num_sobol=2",
