@@ -95,9 +95,9 @@ MENDS = {
         "folder_is_deleted",
     ),
     "other-owner": Mend(
-        "raymeta/run_folder.py",
-        "            if owner != own:\n",
-        "            if False:\n",
+        "raymeta/run_guard.py",
+        "        if owner != own:\n",
+        "        if False:\n",
         _REFUSED,
         "command_line and owner",
         is_quick=True,
@@ -112,14 +112,14 @@ MENDS = {
     ),
     "links-of-trials": Mend(
         "raymeta/run_folder.py",
-        "        if of_trials:\n",
-        "        if False:\n",
+        "_TRIALS if of_trials else ()",
+        "()",
         "tests/test_strangers.py",
         "folders_of_trials",
         is_quick=True,
     ),
     "lock-link": Mend(
-        "raymeta/run_folder.py",
+        "raymeta/run_guard.py",
         "os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW",
         "os.O_RDWR | os.O_CREAT",
         _REFUSED,
@@ -230,17 +230,26 @@ MENDS = {
 }
 
 
-def run_without(name: str, mend: Mend, home: Path) -> bool:
-    """Whether the test fails in a copy of the code without the mend; says how."""
-    file = home / mend.file
+def without(mend: Mend) -> str:
+    """The text of the file without its mend.
+
+    Raises:
+        ValueError: the code of the mend is not there, or not only once.
+    """
     whole = (REPOSITORY / mend.file).read_text()
     if whole.count(mend.code) != 1:
-        print(f"{name}: the code of the mend is not in {mend.file} as it is here", flush=True)
-        return False
+        raise ValueError(f"{mend.file} has the code of the mend {whole.count(mend.code)} times")
     text = whole.replace(mend.code, mend.instead)
     if "math." in mend.instead:
         text = text.replace("import os\n", "import math\nimport os\n", 1)
-    file.write_text(text)
+    return text
+
+
+def run_without(name: str, mend: Mend, home: Path) -> bool:
+    """Whether the test fails in a copy of the code without the mend; says how."""
+    file = home / mend.file
+    whole = file.read_text()
+    file.write_text(without(mend))
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", mend.tests, "-k", mend.chosen]
     try:
