@@ -146,6 +146,11 @@ class Run:
         return replace(self, part="refit")
 
     @property
+    def made_anew(self) -> str:
+        """The remedy for a damaged file that the meta-test writes, for messages."""
+        return f"`raymeta evaluate {self.path.name}` makes it anew"
+
+    @property
     def trials_dir(self) -> AnyPath:
         """The folder of the trials' files."""
         return self.path if self.part == "search" else self.path / self.part

@@ -1,11 +1,12 @@
 """Do the networks of a shipped experiment beat their controls, over several deals of its data?
 
-    python scripts/bench_shipped.py EXPERIMENT [--deals 3] [--seeds 1] [--rows FILE]
+    python scripts/bench_shipped.py EXPERIMENT [--deals 3] [--seeds 1] [--rows FILE] [--validation]
 
 Trains the file's own configuration on each deal (`tasks.split_seed`), and judges it on the
 meta-test beside every control, without Ray.  It prints each score and each lead, the mean over the
 deals with a 95 % interval (Student's t over deals).  A rows file keeps what was run: a second run
-adds what is missing.  Nothing is chosen by the meta-test.
+adds what is missing.  Nothing is chosen by the meta-test: `--validation` shows the score of
+meta-validation alone, to compare settings by, and looks at no other.
 """
 
 from __future__ import annotations
@@ -26,20 +27,39 @@ from scipy.stats import t
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.meta_test import controls_to_train, meta_test
 from raymeta.experiment.file import load_experiment
-from raymeta.training.trainer import build_trainer
+from raymeta.training.trainer import Trainer, build_trainer
 
 
-def judged(name: str, sets: list[str], deal: int, num_seeds: int) -> dict[str, Any]:
-    """The rows of the meta-test on one deal, by name."""
-    trained = []
+def trained_on(name: str, sets: list[str], deal: int, num_seeds: int) -> list[Trainer]:
+    """The experiment's configuration, trained on one deal from each seed."""
+    found = []
     for seed in range(num_seeds):
         experiment = load_experiment(
             name, [*sets, f"tasks.split_seed={deal}", f"training.seed={seed}"]
         )
         trainer = build_trainer(experiment)
         trainer.train(experiment.training.meta_steps)
-        trained.append(Network(trainer.tasks, trainer.recipe, trainer.meta_params))
-    own, *further = trained
+        found.append(trainer)
+    return found
+
+
+def validated(name: str, sets: list[str], deal: int, num_seeds: int) -> dict[str, Any]:
+    """The score on meta-validation of one deal, the mean of the seeds, as a row."""
+    scores = [
+        trainer.validate()[trainer.recipe.problem.val_metric]
+        for trainer in trained_on(name, sets, deal, num_seeds)
+    ]
+    score = [statistics.mean(scores), None]
+    own: dict[str, Any] = {"label": "meta-validation", "score": score, "ahead": None}
+    return {"validation": own | {"own_units": {}}}
+
+
+def judged(name: str, sets: list[str], deal: int, num_seeds: int) -> dict[str, Any]:
+    """The rows of the meta-test on one deal, by name."""
+    own, *further = [
+        Network(trainer.tasks, trainer.recipe, trainer.meta_params)
+        for trainer in trained_on(name, sets, deal, num_seeds)
+    ]
     networks = {
         control.name: replace(own, params=control.train(own.tasks, own.recipe, torch.device("cpu")))
         for control in controls_to_train(own.tasks)
@@ -48,7 +68,7 @@ def judged(name: str, sets: list[str], deal: int, num_seeds: int) -> dict[str, A
         own,
         networks,
         label="network",
-        num_episodes=experiment.evaluation.num_episodes,
+        num_episodes=load_experiment(name, sets).evaluation.num_episodes,
         further=further,
     )
     return {
@@ -111,9 +131,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--validation", action="store_true", help="no meta-test, no controls")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    asked = [arguments.experiment, arguments.overrides, arguments.seeds]
+    judge = validated if arguments.validation else judged
+    asked = [arguments.experiment, arguments.overrides, arguments.seeds, judge.__name__]
     known: dict[int, dict[str, Any]] = {}
     if arguments.rows is not None and arguments.rows.exists():
         for line in arguments.rows.read_text().splitlines():
@@ -124,7 +146,7 @@ def main() -> None:
     for deal in range(arguments.deals):
         if deal in known:
             continue
-        known[deal] = judged(arguments.experiment, arguments.overrides, deal, arguments.seeds)
+        known[deal] = judge(arguments.experiment, arguments.overrides, deal, arguments.seeds)
         if arguments.rows is not None:
             with arguments.rows.open("a") as file:
                 file.write(json.dumps({"asked": asked, "deal": deal, "rows": known[deal]}) + "\n")

@@ -232,7 +232,7 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
         try:
             run.check_links()
             experiment = run.experiment().name
-            results = run.read_json("results.json", _remedy(run))
+            results = run.read_json("results.json", run.made_anew)
             status = run.status
             if status == "done" and run.read_json("refit.json") is not None:
                 status = "done, refit"
@@ -247,10 +247,6 @@ def print_runs(console: Console, runs: Sequence[Run]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _remedy(run: Run) -> str:
-    return f"`raymeta evaluate {run.path.name}` makes it anew"
-
-
 def _score_of(results: Any, run: Run) -> str:
     try:
         first = results["meta_test"]["rows"][0]["score"]
@@ -259,7 +255,7 @@ def _score_of(results: Any, run: Run) -> str:
         score = plus_minus(float(first["mean"]), spread)
         return f"{results['meta_test']['metric']} {score}"
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / 'results.json'}: is damaged; {_remedy(run)}") from error
+        raise RunError(f"{run.path / 'results.json'}: is damaged; {run.made_anew}") from error
 
 
 _SIGNS = {"ok": "✓", "note": "·", "warning": "!", "error": "✗"}

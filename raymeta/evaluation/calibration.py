@@ -28,7 +28,6 @@ from raymeta.run_folder import Run
 from raymeta.training.curves import EVALUATION_CHUNK
 
 CALIBRATION_FILE = "calibration.json"
-_REMEDY = "`raymeta evaluate` makes it anew"
 NUM_EPISODES = 100  # meta-validation episodes for the temperature, and as many for the threshold
 TESTED_COVERAGE = 0.9  # of the intervals that the meta-test judges
 _LARGEST = 20.0  # temperature, and the inverse of the smallest
@@ -276,13 +275,13 @@ def calibration_of(run: Run, num_networks: int) -> Calibration:
     Raises:
         RunError: the file is damaged.
     """
-    content: Any = run.read_json(CALIBRATION_FILE, _REMEDY)
+    content: Any = run.read_json(CALIBRATION_FILE, run.made_anew)
     if content is None:
         return NO_CALIBRATION
     try:
         return Calibration.from_json(content[str(num_networks)])
     except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / CALIBRATION_FILE}: is damaged; {_REMEDY}") from error
+        raise RunError(f"{run.path / CALIBRATION_FILE}: is damaged; {run.made_anew}") from error
 
 
 def query_logits(

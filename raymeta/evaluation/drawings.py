@@ -135,7 +135,7 @@ class Drawings:
             RunError: the file is damaged, or too long.
         """
         path = run.path / DRAWINGS_FILE
-        remedy = f"`raymeta evaluate {run.path.name}` makes it anew"
+        remedy = run.made_anew
         try:
             content = read_regular(path, most=MAX_BYTES)
         except FileNotFoundError:

@@ -33,7 +33,8 @@ from raymeta.errors import RunError
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.scores import UnlikeTraining
 from raymeta.meta.embedding import support_of
-from raymeta.nn.networks import NetworkSpec, Params, shared_features
+from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.shared import shared_features
 from raymeta.run_folder import Run
 from raymeta.storage.atomic import write_file
 from raymeta.storage.bounds import parse_tensors

@@ -24,7 +24,6 @@ from raymeta.evaluation.scores import MASE_UNIT, Coverage, Score
 from raymeta.run_folder import Run
 
 ERRORS_FILE = "forecast_errors.json"
-_REMEDY = "`raymeta evaluate` makes it anew"
 NUM_EPISODES = 400  # of meta-validation
 TESTED_COVERAGE = 0.8  # of the intervals that the meta-test judges
 _DIGITS = 5
@@ -149,13 +148,13 @@ def errors_of(run: Run, num_networks: int, horizon: int) -> ForecastErrors | Non
     Raises:
         RunError: the file is damaged.
     """
-    content: Any = run.read_json(ERRORS_FILE, _REMEDY)
+    content: Any = run.read_json(ERRORS_FILE, run.made_anew)
     if content is None:
         return None
     try:
         found = ForecastErrors.from_json(content[str(num_networks)], horizon)
     except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / ERRORS_FILE}: is damaged; {_REMEDY}") from error
+        raise RunError(f"{run.path / ERRORS_FILE}: is damaged; {run.made_anew}") from error
     return found
 
 

@@ -107,9 +107,7 @@ class QueryScores:
         try:
             return _scores(parse_tensors(content))
         except (KeyError, ValueError) as error:
-            raise RunError(
-                f"{path}: is damaged ({error}); `raymeta evaluate {run.path.name}` makes it anew"
-            ) from error
+            raise RunError(f"{path}: is damaged ({error}); {run.made_anew}") from error
 
 
 def _scores(tensors: Mapping[str, np.ndarray]) -> QueryScores:

@@ -17,7 +17,8 @@ from raymeta.episodes import Episodes, Examples
 from raymeta.meta.gradient import MetaGradient
 from raymeta.meta.inner import episode_masks
 from raymeta.meta.settings import LearnerSettings
-from raymeta.nn.networks import NetworkSpec, Params, is_head, shared_features
+from raymeta.nn.networks import NetworkSpec, Params, is_head
+from raymeta.nn.shared import shared_features
 from raymeta.problem import Problem
 
 

@@ -86,15 +86,14 @@ def read_results(run: Run) -> MetaTest | None:
     Raises:
         RunError: the file is damaged.
     """
-    remedy = f"`raymeta evaluate {run.path.name}` makes it anew"
-    results = run.read_json(RESULTS_FILE, remedy)
+    results = run.read_json(RESULTS_FILE, run.made_anew)
     if results is None:
         return None
     try:
         return MetaTest.from_json(results["meta_test"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
-            f"{run.path / RESULTS_FILE}: is damaged, or of an earlier version; {remedy}"
+            f"{run.path / RESULTS_FILE}: is damaged, or of an earlier version; {run.made_anew}"
         ) from error
 
 

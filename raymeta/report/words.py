@@ -170,15 +170,14 @@ def certainty_lines(result: MetaTest) -> list[str]:
         )
     if (values := result.coverage) is not None:
         share = plus_minus(values.found.mean, values.found.half_width)
+        unit = f" in {values.unit}" if values.unit else ""
         width = f"± {_plain(values.half_width, 3)}"
         if values.narrowest < values.widest:
             ends = f"{_plain(values.narrowest, 3)} to {_plain(values.widest, 3)}"
             width = f"{width} on average ({ends})"
         lines.append(
             f"intervals of {100 * values.wanted:.0f} %, from {values.num_tasks} tasks of "
-            f"meta-validation, hold {share} of the values, and are {width} wide"
-            + f" in {values.unit}"
-            * bool(values.unit)
+            f"meta-validation, hold {share} of the values, and are {width} wide{unit}"
         )
     if (tasks := result.unlike) is not None:
         lines.append(

@@ -352,9 +352,7 @@ def ink_around(paths: np.ndarray, pens: np.ndarray, context_grid: int) -> np.nda
     places, width = context_places(context_grid)
     points, places = paths.astype(np.float32), places.astype(np.float32)
     apart = points[..., None, :, :] - points[..., :, None, :]  # [..., T, T, 2], from each to each
-    near = np.exp(
-        -((apart[..., None] - places.astype(np.float32)) ** 2) / (2 * width * width)
-    )  # [..., T, T, 2, G]
+    near = np.exp(-((apart[..., None] - places) ** 2) / (2 * width * width))  # [..., T, T, 2, G]
     columns = near[..., 0, :] * pens[..., None, :, None].astype(np.float32)
     ink = columns.swapaxes(-1, -2) @ near[..., 1, :]  # [..., T, G, G]
     share = ink.reshape(*ink.shape[:-2], -1) / paths.shape[-2]

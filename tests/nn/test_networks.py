@@ -25,9 +25,8 @@ from raymeta.nn.networks import (
     init_params,
     is_head,
     recurrent_features,
-    shared_features,
-    shared_steps,
 )
+from raymeta.nn.shared import shared_features, shared_steps
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
 every_cell = pytest.mark.parametrize("cell", get_args(Cell))

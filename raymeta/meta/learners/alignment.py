@@ -29,7 +29,8 @@ from torch import Tensor
 
 from raymeta.meta.embedding import Embedded, EmbeddingLearner, logarithm
 from raymeta.meta.settings import AlignmentSettings
-from raymeta.nn.networks import NetworkSpec, Params, shared_steps
+from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.shared import shared_steps
 
 SCALE, SHARPNESS = "log_scale", "log_sharpness"
 

@@ -21,7 +21,8 @@ from raymeta.meta.learners.alpaca import Alpaca
 from raymeta.meta.learners.matching import Matching
 from raymeta.meta.learners.prototypes import Prototypes
 from raymeta.meta.learners.ridge import Ridge
-from raymeta.nn.networks import NetworkSpec, Params, shared_features
+from raymeta.nn.networks import NetworkSpec, Params
+from raymeta.nn.shared import shared_features
 from raymeta.problem import PROBLEMS
 from tests.reference import ReferenceNetwork, random_episodes, random_params, thinned
 
