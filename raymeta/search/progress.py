@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
@@ -111,7 +112,8 @@ class Progress(tune.Callback):
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:
         """Reports a failure, and records its reason."""
         try:
-            error = str(trial.get_error() or "")
+            # The driver's own copy: that in the run folder is missing where a disk is full.
+            error = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
         except OSError as unreadable:
             error = f"its error cannot be read: {unreadable}"
         self._log.fail(own_id(trial), error[-LONGEST_ERROR:])
