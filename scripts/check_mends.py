@@ -194,7 +194,7 @@ MENDS = {
         "    before = {number: signal.signal(number, interrupt) for number in numbers}\n",
         "    before: dict[int, object] = {}\n",
         "tests/cli/test_signals.py",
-        "SIGTERM and best",
+        "SIGTERM and meta-test",
     ),
     "tunnel": Mend(
         "raymeta/deploy/jobs/tunnel.py",
@@ -213,9 +213,9 @@ MENDS = {
         is_quick=True,
     ),
     "pending-stopped": Mend(
-        "raymeta/cli/cluster.py",
-        '        told = "stopped"',
-        "        told = job.status.lower()",
+        _WATCHDOG,
+        "        if running <= self._reported or",
+        "        if (running and running <= self._reported) or",
         "tests/deploy/jobs/test_client.py",
         "trials_all_wait",
     ),

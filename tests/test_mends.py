@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
@@ -19,3 +21,18 @@ def test_a_mend_can_be_switched_off_and_has_its_test(name: str) -> None:
     ast.parse(without(mend))  # what fails then is the mend, not the language
     assert without(mend) != (REPOSITORY / mend.file).read_text()
     assert (REPOSITORY / mend.tests).exists()
+
+
+@pytest.mark.slow
+def test_every_mend_chooses_a_test() -> None:
+    files = sorted({mend.tests for mend in MENDS.values()})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", *files]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    found = [line for line in told.stdout.splitlines() if "::" in line]
+    for name, mend in MENDS.items():
+        chosen = Expression.compile(mend.chosen).evaluate
+        names = [node.lower() for node in found if node.startswith(mend.tests)]
+        assert any(
+            chosen(lambda word, node=node: word.lower() in node)  # type: ignore[call-arg, misc]
+            for node in names
+        ), name

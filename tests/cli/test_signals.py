@@ -50,10 +50,11 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGTERM, "*/trials.jsonl"),  # Ray has just started
-        (signal.SIGTERM, "*/best.yaml"),  # the meta-test begins
+        (signal.SIGTERM, "*/trials.jsonl"),
+        (signal.SIGTERM, "*/best.yaml"),
         (signal.SIGHUP, "*/best.yaml"),
     ],
+    ids=["SIGTERM when Ray has started", "SIGTERM in the meta-test", "SIGHUP in the meta-test"],
 )
 def test_a_signal_ends_a_run_with_the_command_that_goes_on(
     training: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, moment: str
