@@ -9,7 +9,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raymeta.errors import SearchError
-from raymeta.lifeline import end_with_parent
 from raymeta.search.records import Proposal, TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
@@ -112,7 +111,6 @@ class _AxActor:
     def __init__(self, *args: Any) -> None:
         self._args = args
         self._model: Any = None
-        end_with_parent()
 
     def call(self, method: str, *args: Any) -> Any:
         # Not in the constructor, where an error would look like a lost actor.

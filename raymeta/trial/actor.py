@@ -19,7 +19,6 @@ from ray import tune
 from raymeta.errors import RunError, TrainingError
 from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
-from raymeta.lifeline import end_with_parent
 from raymeta.storage.atomic import write_file
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import path_at
@@ -50,7 +49,6 @@ class MetaTrial(tune.Trainable):
             config: the whole experiment under `experiment`, the run's folder under `run_folder` if
                 there is one, and beside them the trial's own values by dotted key.
         """
-        end_with_parent()
         base = Experiment.model_validate(config["experiment"])
         folder = config.get(RUN_FOLDER)
         self._watch = folder and StorageWatch(path_at(folder), "experiment.yaml")

@@ -17,7 +17,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymeta.errors import TrainingError
 from raymeta.experiment.schema import Experiment, Resources
-from raymeta.lifeline import end_with_parent
 from raymeta.nn.native import keep_freed_memory
 from raymeta.training.distributed import Group, join_group
 from raymeta.training.trainer import Trainer, build_trainer
@@ -40,7 +39,6 @@ class Worker:
     """One rank.  It joins the process group once, then trains one configuration after another."""
 
     def __init__(self, num_threads: int, use_gpu: bool) -> None:
-        end_with_parent()
         torch.set_num_threads(num_threads)
         keep_freed_memory()
         self._device = torch.device("cuda:0" if use_gpu else "cpu")  # Ray shows a worker its own
