@@ -268,7 +268,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
     chosen = dealt.chosen
     facts = forecast_facts(settings)
     return TaskDistribution(
-        name="table",
+        name=settings.source,
         input_spec=InputSpec("forecast", settings.horizon, num_features=len(facts["columns"]) + 1),
         seed=seed,
         sample_episode=ForecastSampler(

@@ -99,7 +99,7 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
         if not is_by_class:
             facts["classes"] = list(dealt.classes)
         return TaskDistribution(
-            name="table",
+            name=settings.source,
             input_spec=InputSpec(
                 "classification", settings.num_ways, num_features=own.num_features
             ),

@@ -54,7 +54,7 @@ def check_exportable(trained: Trained) -> None:
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
         )
-    if settings.source not in ("pen", "table", "sinusoid"):
+    if settings.source not in ("pen", "sinusoid") and not isinstance(settings, TableTasks):
         raise DataError(
             f"a network of the source {settings.source!r} cannot be exported: its preparation has "
             "no ONNX form yet"
