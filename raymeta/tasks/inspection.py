@@ -236,7 +236,7 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
     columns = read_columns_of(tasks)
-    known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.features}
+    known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.channels}
     own, target = columns[tasks.sequence], columns.get(tasks.target_name, Column())
     has_numbers = tasks.kind == "forecast" or tasks.has_numbers
     if own.codes is None or (target.codes is None and not has_numbers):

@@ -82,7 +82,7 @@ def load_regression(settings: TableTasks, *, seed: int, sealed: bool = False) ->
             fingerprint=fingerprint(chosen, facts),
             deal=dealt.deal,
             facts=facts,
-            warnings=dealt.warnings,
+            warnings=(*dealt.warnings, *examples.warnings),
             target_scale=scale,
         )
 

@@ -47,6 +47,7 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
         time=settings.time,
         groups=tuple(settings.groups),
         may_miss=settings.missing != "refuse",
+        categories=tuple(settings.categories),
     )
     if isinstance(settings, PythonTasks):
         files = [settings.module_file]

@@ -59,6 +59,11 @@ def check_exportable(trained: Trained) -> None:
             f"a network of the source {settings.source!r} cannot be exported: its preparation has "
             "no ONNX form yet"
         )
+    if isinstance(settings, TableTasks) and settings.categories:
+        raise DataError(
+            "a network that was trained with tasks.categories cannot be exported: ONNX graphs here "
+            "take numbers alone, and the lookup of levels has no form yet; use raymeta predict"
+        )
     if isinstance(settings, TableTasks) and (
         settings.missing != "refuse" or settings.time_differences
     ):
