@@ -123,8 +123,7 @@ def table_examples(
         y = np.array([steps[-1:, 0] for steps in x])
         x = [steps[:, 1:] for steps in x]
     if inputs.levels:
-        codes = [steps[:, -len(inputs.levels) :] for steps in x]
-        for text in unknown_levels(codes, found.levels, inputs.levels, str(place)):
+        for text in unknown_levels(found, inputs.levels, str(place)):
             warnings.warn(text, DataWarning, stacklevel=2)
     if inputs.is_timed:
         x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from raymeta.data.sequences import Sequences, level_code
+from raymeta.episodes import Split
 from raymeta.errors import DataError, shown
 from raymeta.tasks.table_settings import MAX_LEVELS, TableTasks
 
@@ -32,7 +34,8 @@ def levels_of(settings: TableTasks, training: Sequences) -> Levels:
         DataError: a column has too many.
     """
     found: dict[str, list[str | None]] = {}
-    for place, name in enumerate(settings.categories, start=len(settings.features)):
+    num_categories = len(settings.categories)  # the last columns
+    for place, name in enumerate(settings.categories, start=-num_categories):
         codes = np.unique(np.concatenate([x[:, place] for x in training.x]))
         is_missing = np.isnan(codes)
         texts = sorted(training.levels[code] for code in codes[~is_missing].tolist())
@@ -57,26 +60,62 @@ def columns_of_levels(x: np.ndarray, levels: Levels) -> np.ndarray:
     return np.concatenate([np.zeros((len(x), 0)), *parts], axis=1)
 
 
+def known_levels(settings: TableTasks, facts: Mapping[str, Any]) -> Levels:
+    """The levels that the facts of a training have, in the order of the columns.
+
+    Raises:
+        ValueError: they are those of other columns.
+    """
+    found = facts.get("levels", {})
+    if sorted(found) != sorted(settings.categories):
+        raise ValueError(
+            f"tasks.categories is {settings.categories!r:.80}, but was {list(found)!r:.80} in "
+            "training"
+        )
+    return {name: found[name] for name in settings.categories}  # JSON files sort their keys
+
+
+def level_facts(settings: TableTasks, training: Sequences) -> dict[str, Any]:
+    """The levels of meta-training, and the share `[Σ L]` of its steps that each has.
+
+    Raises:
+        DataError: a column has too many levels.
+    """
+    levels = levels_of(settings, training)
+    if not levels:
+        return {}
+    codes = np.concatenate([x[:, -len(levels) :] for x in training.x])
+    shares = columns_of_levels(codes, levels).mean(axis=0)
+    return {"levels": dict(levels), "shares": shares.tolist()}
+
+
+def with_levels(x: np.ndarray, settings: TableTasks, facts: Mapping[str, Any]) -> np.ndarray:
+    """A series `[L, C]` with the centred columns of levels in place of its codes, `[L, D]`."""
+    levels = known_levels(settings, facts)
+    if not levels:
+        return x
+    numbers, codes = np.split(x, [x.shape[1] - len(levels)], axis=1)
+    centred = columns_of_levels(codes, levels) - facts["shares"]
+    return np.concatenate([numbers, np.nan_to_num(centred)], axis=1)
+
+
 def names_of_levels(levels: Levels) -> list[str]:
     """The category of each of the inputs `[Σ L]`."""
     return list(chain(*([name] * len(entries) for name, entries in levels.items())))
 
 
-def unknown_levels(
-    x: Sequence[np.ndarray], texts: Mapping[float, str], levels: Levels, where: str
-) -> list[str]:
-    """Says which levels are unknown.
+def unknown_levels(sequences: Sequences, levels: Levels, where: str) -> list[str]:
+    """Says which levels of the sequences are unknown.
 
     Args:
-        x: codes `[T, K]` of the categories, an array a sequence.
-        texts: of the codes.
+        sequences: whose last columns are the codes of the categories.
         levels: of meta-training.
         where: what the text calls the sequences.
     """
     found = []
-    for place, (name, entries) in enumerate(levels.items()):
-        codes = np.unique(np.concatenate([codes[:, place] for codes in x])).tolist()
-        own = {texts.get(code) for code in codes}  # NaN has none: a missing value
+    for place, (name, entries) in enumerate(levels.items(), start=-len(levels)):
+        codes = np.unique(np.concatenate([x[:, place] for x in sequences.x])).tolist()
+        own = {sequences.levels.get(code) for code in codes}  # NaN has none: a missing value
         if unknown := sorted(own - set(entries), key=str):
             listed = ", ".join(
                 "a missing value" if text is None else shown(text) for text in unknown[:_SHOWN]
@@ -86,3 +125,17 @@ def unknown_levels(
                 "mean of the levels that did"
             )
     return found
+
+
+def unknown_in_splits(
+    settings: TableTasks, chosen: Mapping[Split, Sequences], facts: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Says which levels of each split are unknown."""
+    levels = known_levels(settings, facts)
+    if not levels:
+        return ()
+    return tuple(
+        text
+        for split, own in chosen.items()
+        for text in unknown_levels(own, levels, f"meta-{split} split")
+    )

@@ -26,7 +26,7 @@ from raymeta.tasks.levels import (
     columns_of_levels,
     levels_of,
     names_of_levels,
-    unknown_levels,
+    unknown_in_splits,
 )
 from raymeta.tasks.sides import Windows
 from raymeta.tasks.table_settings import Spectrum, TableTasks
@@ -126,16 +126,7 @@ def prepared(
         windows=windows,
         facts=facts,
         mirror=Mirror.of(settings.mirror, features, mean, deviation) if settings.mirror else None,
-        warnings=tuple(
-            text
-            for split in SPLITS
-            for text in unknown_levels(
-                [x[:, len(settings.features) :] for x in chosen[split].x],
-                chosen[split].levels,
-                levels,
-                f"meta-{split} split",
-            )
-        ),
+        warnings=unknown_in_splits(settings, chosen, facts),
     )
 
 

@@ -27,7 +27,7 @@ from raymeta.errors import DataError, RunError, shown
 from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
 from raymeta.tasks.inputs import Inputs
-from raymeta.tasks.levels import Levels
+from raymeta.tasks.levels import known_levels
 from raymeta.tasks.preparation import (
     Prepared,
     feature_names,
@@ -145,12 +145,12 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
             "a network that was trained with tasks.kind: forecast takes the past of whole series: "
             "`raymeta forecast RUN FILE`, or raymeta.load_forecaster(RUN)"
         )
-    levels: Levels = facts.get("levels", {})
+    levels = known_levels(settings, facts)
     features = feature_names(settings, settings.spectrum, levels)
-    if list(facts["features"]) != features or list(levels) != settings.categories:
+    if list(facts["features"]) != features:
         raise ValueError(
             f"tasks.features is {features!r:.80}, but was {facts['features']!r:.80} in training "
-            "(tasks.features, tasks.categories, tasks.spectrum)"
+            "(tasks.features, tasks.spectrum)"
         )
     mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
     if not mean.shape == deviation.shape == (len(features),) or not (deviation > 0).all():

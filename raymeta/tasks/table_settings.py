@@ -275,11 +275,6 @@ class TableTasks(FileTasks):
                 raise ValueError("kind: forecast has a column of numbers as target, no mapping")
             if self.spectrum is not None:
                 raise ValueError("spectrum is for classes and groups, but kind is forecast")
-            if self.categories:
-                raise ValueError(
-                    "categories are for classes and groups, but kind is forecast: make numbers of "
-                    f"{self.categories[0]!r:.60}, or leave it out"
-                )
             return self._checks_forecast()
         if self.has_numbers:
             return self._checks_numbers()

@@ -17,6 +17,7 @@ from raymeta.inference.examples import read_examples
 from raymeta.run_folder import Run
 from raymeta.tasks.load import load_tasks
 from tests.inference.conftest import TABLE, Cli, make_run, write_signals
+from tests.tasks.test_levels import forecast_on, sales
 
 
 def write_modes(folder: Path) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("modes")
     write_modes(folder)
     text = TABLE.format(folder=folder / "data", features="volt, ampere")
-    (folder / "modes.yaml").write_text(text + "  categories: [mode, switch]\n")
+    (folder / "modes.yaml").write_text(text + "  categories: [switch, mode]\n")
     return make_run(folder, str(folder / "modes.yaml"), "learner=maml")
 
 
@@ -58,7 +59,7 @@ def adapted(run: Run, support: pd.DataFrame) -> Adapted:
 def test_examples_are_prepared_as_in_training(run: Run, frame: pd.DataFrame) -> None:
     inputs = raymeta.load(str(run.path)).trained.inputs
     assert inputs.levels == {"mode": ["high", "low", None], "switch": ["false", "true"]}
-    assert inputs.channels == ("volt", "ampere", "mode", "switch")
+    assert inputs.channels == ("volt", "ampere", "switch", "mode")
     raw = read_examples(frame, inputs)
     prepared = {x.tobytes() for x in inputs.prepare(raw.x, raw.names)}
     tasks = load_tasks(run.experiment())
@@ -115,7 +116,7 @@ def test_an_unknown_level_is_said_and_reads_as_the_mean(
     with pytest.warns(DataWarning, match="odd"):
         raw = read_examples(x.assign(mode="odd"), inputs)
     for one in inputs.prepare(raw.x, raw.names):
-        np.testing.assert_array_equal(one[:, 2:5], 0)
+        np.testing.assert_array_equal(one[:, 4:7], 0)
     with pytest.warns(DataWarning, match="odd"):
         raymeta.load(str(run.path)).adapt(support.assign(mode="odd"))
 
@@ -126,14 +127,14 @@ def test_a_category_has_one_attribution(
 ) -> None:
     x = support.drop(columns="kind")
     found = adapted.attribute(x, method=method)  # type: ignore[arg-type]
-    assert found.channels == ("volt", "ampere", "mode", "switch")
+    assert found.channels == ("volt", "ampere", "switch", "mode")
     values = found.values  # noqa: PD011
     assert values.shape[2] == 4
     assert found.x is not None
     own = x[x["recording"] == x["recording"].iloc[0]].sort_values("second")
     numbers = own["mode"].map({"high": 0, "low": 1}).fillna(2)
-    np.testing.assert_array_equal(found.x[0, : len(own), 2], numbers)
-    np.testing.assert_array_equal(found.x[0, : len(own), 3], own["switch"].astype(int))
+    np.testing.assert_array_equal(found.x[0, : len(own), 3], numbers)
+    np.testing.assert_array_equal(found.x[0, : len(own), 2], own["switch"].astype(int))
     if method == "integrated_gradients":
         assert np.abs(found.residuals).max() < 1e-6
     else:
@@ -141,12 +142,12 @@ def test_a_category_has_one_attribution(
         with pytest.warns(DataWarning, match="odd"):
             zeros = adapted.attribute(x.assign(mode="odd"), method="occlusion", baseline="zeros")
         lost = zeros.values  # noqa: PD011
-        np.testing.assert_array_equal(lost[..., 2], 0)
-        assert np.abs(lost[..., 3]).max() > 0
+        np.testing.assert_array_equal(lost[..., 3], 0)
+        assert np.abs(lost[..., 2]).max() > 0
 
 
 def test_arrays_streams_and_graphs_are_refused(run: Run, adapted: Adapted) -> None:
-    with pytest.raises(DataError, match="network reads categories \\(mode, switch\\)"):
+    with pytest.raises(DataError, match="network reads categories \\(switch, mode\\)"):
         adapted.predict([np.ones((4, 4))])
     with pytest.raises(DataError, match="stream"):
         adapted.stream()
@@ -177,3 +178,35 @@ def test_a_number_beside_categories_is_read_from_its_own_column(tmp_path: Path) 
     x = some.drop(columns="dose")
     np.testing.assert_allclose(from_table.predict(x), beside.predict(x))
     assert torch.isfinite(torch.from_numpy(from_table.predict(x))).all()
+
+
+def test_series_with_categories_are_forecast_as_in_training(tmp_path: Path, run_cli: Cli) -> None:
+    frame = sales()
+    experiment = forecast_on(tmp_path, frame)
+    run = make_run(tmp_path, str(tmp_path / "sales.yaml"))
+    model = raymeta.load_forecaster(str(run.path))
+    assert list(model.columns) == ["shop", "sold", "price", "offer", "town"]
+    found = model.forecast(frame)
+    # By hand: the episode that the loader draws of the same past.
+    tasks = load_tasks(experiment)
+    sampler = tasks.sample_episode
+    tested = [unit for unit, split in tasks.deal["shop"].items() if split == "test"]
+    (shop,) = tested
+    x = sampler.x["test"][0]  # type: ignore[attr-defined]
+    cutter = sampler.cutter  # type: ignore[attr-defined]
+    wanted = model._answers([cutter.question(x[-cutter.past :])])
+    past = cutter.question(x[-cutter.past :]).query_past
+    at = list(found.series).index(shop)
+    np.testing.assert_allclose(found.point[at], (past.base + past.unit * wanted)[0])
+    other = model.forecast(frame.assign(offer="up"))
+    assert np.abs(other.point - found.point).max() > 1e-6
+    with pytest.warns(DataWarning, match="column offer: 'gift' did not occur"):
+        model.forecast(frame.assign(offer="gift"))
+    with pytest.raises(DataError, match="network reads categories"):
+        model.forecast([np.ones((20, 4))])
+    frame.to_csv("sales.csv", index=False)
+    code, out, err = run_cli("forecast", str(run.path), "sales.csv")
+    assert (code, err) == (0, "")
+    np.testing.assert_allclose(
+        pd.read_csv(io.StringIO(out))["forecast"], found.point[:, 0], rtol=1e-6
+    )

@@ -265,12 +265,89 @@ def test_numbers_are_predicted_from_categories(tmp_path: Path) -> None:
     frame["dose"] = (frame.event == "idle").groupby(frame.run).transform("mean")
     target = ["tasks.target={number: dose}", "tasks.features=[]", "ridge.learned_prior=false"]
     experiment = experiment_on(
-        tmp_path, frame, *target, "tasks.num_ways=1", "tasks.num_shots=6", "tasks.num_queries=6"
+        tmp_path, frame, *target, "tasks.num_ways=1", "tasks.num_shots=5", "tasks.num_queries=5"
     )
     trainer = build_trainer(experiment)
     assert trainer.tasks.input_spec.num_features == 3
     trainer.train(30)
     assert trainer.validate()["val_loss"] < 0.5  # 1 is the error of the mean
+
+
+FORECAST = """
+name: sales
+tasks:
+  source: table
+  data_dir: {folder}
+  kind: forecast
+  sequence: shop
+  target: sold
+  features: [price]
+  categories: [offer, town]
+  num_shots: 2
+  num_queries: 1
+  horizon: 1
+  context: 4
+model: {{hidden_size: 8}}
+maml: {{adaptation_steps: 1, inner_lr: 0.02}}
+training: {{meta_steps: 60, meta_batch_size: 16, outer_lr: 0.02, pretrain_steps: 0}}
+"""
+
+
+def sales() -> pd.DataFrame:
+    """Shops whose next sales go by the offer of the day: `up` or `down` with noise, or `same`."""
+    rng = np.random.default_rng(0)
+    shops = []
+    for shop in range(24):
+        offer = rng.choice(["up", "down", "same"], 24)
+        step = pd.Series(offer).map({"up": 1.0, "down": -1.0, "same": 0.0}).to_numpy()
+        sold = 50 + np.concatenate([[0.0], step[:-1].cumsum()]) + 0.05 * rng.normal(size=24)
+        town = ("north", "south")[shop % 2]
+        price = rng.normal(size=24)
+        columns = {"shop": f"s{shop}", "sold": sold, "price": price, "offer": offer, "town": town}
+        shops.append(pd.DataFrame(columns))
+    return pd.concat(shops, ignore_index=True)
+
+
+def forecast_on(folder: Path, frame: pd.DataFrame, *overrides: str) -> Any:
+    frame.to_csv(folder / "sales.csv", index=False)
+    (folder / "sales.yaml").write_text(FORECAST.format(folder=folder))
+    return load_experiment(str(folder / "sales.yaml"), list(overrides))
+
+
+def test_a_forecast_goes_by_the_category_that_decides_it(tmp_path: Path) -> None:
+    mase = []
+    for overrides in ([], ["tasks.categories=[]"]):
+        trainer = build_trainer(forecast_on(tmp_path, sales(), *overrides))
+        trainer.train(60)
+        mase.append(trainer.validate()["val_mase"])
+    assert mase[0] < 0.6
+    assert mase[1] > 0.8
+
+
+def test_windows_of_forecasts_have_centred_levels_that_the_past_does_not_scale(
+    tmp_path: Path,
+) -> None:
+    frame = sales()
+    tasks = load_tasks(forecast_on(tmp_path, frame))
+    trained = [unit for unit, split in tasks.deal["shop"].items() if split == "train"]
+    rows = frame[frame.shop.isin(trained)]
+    shares = [
+        *rows.offer.value_counts(normalize=True)[["down", "same", "up"]],
+        *rows.town.value_counts(normalize=True)[["north", "south"]],
+    ]
+    np.testing.assert_allclose(tasks.facts["shares"], shares)
+    assert tasks.input_spec.num_features == 2 + 1 + 5
+    episode = tasks.episode("test", 0)
+    one_hot = episode.query_x[0, :, 3:] + np.array(shares)
+    np.testing.assert_allclose(
+        np.sort(one_hot[:, :3], axis=1), [[0, 0, 1]] * len(one_hot), atol=1e-6
+    )
+    np.testing.assert_allclose(np.sort(one_hot[:, 3:], axis=1), [[0, 1]] * len(one_hot), atol=1e-6)
+    # The other inputs are what they are without categories.
+    plain = load_tasks(forecast_on(tmp_path, frame, "tasks.categories=[]")).episode("test", 0)
+    np.testing.assert_array_equal(episode.query_x[..., :3], plain.query_x)
+    np.testing.assert_array_equal(episode.query_y, plain.query_y)
+    assert "levels" not in load_tasks(forecast_on(tmp_path, frame, "tasks.categories=[]")).facts
 
 
 def test_a_draft_has_the_categories_that_it_finds(tmp_path: Path) -> None:
