@@ -50,6 +50,7 @@ LAYERS = (
     "raymeta.ray_patches",
     "raymeta.experiment",
     "raymeta.tasks.settings",
+    "raymeta.tasks.python_settings",
     "raymeta.tasks.table_settings",
     "raymeta.tasks.base_settings",
     "raymeta.meta.settings",
@@ -122,6 +123,7 @@ KNOWN_TO = {
         "raymeta.sections",
         "raymeta.serving.settings",
         "raymeta.tasks.base_settings",
+        "raymeta.tasks.python_settings",
         "raymeta.tasks.settings",
         "raymeta.tasks.table_settings",
     },
@@ -164,6 +166,8 @@ KNOWN_TO = {
     "pyarrow": {
         "raymeta.data.readers.archives",
         "raymeta.data.readers.arrow",
+        "raymeta.data.readers.columns",
+        "raymeta.data.readers.python",
         "raymeta.data.readers.table",
         "raymeta.inference.examples",
         "raymeta.inference.explanation_tables",
@@ -172,6 +176,7 @@ KNOWN_TO = {
         "raymeta.serving.bodies",
         "raymeta.storage.paths",
         "raymeta.storage.tune",
+        "raymeta.tasks.table_files",
     },
     "ray": {
         "raymeta.running",

@@ -18,6 +18,7 @@ from raymeta import api
 from raymeta.cli import app
 from raymeta.console.tables import print_runs
 from raymeta.data.readers.archives import read_tsf
+from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.errors import DataError, RaymetaError, RunError
 from raymeta.evaluation.familiarity import Reference
 from raymeta.evaluation.query_scores import QueryScores
@@ -151,6 +152,40 @@ def test_the_experiment_of_a_run_builds_on_no_other_file(folder: Path, outside: 
         with pytest.raises(RunError, match="names a base, which may be any file") as error:
             read()
         assert "SECRET" not in str(error.value)
+
+
+CODE = """
+name: theirs
+tasks: {source: python, data_dir: FOLDER, function: own:load, kind: groups, groups: [b],
+  num_ways: 2, sequence: a, target: c, features: [x]}
+search: {space: {maml.inner_lr: {low: 0.1, high: 0.3}}}
+"""
+
+
+@pytest.mark.parametrize("allowed", ["", "own.py", "own", "1"])
+def test_no_command_runs_the_code_of_a_strangers_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nload = dict")
+    monkeypatch.setenv(ALLOW_CODE, allowed)
+    for place in ("data", str(folder / "data")):
+        text = CODE.replace("FOLDER", place)
+        for name in ("experiment.yaml", "best.yaml"):
+            (folder / name).write_text(text)
+        for command in COMMANDS.values():
+            with suppress(RaymetaError):
+                command(str(folder))
+        assert "done" in listed(folder)
+        for command in (api.tune, api.train, api.load_checked):
+            (tmp_path / "theirs.yaml").write_text(CODE.replace("FOLDER", str(folder / "data")))
+            with pytest.raises(DataError, match="asks to run the code in this file"):
+                command(str(tmp_path / "theirs.yaml"))
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv(ALLOW_CODE, str(folder / "data" / "own.py"))  # the mark is made if it runs
+    with pytest.raises(DataError, match="has no column"):
+        api.load_checked(str(tmp_path / "theirs.yaml"))
+    assert (tmp_path / "ran").exists()
 
 
 BOMB = b"[" + b"[]," * 5_000_000 + b"[]]"  # 15 MB that stand for half a GB

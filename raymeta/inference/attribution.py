@@ -26,6 +26,7 @@ from raymeta.inference.support import Support
 from raymeta.inference.vectors import FloatNetwork
 from raymeta.nn.networks import Params
 from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.levels import Levels
 from raymeta.training.recipe import Recipe
 
 Method = Literal["integrated_gradients", "occlusion"]
@@ -33,7 +34,7 @@ Baseline = Literal["support", "zeros"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 _AT_ONCE = 2**23  # numbers of a batch's states; bounds memory
-_TOKEN = ("token",)  # the channel of texts
+_TOKENS = "token"  # the channel of texts
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Attribution:
     `values` float64 `[N, T, C]` speak for the answer where they are positive, and against it where
     they are negative; beyond an example's `lengths` `[N]` they are zero.  `channels` name C: what
     the network reads at a time step; of texts a token is one.  `x` `[N, T, C]` are the examples as
-    their user has them where the network reads the channels of that, else what it reads; for texts
-    it is None, and `words` are the tokens of each.
+    their user has them where the network reads the channels of that, else what it reads, of a
+    category the number of its level in training (-1 if unknown); for texts it is None, and `words`
+    are the tokens of each.
 
     `targets` `[N]` are the classes whose probability is explained, or the numbers of the outputs of
     a regression.  `outputs` `[N]` are the answers, `baseline_outputs` `[N]` those to the baseline,
@@ -153,6 +155,7 @@ class Explainer:
         _check_finite(outputs, raw.names)
         targets, named = targets_of(target, outputs, self._labels)
         is_text = self._inputs.text is not None
+        channels, parts = zip(*self._channels(), strict=True)
         found = []
         for query, mean in zip(queries, baselines, strict=True):
 
@@ -162,13 +165,13 @@ class Explainer:
             if method == "occlusion":
                 width = window if window is not None else max(1, longest // 10)
                 values = occlusion(
-                    answer, query.vectors, mean, lengths, window=width, together=is_text
+                    answer, query.vectors, mean, lengths, window=width, channels=parts
                 )
             else:
                 values = integrated_gradients(
                     answer, query.vectors, mean, num_nodes=num_nodes, names=raw.names
                 )
-                values = values.sum(dim=2, keepdim=True) if is_text else values
+                values = torch.stack([values[..., own].sum(dim=2) for own in parts], dim=2)
             found.append(values)
         chosen, words = targets[:, None], self._inputs.words
         return Attribution(
@@ -176,7 +179,7 @@ class Explainer:
             baseline=baseline,
             values=_mean(found).numpy(),
             lengths=lengths.numpy(),
-            channels=self._channels(),
+            channels=channels,
             targets=named,
             outputs=outputs.gather(1, chosen)[:, 0].numpy(),
             baseline_outputs=at_baseline.gather(1, chosen)[:, 0].numpy(),
@@ -209,18 +212,29 @@ class Explainer:
             )
         return list(self._support.means)
 
-    def _channels(self) -> tuple[str, ...]:
-        """What the networks read at a time step, by name."""
+    def _channels(self) -> list[tuple[str, slice]]:
+        """What the networks read at a time step: names, and which of the D features each is."""
         if self._inputs.text is not None:
-            return _TOKEN
-        names = self._inputs.features or self._inputs.channels
+            return [(_TOKENS, slice(None))]
+        names = list(self._inputs.features or self._inputs.channels)
         assert len(names) == self._size, "a source names what its networks read"
-        return names
+        found = [(name, slice(at, at + 1)) for at, name in enumerate(names)]
+        if levels := self._inputs.levels:  # the last ones, and those of a category together
+            ends = np.cumsum([len(entries) for entries in levels.values()])
+            start = len(names) - int(ends[-1])
+            parts = [
+                (name, slice(start + int(end) - len(entries), start + int(end)))
+                for (name, entries), end in zip(levels.items(), ends, strict=True)
+            ]
+            found = [*found[:start], *parts]
+        return found
 
     def _shown(self, raw: RawExamples, query: _Query) -> np.ndarray:
         """The numbers `[N, T, C]` beside the attributions: in the user's units where they are."""
         found = query.vectors.numpy()
         lengths = query.lengths.tolist()
+        if self._inputs.levels:
+            return _with_levels(found, self._channels(), self._inputs.levels)
         if self._inputs.features or [len(x) for x in raw.x] != lengths:
             return found
         found = np.zeros_like(found)
@@ -241,6 +255,22 @@ class Explainer:
         ordered = np.empty_like(weights)
         ordered[:, self._support.rows.numpy()] = weights
         return ordered
+
+
+def _with_levels(
+    x: np.ndarray, channels: Sequence[tuple[str, slice]], levels: Levels
+) -> np.ndarray:
+    """Vectors `[N, T, D]` with the number of a category's level, -1 if unknown: `[N, T, C]`."""
+    return np.stack(
+        [
+            # Of a level that is unknown all inputs are zero, else that of the level is positive.
+            np.where((own := x[..., part]).max(axis=-1) > 0, own.argmax(axis=-1), -1)
+            if name in levels
+            else x[..., part.start]
+            for name, part in channels
+        ],
+        axis=-1,
+    )
 
 
 def targets_of(

@@ -5,6 +5,7 @@ Shape legend: N examples, T time steps, C channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import pyarrow as pa
 
 from raymeta.data.readers.arrow import refuse_missing
 from raymeta.data.readers.table import TableReader
-from raymeta.errors import DataError, shown
+from raymeta.errors import DataError, DataWarning, shown
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.levels import unknown_levels
 
 Axes = Literal["NTC", "NCT"]
 _DATAFRAME = Path("the DataFrame")  # what messages call it
@@ -85,6 +87,9 @@ def table_examples(
 
     Raises:
         DataError: naming place, row, column, rule and remedy.
+
+    Warns:
+        DataWarning: a category has a level that training lacked.
     """
     _refuse_computed(inputs, place, with_targets=with_targets)
     check_columns(table.schema.names, inputs, place, with_targets=with_targets)
@@ -98,21 +103,28 @@ def table_examples(
     reader = TableReader(
         sequence=sequence,
         target=inputs.target if with_targets and not has_numbers else None,
-        features=(*inputs.channels, *[inputs.target] * has_numbers),
+        features=(
+            *[inputs.target] * has_numbers,
+            *(name for name in inputs.channels if name not in inputs.levels),
+        ),
         time=inputs.time,
         may_miss=inputs.may_miss,
+        categories=tuple(inputs.levels),
     )
     table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
     x, y = list(found.x), np.array(found.classes) if with_targets else None
     if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
-            if (steps[:, -1] != steps[0, -1]).any() and not inputs.target_at_end:
+            if (steps[:, 0] != steps[0, 0]).any() and not inputs.target_at_end:
                 raise DataError(
                     f"{name}: column {inputs.target} must be the same in all rows of a sequence"
                 )
-        y = np.array([steps[-1:, -1] for steps in x])
-        x = [steps[:, :-1] for steps in x]
+        y = np.array([steps[-1:, 0] for steps in x])
+        x = [steps[:, 1:] for steps in x]
+    if inputs.levels:
+        for text in unknown_levels(found, inputs.levels, str(place)):
+            warnings.warn(text, DataWarning, stacklevel=2)
     if inputs.is_timed:
         x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]
     ids = found.groups[sequence] if inputs.sequence is not None else ()
@@ -191,6 +203,11 @@ def _of_texts(x: Any, name: str) -> RawExamples:
 def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
     if axes not in (None, "NTC", "NCT"):
         raise DataError(f"axes must be 'NTC' or 'NCT', but got {shown(axes)}")
+    if inputs.levels:
+        raise DataError(
+            f"x must be a DataFrame or a table with the columns {', '.join(inputs.channels)}: the "
+            f"network reads categories ({', '.join(inputs.levels)}), which arrays of numbers lack"
+        )
     if inputs.is_timed:
         raise DataError(
             f"x must be a DataFrame or a table with the column {inputs.time!r}: the network reads "

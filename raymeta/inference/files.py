@@ -72,8 +72,11 @@ def load_forecaster(
     tasks = trained.experiment.tasks
     if not (isinstance(tasks, TableTasks) and tasks.kind == "forecast"):
         raise RunError(f"{found.path}: its network makes no forecasts; raymeta.load opens it")
-    facts, expected = dict(trained.identity.facts), forecast_facts(tasks)
-    if facts != expected:
+    facts = dict(trained.identity.facts)
+    levels, shares = facts.pop("levels", {}), facts.pop("shares", [])
+    sizes = [len(entries) for entries in levels.values()]
+    fits = sorted(levels) == sorted(tasks.categories) and sum(sizes) == len(shares)
+    if facts != forecast_facts(tasks) or not fits:
         raise RunError(
             f"{found.path}: the facts of its data do not fit the `tasks` settings; put back the "
             "files of the run"

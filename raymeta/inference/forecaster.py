@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from raymeta.nn.networks import Params
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.levels import known_levels, unknown_levels, with_levels
 from raymeta.tasks.table_settings import TableTasks
 
 _CHUNK = 256  # series forecast at once; bounds memory, never changes an answer
@@ -128,19 +129,25 @@ class Forecaster:
             target=None,
             features=(tasks.target_name, *tasks.features),
             time=tasks.time,
+            categories=tuple(tasks.categories),
         )
         found = reader.sequences(table, place)
         names = found.groups[tasks.sequence]
         times: Sequence[pa.Array] = ()
         if tasks.time is not None:
             times = self._times(table, names)
-        return self._forecast(list(found.x), list(found.ids), names, tuple(times), coverage)
+        facts = self.trained.identity.facts
+        if tasks.categories:
+            for text in unknown_levels(found, known_levels(tasks, facts), str(place)):
+                warnings.warn(text, DataWarning, stacklevel=3)
+        histories = [with_levels(x, tasks, facts) for x in found.x]
+        return self._forecast(histories, list(found.ids), names, tuple(times), coverage)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a table of histories must have."""
         tasks = self.tasks
-        named = (tasks.sequence, tasks.time, tasks.target_name, *tasks.features)
+        named = (tasks.sequence, tasks.time, tasks.target_name, *tasks.channels)
         return tuple(name for name in named if name is not None)
 
     def _forecast(
@@ -152,7 +159,8 @@ class Forecaster:
         coverage: float | None,
     ) -> Forecasts:
         half = None if coverage is None else self._half_widths(coverage)
-        cutter = Cutter.of(self.tasks)
+        num_levels = len(self.trained.identity.facts.get("shares", ()))
+        cutter = replace(Cutter.of(self.tasks), num_levels=num_levels)
         asked = [
             cutter.question(_past(cutter, history, place))
             for history, place in zip(histories, places, strict=True)
@@ -212,7 +220,9 @@ class Forecaster:
     def _inputs(self) -> Inputs:
         """What arrays of histories are checked against."""
         return Inputs(
-            channels=(self.tasks.target_name, *self.tasks.features), prepare=lambda x, _: list(x)
+            channels=(self.tasks.target_name, *self.tasks.channels),
+            prepare=lambda x, _: list(x),
+            levels=known_levels(self.tasks, self.trained.identity.facts),
         )
 
     def _times(self, table: pa.Table, names: Sequence[str]) -> list[pa.Array]:

@@ -105,7 +105,7 @@ def occlusion(
     lengths: Tensor,
     *,
     window: int,
-    together: bool,
+    channels: Sequence[slice],
 ) -> Tensor:
     """How much less the answer is where a window of time is the baseline, `[N, T, C]`.
 
@@ -118,12 +118,11 @@ def occlusion(
         baseline: `[D]`, at every time step.
         lengths: valid steps of each example, `[N]`.
         window: time steps.
-        together: whether all features of a step are one channel, C = 1; else C = D.
+        channels: the features of each of the C channels.
     """
-    num_steps, size = x.shape[1:]
+    num_steps = x.shape[1]
     whole = answer(x, torch.arange(len(x)))
     steps = torch.arange(num_steps)
-    channels = [slice(None)] if together else [slice(d, d + 1) for d in range(size)]
     total = x.new_zeros(*x.shape[:2], len(channels))
     count = x.new_zeros(*x.shape[:2], 1)
     for start in range(num_steps):

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from raymeta.data.readers.python import allowance
 from raymeta.errors import ResourceError
 from raymeta.experiment.schema import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
@@ -21,6 +22,7 @@ from raymeta.storage.token import protect_token
 
 OBJECT_STORE_BYTES = 100_000_000  # trials exchange messages, not data
 HANDLER_S = 0.001  # between two resets of signal handlers
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _TIMED_OUT = "timed out during startup"  # in the message of an exception of Ray's
 JOIN_S = 600  # how long to wait for nodes that are still being installed
 
@@ -69,13 +71,19 @@ def connect(verbose: bool) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+        # Workers inherit it, but have working folders of their own.
+        os.environ.update(allowance())
+        # Those of a cluster that runs already inherit nothing; a job has told its own of it.
+        remote: dict[str, Any] = {}
+        if allowance() and _JOB not in os.environ:
+            remote["runtime_env"] = {"env_vars": allowance()}
         is_ended, own = False, signal.getsignal(signal.SIGTERM)
         with _keeping_signal_handlers(), without_idle_services(shows_logs=verbose):
             try:
                 ray.init(
                     logging_level=level,
                     log_to_driver=verbose,
-                    **({} if os.environ.get("RAY_ADDRESS") else local),
+                    **(remote if os.environ.get("RAY_ADDRESS") else local),
                 )
             except SystemExit:  # of the handler of SIGTERM that Ray has meanwhile
                 if not callable(own):

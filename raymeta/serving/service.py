@@ -108,6 +108,7 @@ class Service:
                 "problem": trained.recipe.problem.name,
                 "learner": trained.experiment.learner,
                 "channels": list(inputs.channels),
+                "categories": {name: list(levels) for name, levels in inputs.levels.items()},
                 "text": inputs.text is not None,
                 "columns": needed_columns(inputs, with_targets=True),
                 "target": inputs.target,

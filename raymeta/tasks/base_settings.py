@@ -68,6 +68,9 @@ class TaskSettings(Section):
 class FileTasks(TaskSettings):
     """The settings of every source of a user's tables: the files to read."""
 
+    # How the names of files that may be read end.
+    SUFFIXES: ClassVar[tuple[str, ...]] = TABLE_SUFFIXES
+
     data_dir: str = Field(description="the folder or URI of the table's files")
     files: list[str] = Field(
         [],
@@ -89,9 +92,9 @@ class FileTasks(TaskSettings):
                 raise ValueError(
                     f"must name files within data_dir, level by level, but got {shown(name)}"
                 )
-            if not name.lower().endswith(TABLE_SUFFIXES):
+            if not name.lower().endswith(cls.SUFFIXES):
                 raise ValueError(
-                    f"must end in one of {', '.join(TABLE_SUFFIXES)}, but got {shown(name)}"
+                    f"must end in one of {', '.join(cls.SUFFIXES)}, but got {shown(name)}"
                 )
         return files
 

@@ -27,6 +27,7 @@ _OF_TABLE = {
     "time_differences": "the time since the row before is a feature too",
     "missing": "refuse, interpolate or mask",
     "features": "the numbers that the network reads at each step",
+    "categories": "names that it reads at each step; each column has few",
     "groups": "no group is in two splits",
     "window": "sequences are cut into windows of so many rows; null: a sequence is one example",
     "support": "a task's first sequences (first), or sequences at random (random)",
@@ -222,7 +223,7 @@ def _is_idle(key: str, settings: TableTasks) -> bool:
     if key.endswith("_groups") and not settings.groups and not has_units:
         return True
     default = TableTasks.model_fields[key].default
-    idle = ("time_differences", "max_steps", "window", "support")
+    idle = ("categories", "time_differences", "max_steps", "window", "support")
     return key in idle and getattr(settings, key) == default
 
 

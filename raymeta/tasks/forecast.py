@@ -30,6 +30,7 @@ from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
+from raymeta.tasks.levels import level_facts, unknown_in_splits, with_levels
 from raymeta.tasks.sampling import fingerprint, unit_ids, unit_names
 from raymeta.tasks.table_files import read_sequences
 from raymeta.tasks.table_settings import TableTasks
@@ -53,6 +54,7 @@ class Cutter:
     num_shots: int
     num_queries: int
     difference: str  # baseline of the targets; see `TableTasks`
+    num_levels: int = 0  # the last columns of a series, which are read as they are
 
     @classmethod
     def of(cls, settings: TableTasks) -> Cutter:
@@ -96,7 +98,7 @@ class Cutter:
         Nothing before `cut` depends on a value behind it.
         """
         start = cut - self.past
-        scale = _Scale.of(x[start:cut], self.season)
+        scale = _Scale.of(x[start:cut], self.season, self.num_levels)
         ends = cut - self.horizon - self.stride * np.arange(self.num_shots)[::-1]
         support: list[int] = ends.tolist()
         query: list[int] = (cut + self.stride * np.arange(self.num_queries)).tolist()
@@ -173,15 +175,17 @@ class _Scale:
     season: int
 
     @classmethod
-    def of(cls, past: np.ndarray, season: int) -> _Scale:
-        """That of a past `[P, D]`."""
+    def of(cls, past: np.ndarray, season: int, num_levels: int) -> _Scale:
+        """That of a past `[P, D]`, whose last columns are levels of categories."""
         others = past[:, 1:]
         size = np.abs(others).max(axis=0)  # squares of large numbers would overflow
         size[size == 0] = 1.0
-        spread = size * (others / size).std(axis=0)
+        center, spread = (size * f(others / size, axis=0) for f in (np.mean, np.std))
+        at = len(size) - num_levels
+        center[at:], spread[at:] = 0.0, 1.0
         return cls(
             unit=float(np.abs(past[season:, 0] - past[:-season, 0]).mean()),
-            center=size * (others / size).mean(axis=0),
+            center=center,
             spread=np.where(spread > 0, spread, 1.0),
             season=season,
         )
@@ -266,15 +270,20 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
                 "or hold out other groups (tasks.split_seed, tasks.val_groups, tasks.test_groups)"
             )
     chosen = dealt.chosen
-    facts = forecast_facts(settings)
+    known = level_facts(settings, chosen["train"])
+    facts = forecast_facts(settings) | known
+    cutter = replace(cutter, num_levels=len(known.get("shares", ())))
+    series = {s: [with_levels(x, settings, facts) for x in chosen[s].x] for s in SPLITS}
     return TaskDistribution(
-        name="table",
-        input_spec=InputSpec("forecast", settings.horizon, num_features=len(facts["columns"]) + 1),
+        name=settings.source,
+        input_spec=InputSpec(
+            "forecast", settings.horizon, num_features=len(facts["columns"]) + 1 + cutter.num_levels
+        ),
         seed=seed,
         sample_episode=ForecastSampler(
             cutter,
-            {split: chosen[split].x for split in SPLITS},
-            {split: [cutter.cuts(x) for x in chosen[split].x] for split in SPLITS},
+            series,
+            {split: [cutter.cuts(x) for x in series[split]] for split in SPLITS},
             {
                 split: {axis: unit_ids(own) for axis, own in chosen[split].groups.items()}
                 for split in SPLITS
@@ -290,14 +299,14 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
         fingerprint=fingerprint(chosen, facts),
         deal=dealt.deal,
         facts=facts,
-        warnings=dealt.warnings,
+        warnings=(*dealt.warnings, *unknown_in_splits(settings, chosen, facts)),
         season=settings.season,
         legend=Legend(units=unit_names(chosen["test"].groups)),
     )
 
 
 def forecast_facts(settings: TableTasks) -> dict[str, Any]:
-    """What a network must know of its inputs; JSON keeps it."""
+    """What a network must know of its inputs, but for the levels of categories."""
     return {"columns": [settings.target_name, *settings.features], "season": settings.season}
 
 

@@ -83,7 +83,8 @@ def guess_tasks(
     own = roles.sequence(sequence, label)
     clock = roles.time(time, own)
     groups = roles.groups(list(task), own)
-    features = roles.features(own)
+    categories = roles.categories(own)
+    features = roles.features(own, may_be_none=bool(categories))
     found: dict[str, Any] = {
         "source": "table",
         "data_dir": folder,
@@ -91,6 +92,7 @@ def guess_tasks(
         "sequence": own,
         "target": label,
         "time": clock,
+        "categories": categories,
         "features": features,
         "groups": groups,
     }

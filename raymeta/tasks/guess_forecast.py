@@ -111,6 +111,7 @@ def guess_forecast(
             "fill them in, or leave such series out: filling in by itself would look into the "
             "future"
         )
+    categories = roles.categories(series)
     features = [] if len(set(roles.columns) - roles.taken) == 0 else _features(roles, series)
     season = _season(roles, series, clock)
     lengths = np.bincount(roles.codes(series))
@@ -119,6 +120,7 @@ def guess_forecast(
         "sequence": series,
         "target": own,
         "time": clock,
+        "categories": categories,
         "features": features,
         "groups": groups,
         "num_shots": 1,

@@ -87,7 +87,8 @@ def guess_regression(
         )
     clock = roles.time(time, own)
     groups = roles.groups(task, own)
-    features = roles.features(own)
+    categories = roles.categories(own)
+    features = roles.features(own, may_be_none=bool(categories))
     units = min(len(roles.columns[name].labels) for name in groups or [own])
     held = max(1, min(round(_HELD_OUT * units), (units - 1) // 2))
     found = found | {
@@ -95,6 +96,7 @@ def guess_regression(
         "sequence": own,
         "target": {"number": target},
         "time": clock,
+        "categories": categories,
         "features": features,
         "groups": groups,
         "support": "first" if groups else "random",

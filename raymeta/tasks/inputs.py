@@ -6,12 +6,13 @@ Shape legend: T time steps, C channels, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from raymeta.tasks.base_settings import TaskSettings
+from raymeta.tasks.levels import Levels
 
 # Examples and their names in messages -> the network's input of each: float32 `[T, D]`, or int64
 # token ids `[T]`. Raises a DataError for an example that training would refuse.
@@ -37,7 +38,11 @@ class Inputs:
     example must be prepared as a whole.  `scaling` of such a source is the mean and the deviation
     `[C]` of the channels, by which `prepare` standardises every step and does no more.
 
+    The last channels are categories if `levels` has the levels of each in training, None for a
+    missing value: only a table can tell them, and an example has their codes (`level_code`).
+
     `features` names the D inputs of the network at a time step if they differ from the channels;
+    inputs of one name, such as the levels of a category, are one channel of explanations;
     `are_strokes` tells that the first three are x, y and whether the pen is on paper.
     `words` gives a text's word at each time step.
 
@@ -64,6 +69,7 @@ class Inputs:
     is_target_computed: bool = False
     may_miss: bool = False
     is_timed: bool = False
+    levels: Levels = field(default_factory=dict)
 
 
 def check_facts(settings: TaskSettings, facts: Mapping[str, Any], key: str) -> None:

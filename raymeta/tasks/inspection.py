@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymeta.data.readers.columns import Column, read_table
+from raymeta.data.readers.columns import Column
 from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
@@ -16,6 +16,7 @@ from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.leaks import find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
+from raymeta.tasks.table_files import read_columns_of
 from raymeta.tasks.table_settings import TableTasks
 
 
@@ -234,8 +235,8 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
-    columns = read_table(tasks.data_files())
-    known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.features}
+    columns = read_columns_of(tasks)
+    known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.channels}
     own, target = columns[tasks.sequence], columns.get(tasks.target_name, Column())
     has_numbers = tasks.kind == "forecast" or tasks.has_numbers
     if own.codes is None or (target.codes is None and not has_numbers):

@@ -63,6 +63,7 @@ class Source:
 # By the `source` of the settings.
 SOURCES: dict[str, Source] = {
     "pen": Source(load_pen, pen_inputs),
+    "python": Source(load_table, table_inputs, deal_table),  # a table from elsewhere
     "sentiment": Source(load_sentiment, sentiment_inputs),
     "sinusoid": Source(load_sinusoid, sinusoid_inputs),
     "table": Source(load_table, table_inputs, deal_table),

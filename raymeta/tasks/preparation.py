@@ -21,6 +21,13 @@ from raymeta.data.missing import (
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Split
 from raymeta.errors import DataError
+from raymeta.tasks.levels import (
+    Levels,
+    columns_of_levels,
+    levels_of,
+    names_of_levels,
+    unknown_in_splits,
+)
 from raymeta.tasks.sides import Windows
 from raymeta.tasks.table_settings import Spectrum, TableTasks
 
@@ -53,7 +60,7 @@ class Prepared:
 
     `x` is `[N, T, D]` float32, zero behind the end of each example; `lengths` `[N]`.  `windows` say
     which rows of which sequence an example is.  `facts` are what networks must know of it.
-    `mirror` makes further examples for meta-training.
+    `mirror` makes further examples for meta-training.  `warnings` are for the user.
     """
 
     x: Mapping[Split, np.ndarray]
@@ -61,6 +68,7 @@ class Prepared:
     windows: Mapping[Split, Windows]
     facts: Mapping[str, Any]
     mirror: Mirror | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_features(self) -> int:
@@ -87,13 +95,17 @@ def prepared(
     Raises:
         DataError: a column has no number where one is needed, or too large ones.
     """
-    features = feature_names(settings, spectrum)
+    levels = levels_of(settings, chosen["train"])
+    features = feature_names(settings, spectrum, levels)
     windows = windows_of(settings, chosen)
-    # Without windows and spectra the examples are the sequences, and none is copied.
+    # Without windows, spectra and categories the examples are the sequences, and none is copied.
     examples = {
-        s: _examples(_filled(chosen[s], settings), windows[s], settings, spectrum) for s in SPLITS
+        s: _examples(_filled(chosen[s], settings, levels), windows[s], settings, spectrum)
+        for s in SPLITS
     }
     mean, deviation = _mean_and_deviation(settings, features, examples["train"])
+    if levels:
+        deviation[-len(names_of_levels(levels)) :] = 1.0
     standardised = {s: [_standardised(x, mean, deviation) for x in examples[s]] for s in SPLITS}
     _check_sizes(settings, features, [mean, deviation, *map(_largest, standardised.values())])
     longest = max(len(x) for own in standardised.values() for x in own)
@@ -102,6 +114,8 @@ def prepared(
         "mean": mean.tolist(),
         "deviation": deviation.tolist(),
     }
+    if levels:
+        facts["levels"] = {name: list(entries) for name, entries in levels.items()}
     if settings.window is not None:
         facts["window"] = [settings.window, settings.window_step or settings.window]
     if spectrum is not None:
@@ -112,11 +126,13 @@ def prepared(
         windows=windows,
         facts=facts,
         mirror=Mirror.of(settings.mirror, features, mean, deviation) if settings.mirror else None,
+        warnings=unknown_in_splits(settings, chosen, facts),
     )
 
 
 def prepared_examples(
     settings: TableTasks,
+    levels: Levels,
     mean: np.ndarray,
     deviation: np.ndarray,
     examples: Sequence[np.ndarray],
@@ -126,6 +142,7 @@ def prepared_examples(
 
     Args:
         settings: that the network was trained with.
+        levels: of its categories in meta-training.
         mean: of its features in meta-training, `[D]`.
         deviation: likewise.
         examples: as a user has them; where times count, a last column holds them.
@@ -134,7 +151,7 @@ def prepared_examples(
     Raises:
         DataError: an example is longer than those of the training, or has too large numbers.
     """
-    size, found = len(settings.features), []
+    size, found = len(settings.channels), []
     for name, x in zip(names, examples, strict=True):
         if len(x) > settings.example_steps:
             key = "tasks.max_steps" if settings.window is None else "tasks.window"
@@ -143,7 +160,7 @@ def prepared_examples(
                 f"{settings.example_steps} at most ({key}); cut the sequence up"
             )
         times = x[:, size] if x.shape[1] > size else None
-        own = _filled_in(x[:, :size], times, settings, name)
+        own = _filled_in(x[:, :size], times, settings, levels, name)
         if settings.spectrum is not None:
             own = spectrum_of(own, settings.spectrum, settings.example_steps)
         with np.errstate(over="ignore"):
@@ -196,19 +213,23 @@ def _padded(examples: Sequence[np.ndarray], longest: int) -> np.ndarray:
     return x
 
 
-def feature_names(settings: TableTasks, spectrum: Spectrum | None) -> list[str]:
-    """What the network reads at a time step, in the order of the numbers."""
+def feature_names(settings: TableTasks, spectrum: Spectrum | None, levels: Levels) -> list[str]:
+    """What the network reads at a time step, in the order of the numbers.
+
+    All levels of a category have its name.
+    """
     names = list(settings.features)
     if settings.missing == "mask":
         names += [f"{name} observed" for name in settings.features]
         names += [f"{name} time since observed" for name in settings.features]
     names += ["time difference"] if settings.time_differences else []
+    names += names_of_levels(levels)
     if spectrum is None:
         return names
     return [f"{name} +{place}" for place in range(spectrum.per_step) for name in names]
 
 
-def _filled(sequences: Sequences, settings: TableTasks) -> Sequences:
+def _filled(sequences: Sequences, settings: TableTasks, levels: Levels) -> Sequences:
     """Fills the sequences in; NaN before the first observation.
 
     Raises:
@@ -216,16 +237,17 @@ def _filled(sequences: Sequences, settings: TableTasks) -> Sequences:
     """
     times = sequences.times or (None,) * len(sequences)
     filled = (
-        _filled_in(x, own, settings, place)
+        _filled_in(x, own, settings, levels, place)
         for x, own, place in zip(sequences.x, times, sequences.ids, strict=True)
     )
     return replace(sequences, x=tuple(filled))
 
 
 def _filled_in(
-    x: np.ndarray, times: np.ndarray | None, settings: TableTasks, place: str
+    x: np.ndarray, times: np.ndarray | None, settings: TableTasks, levels: Levels, place: str
 ) -> np.ndarray:
     """Fills one sequence `[T, C]` in, `[T, D]`; without times its steps are even."""
+    x, codes = np.split(x, [len(settings.features)], axis=1)
     if times is None:
         times = np.arange(len(x), dtype=np.float64)
     parts = [x]
@@ -242,6 +264,7 @@ def _filled_in(
         parts = [carried(x), observed(x), since_observed(x, times)]
     if settings.time_differences:
         parts.append(time_differences(times))
+    parts.append(columns_of_levels(codes, levels))
     return np.concatenate(parts, axis=1)
 
 

@@ -70,7 +70,7 @@ def load_regression(settings: TableTasks, *, seed: int, sealed: bool = False) ->
     def distribution(examples: Prepared) -> TaskDistribution:
         facts = {**examples.facts, "target": target_facts}
         return TaskDistribution(
-            name="table",
+            name=settings.source,
             input_spec=InputSpec("regression", 1, num_features=examples.num_features),
             seed=seed,
             sample_episode=RegressionSampler(
@@ -82,7 +82,7 @@ def load_regression(settings: TableTasks, *, seed: int, sealed: bool = False) ->
             fingerprint=fingerprint(chosen, facts),
             deal=dealt.deal,
             facts=facts,
-            warnings=dealt.warnings,
+            warnings=(*dealt.warnings, *examples.warnings),
             target_scale=scale,
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 from raymeta.data.readers.columns import Column
 from raymeta.errors import DataError, shown
 from raymeta.finding import Finding
+from raymeta.tasks.table_settings import MAX_LEVELS
 
 # Names in lower case: Nixtla (unique_id, ds, y), AutoGluon and GluonTS (item_id, timestamp,
 # target), PyTorch Forecasting (group_ids, time_idx), sktime and aeon (case_id or instances,
@@ -207,7 +208,26 @@ class Roles:
             and column.is_constant_in(own)
         ]
 
-    def features(self, sequence: str) -> list[str]:
+    def categories(self, sequence: str) -> list[str]:
+        """Finds columns of names that vary within sequences, but for those with too many."""
+        own = self.codes(sequence)
+        found = []
+        for name, column in self.columns.items():
+            if name in self.taken or column.numbers is not None or column.codes is None:
+                continue
+            if column.is_constant_in(own) or len(column.labels) == 1:
+                continue
+            if len(column.labels) > MAX_LEVELS:
+                text = f"not used: {len(column.labels)} names are more than the {MAX_LEVELS}"
+                self.say(name, f"{text} that a category may have", "note")
+            else:
+                found.append(name)
+            self.taken.add(name)
+        if found:
+            self.say("categories", f"{self._listed(found)}: the columns of names")
+        return found
+
+    def features(self, sequence: str, *, may_be_none: bool = False) -> list[str]:
         """Finds all other columns of numbers that vary within sequences."""
         own = self.codes(sequence)
         found = []
@@ -226,6 +246,8 @@ class Roles:
                 self.say(name, "not used: it is the same in all rows of a sequence", "note")
             else:
                 found.append(name)
+        if not found and may_be_none:
+            return []
         if not found:
             raise DataError(
                 f"{self.location}: no column of numbers is left to be a feature; a table of texts "

@@ -18,7 +18,7 @@ from pydantic_core import PydanticKnownError
 from raymeta.data.files import files_in
 from raymeta.sections import Probability, Section, Seed
 from raymeta.storage.paths import AnyPath, path_at
-from raymeta.tasks import table_settings  # noqa: F401  (its class registers itself)
+from raymeta.tasks import python_settings  # noqa: F401  (its classes register themselves)
 from raymeta.tasks.base_settings import SETTINGS, SHIPPED_DATA, FileTasks, TaskSettings
 
 PEN_DIR, SENTENCES_DIR = SHIPPED_DATA / "uji_pen", SHIPPED_DATA / "uci_sentences"

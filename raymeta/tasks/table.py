@@ -27,6 +27,7 @@ from raymeta.errors import DataError, RunError, shown
 from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
 from raymeta.tasks.inputs import Inputs
+from raymeta.tasks.levels import known_levels
 from raymeta.tasks.preparation import (
     Prepared,
     feature_names,
@@ -99,7 +100,7 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
         if not is_by_class:
             facts["classes"] = list(dealt.classes)
         return TaskDistribution(
-            name="table",
+            name=settings.source,
             input_spec=InputSpec(
                 "classification", settings.num_ways, num_features=own.num_features
             ),
@@ -122,7 +123,7 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
             fingerprint=fingerprint(chosen, facts),
             deal=dealt.deal,
             facts=facts,
-            warnings=dealt.warnings,
+            warnings=(*dealt.warnings, *own.warnings),
             legend=_legend(dealt, settings, own.facts),
         )
 
@@ -133,7 +134,8 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
 
 
 def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
-    """An example is the rows of a sequence: `tasks.features`, in the units of the training data.
+    """An example is the rows of a sequence: `tasks.features`, in the units of the training data,
+    and `tasks.categories`.
 
     Raises:
         RunError: the network forecasts, so that it takes the past of a whole series.
@@ -143,7 +145,8 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
             "a network that was trained with tasks.kind: forecast takes the past of whole series: "
             "`raymeta forecast RUN FILE`, or raymeta.load_forecaster(RUN)"
         )
-    features = feature_names(settings, settings.spectrum)
+    levels = known_levels(settings, facts)
+    features = feature_names(settings, settings.spectrum, levels)
     if list(facts["features"]) != features:
         raise ValueError(
             f"tasks.features is {features!r:.80}, but was {facts['features']!r:.80} in training "
@@ -154,10 +157,10 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         raise ValueError("mean and deviation do not fit the features")
     scale = facts["target"] if settings.has_numbers else None
     fills_in = settings.missing != "refuse" or settings.time_differences
-    is_plain = not fills_in and settings.spectrum is None
+    is_plain = not fills_in and settings.spectrum is None and not levels
     return Inputs(
-        channels=tuple(settings.features),
-        prepare=partial(prepared_examples, settings, mean, deviation),
+        channels=settings.channels,
+        prepare=partial(prepared_examples, settings, levels, mean, deviation),
         sequence=settings.sequence,
         time=settings.time,
         target=settings.target_name,
@@ -171,6 +174,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         features=() if is_plain else tuple(features),
         may_miss=settings.missing != "refuse",
         is_timed=fills_in and settings.time is not None,
+        levels=levels,
     )
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from raymeta.data.files import read_each, unread_files
+import json
+
+import pyarrow as pa
+
+from raymeta.data.files import read_each, stamps, unread_files
+from raymeta.data.readers.columns import Column, columns_of, read_table
+from raymeta.data.readers.python import PythonReader
 from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences, joined
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
+from raymeta.tasks.python_settings import PythonTasks
 from raymeta.tasks.table_settings import NumberTarget, TableTasks
 
 # Suffixes of unsupported tables, about which users are warned.
@@ -40,8 +47,13 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
         time=settings.time,
         groups=tuple(settings.groups),
         may_miss=settings.missing != "refuse",
+        categories=tuple(settings.categories),
     )
-    read = read_each(reader, files)
+    if isinstance(settings, PythonTasks):
+        files = [settings.module_file]
+        read = [reader.sequences(returned_table(settings), settings.module_file)]
+    else:
+        read = read_each(reader, files)
     for path, sequences in zip(files, read, strict=True):
         longest = int(sequences.lengths.argmax())
         is_whole = not is_forecast and settings.window is None
@@ -60,4 +72,28 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
                 f"({file_of[name]}); give every sequence an id of its own"
             )
         file_of[name] = place
-    return found, [] if settings.files else unread_files(folder, files, _OTHER_TABLES)
+    is_named = bool(settings.files) or isinstance(settings, PythonTasks)
+    return found, [] if is_named else unread_files(folder, files, _OTHER_TABLES)
+
+
+def read_columns_of(settings: TableTasks) -> dict[str, Column]:
+    """Reads all columns of the table by name, those without a role included.
+
+    Raises:
+        DataError: a file is broken.
+    """
+    if isinstance(settings, PythonTasks):
+        return columns_of(settings.module_file, returned_table(settings))
+    return read_table(settings.data_files())
+
+
+def returned_table(settings: PythonTasks) -> pa.Table:
+    """The table that the user's function returns; it is called once while the files stay.
+
+    Raises:
+        DataError: its code is not allowed to run, or breaks, or returns no table.
+    """
+    module, name = settings.module_file, settings.function.partition(":")[2]
+    others = stamps([file for file in settings.data_files() if file != module])
+    (table,) = read_each(PythonReader(name, json.dumps(settings.options), others), [module])
+    return table

@@ -10,6 +10,8 @@ from pydantic_core import PydanticKnownError
 from raymeta.sections import Section, Seed
 from raymeta.tasks.base_settings import FileTasks, TaskSettings
 
+MAX_LEVELS = 100  # of a category: each is an input of the network
+
 
 class Spectrum(Section):
     """Which part of an example's spectrum a network reads in place of its time steps."""
@@ -62,6 +64,7 @@ class TableTasks(FileTasks):
         "sequence",
         "target",
         "time",
+        "categories",
         "time_differences",
         "missing",
         "groups",
@@ -98,6 +101,12 @@ class TableTasks(FileTasks):
     target: str | NumberTarget | RemainingLife = Field(
         description="column of the class; kind: forecast: of the numbers; kind: groups: also "
         "{number: COLUMN}, a number, or {rul: TIME, cap: N}, the useful life that remains"
+    )
+    categories: list[str] = Field(
+        [],
+        description="columns of text, truth values or whole numbers of which each is a name: the "
+        f"network learns a vector for each of at most {MAX_LEVELS} levels of meta-training, and "
+        "one for a missing value; a level that is unknown counts as their mean",
     )
     features: list[str] = Field(
         [],
@@ -203,7 +212,8 @@ class TableTasks(FileTasks):
     @field_validator("features")
     @classmethod
     def _classes_need_features(cls, features: list[str], others: ValidationInfo) -> list[str]:
-        if others.data.get("kind") != "forecast" and not features:
+        has_others = others.data.get("kind") == "forecast" or others.data.get("categories")
+        if not has_others and not features:
             short = {"field_type": "List", "min_length": 1, "actual_length": 0}
             raise PydanticKnownError("too_short", short)
         return features
@@ -212,6 +222,11 @@ class TableTasks(FileTasks):
     def example_steps(self) -> int:
         """The most rows of an example."""
         return self.max_steps if self.window is None else self.window
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The columns that an example is made of: features, then categories."""
+        return (*self.features, *self.categories)
 
     @property
     def has_numbers(self) -> bool:
@@ -238,7 +253,7 @@ class TableTasks(FileTasks):
 
     @model_validator(mode="after")
     def _checks_columns_and_classes(self) -> Self:
-        columns = [self.sequence, *self.groups, *self.features]
+        columns = [self.sequence, *self.groups, *self.features, *self.categories]
         if isinstance(self.target, RemainingLife):
             if self.time != self.target.rul:
                 raise ValueError(
@@ -332,6 +347,8 @@ class TableTasks(FileTasks):
                 "spectrum needs evenly spaced rows without gaps: take neither missing: mask nor "
                 "time_differences with it"
             )
+        if self.categories:
+            raise ValueError("categories have no spectrum: leave out one of them")
         most = self.example_steps // 2 + 1
         if self.spectrum.frequencies > most:
             raise ValueError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raymeta import cli
+from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.evaluation.networks import Refitted, keep_network
 from raymeta.experiment.file import load_experiment, with_values
 from raymeta.run_folder import Run
@@ -85,14 +87,38 @@ def write_texts(folder: Path) -> None:
     (folder / "texts.csv").write_text("\n".join(["text,label,domain", *rows]))
 
 
+# A user's own code, which reads the same table.
+CODE = """
+from pathlib import Path
+
+import pyarrow.csv
+
+
+def load():
+    return pyarrow.csv.read_csv(Path(__file__).with_name("signals.csv"))
+"""
+OF_CODE = "source: python\n  function: own:load\n  files: signals.csv"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _allowed_code() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALLOW_CODE, hashlib.sha256(CODE.encode()).hexdigest())
+        yield
+
+
 def make_run(folder: Path, source: str, *overrides: str, seeds: int = 1) -> Run:
     """Makes a run whose search has ended; with `seeds`, one that was refitted."""
     folder.mkdir(exist_ok=True)
-    if source.startswith("table"):
+    if source.startswith("table") or source == "python":
+        is_code = source == "python"
         channels = ("height",) if source == "table-1" else ("volt", "ampere")
         if not (folder / "data").exists():
             write_signals(folder / "data", channels)
         text = TABLE.format(folder=folder / "data", features=", ".join(channels))
+        if is_code:
+            (folder / "data" / "own.py").write_text(CODE)
+            text = text.replace("source: table", OF_CODE)
         (folder / "signals.yaml").write_text(text)
         source = str(folder / "signals.yaml")
     if source == "text":

@@ -38,7 +38,7 @@ def task_of(source: str, num: int, seed: int = 0) -> tuple[list[Any], list[Any]]
     """Makes examples of a new task, of several lengths where the source allows, and targets."""
     rng = np.random.default_rng(seed)
     match source:
-        case "table":
+        case "table" | "python":
             x: list[Any] = [80 * rng.normal(size=(4 + n % 4, 2)) for n in range(num)]
             return x, [f"kind {n % 3}" for n in range(num)]
         case "table-1":
@@ -65,7 +65,7 @@ def task_of(source: str, num: int, seed: int = 0) -> tuple[list[Any], list[Any]]
 
 
 def adapted_of(model: Model, source: str) -> Adapted:
-    num = {"pen": 5, "table": 6, "table-1": 6, "sinusoid": 10}.get(source, 10)
+    num = {"pen": 5, "table": 6, "python": 6, "table-1": 6, "sinusoid": 10}.get(source, 10)
     return model.adapt(*task_of(source, num))
 
 

@@ -15,6 +15,7 @@ import torch
 import raymeta
 from raymeta.data import token_vectors
 from raymeta.data.files import read_each
+from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.data.readers.sentences import TextReader, read_sentences
 from raymeta.data.readers.table import TableReader
 from raymeta.data.readers.unipen import read_unipen
@@ -51,7 +52,7 @@ def texts(experiment: Experiment) -> list[Any]:
 
 
 def signals(experiment: Experiment) -> list[Any]:
-    (file,) = experiment.tasks.data_files()
+    (file,) = (path for path in experiment.tasks.data_files() if path.name == "signals.csv")
     reader = TableReader("recording", "kind", ("volt", "ampere"), "second")
     return list(reader(file).x)
 
@@ -59,6 +60,7 @@ def signals(experiment: Experiment) -> list[Any]:
 # Source -> all its raw examples; those of `sinusoid` are drawn.
 RAW: dict[str, Callable[[Experiment], list[Any]]] = {
     "pen": recordings,
+    "python": signals,
     "sentiment": sentences,
     "table": signals,
     "text": texts,
@@ -74,6 +76,16 @@ SERVED = [
 def test_every_source_says_what_its_inputs_are() -> None:
     assert set(SOURCES) == {*RAW, "sinusoid"}
     assert all(source.inputs for source in SOURCES.values())
+
+
+def test_a_network_on_a_users_own_code_is_used_without_that_code(
+    run_of: RunOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of("python")
+    episode = Episode(run, raymeta.load(str(run.path)), 0)
+    monkeypatch.delenv(ALLOW_CODE)
+    adapted = raymeta.load(str(run.path)).adapt(episode.support_x, episode.support_y)
+    assert_answers(adapted, episode)
 
 
 class Episode:

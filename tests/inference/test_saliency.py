@@ -131,9 +131,16 @@ def test_a_linear_function_has_its_own_terms() -> None:
     for nodes in (1, 2, None):
         found = integrated_gradients(answer, x, baseline, num_nodes=nodes)
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    lost = occlusion(answer, x, baseline, lengths, window=1, together=False)
+    lost = occlusion(
+        answer,
+        x,
+        baseline,
+        lengths,
+        window=1,
+        channels=[slice(d, d + 1) for d in range(x.shape[2])],
+    )
     torch.testing.assert_close(lost, wanted, rtol=1e-12, atol=1e-12)
-    together = occlusion(answer, x, baseline, lengths, window=1, together=True)
+    together = occlusion(answer, x, baseline, lengths, window=1, channels=[slice(None)])
     torch.testing.assert_close(together[..., 0], wanted.sum(dim=2), rtol=1e-12, atol=1e-12)
 
 
@@ -207,8 +214,9 @@ def test_occlusion_is_the_mean_loss_over_the_windows_with_a_step(
     params = network_params(spec)
     lengths = torch.tensor([5, 2, 4])
     x, baseline = random(3, 5, 2), random(2, seed=2)
+    parts = [slice(None)] if together else [slice(0, 1), slice(1, 2)]
     found = occlusion(
-        answer_of(spec, params, lengths), x, baseline, lengths, window=window, together=together
+        answer_of(spec, params, lengths), x, baseline, lengths, window=window, channels=parts
     )
     for row, length in enumerate(lengths.tolist()):
         own = x[row, :length]

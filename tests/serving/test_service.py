@@ -229,6 +229,7 @@ def test_other_media_types_are_refused(
 def test_the_model_says_what_it_expects(service_of: Any) -> None:
     found = json.loads(service_of().describe().body)
     assert found["channels"] == ["volt", "ampere"]
+    assert found["categories"] == {}
     assert (found["num_ways"], found["num_shots"]) == (3, 2)
     assert found["limits"]["tasks"] == 3
 

@@ -41,7 +41,9 @@ def tables(draw: st.DrawFn) -> tuple[pd.DataFrame, dict[str, Any]]:
         }
         for t in range(draw(st.integers(1, 4))):
             x = draw(st.one_of(VALUES, st.none())) if gaps else draw(VALUES)
-            rows.append(own | {"t": 2.5 * t, "x": None if x is None else float(x)})
+            mode = draw(st.sampled_from(["on", "off", None, "Öl, 5"]))
+            value = None if x is None else float(x)
+            rows.append(own | {"t": 2.5 * t, "x": value, "mode": mode})
     order = np.random.default_rng(draw(st.integers(0, 9))).permutation(len(rows))
     ways = draw(st.integers(2, 3))
     chosen = {
@@ -53,6 +55,7 @@ def tables(draw: st.DrawFn) -> tuple[pd.DataFrame, dict[str, Any]]:
         "missing": draw(st.sampled_from(["mask", "interpolate"] if gaps else ["refuse"])),
         "small_classes": draw(st.sampled_from(["refuse", "leave_out"])),
         "time_differences": draw(st.booleans()),
+        "categories": ["mode"] if draw(st.booleans()) else [],
     }
     chosen["groups"] = ["who"] if chosen["kind"] == "groups" or draw(st.booleans()) else []
     return pd.DataFrame(rows).iloc[order], chosen
@@ -103,6 +106,9 @@ def test_every_row_is_used_or_accounted_for_and_nothing_leaks(
         for row, name in enumerate(own.groups["id"]):
             rows = sequences[name]
             np.testing.assert_array_equal(own.x[row][:, 0], rows.x.astype(float))
+            if chosen["categories"]:
+                modes = [own.levels.get(code) for code in own.x[row][:, 1].tolist()]
+                assert modes == [None if pd.isna(mode) else mode for mode in rows["mode"]]
             np.testing.assert_array_equal(own.times[row], rows.t)
             assert own.classes[row] == rows.kind.iloc[0]
             for axis, units in dealt.deal.items():

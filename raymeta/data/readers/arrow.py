@@ -48,6 +48,7 @@ _BEGINNING = 4096  # bytes that are looked at first
 _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
 _BATCH_ROWS = 1 << 17  # read at a time
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_TRUTHS = ("True", "False", "TRUE", "FALSE")  # as pandas and R write them
 _EXACT = 2**53  # float64 holds every whole number up to this one
 
 
@@ -149,6 +150,58 @@ def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[
         )
     codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
     return codes, [str(value) for value in values]
+
+
+def categories(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """Encodes a column of categories: text, truth values, or whole numbers.
+
+    A truth value has the same levels in every format, and so has a whole number, which a column
+    with gaps may hold as 3.0.
+
+    Returns:
+        The number of each row's level, int64 `[R]`, -1 where it is missing (null or empty), and the
+        levels `[U]`.
+
+    Raises:
+        DataError: naming file, column and row.
+    """
+    column = table[name].combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+        try:
+            column = pc.cast(column, pa.int64())
+        except pa.ArrowException:
+            row = _first_that_fails(column, pa.int64())
+            raise DataError(
+                f"{path}, row {row + 1}, column {name}: {shown(column[row].as_py())} is no whole "
+                "number, so that it names no level; put the column into tasks.features"
+            ) from None
+    elif not (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise DataError(
+            f"{path}, column {name}: must hold text, truth values or whole numbers, but holds "
+            f"{kind}; leave it out of tasks.categories"
+        )
+    encoded = column.dictionary_encode()
+    codes = np.asarray(pc.fill_null(encoded.indices, -1).to_numpy(), dtype=np.int64)
+    texts = [str(value) for value in encoded.dictionary.to_pylist()]
+    known = {
+        text: number for number, text in enumerate(dict.fromkeys(map(_level, filter(None, texts))))
+    }
+    place = np.array([known[_level(text)] if text else -1 for text in texts] + [-1])
+    return place[codes], list(known)
+
+
+def _level(text: str) -> str:
+    return text.lower() if text in _TRUTHS else text
 
 
 def numbers(
@@ -335,6 +388,8 @@ def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
 def _not_a_number(path: AnyPath, name: str, column: pa.Array, remedy: str, row: int) -> DataError:
     value = column[row].as_py()
     what = f"{shown(value)} is not a finite number; mend it"
+    if isinstance(value, str) and "tasks.features" in remedy:
+        remedy += " (names, not numbers, belong into tasks.categories)"
     if value is None or str(value).strip() in MISSING:
         what = "the value is missing; fill it in (tasks.missing says how to fill in features)"
     return DataError(f"{path}, row {row + 1}, column {name}: {what}, {remedy}")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from raymeta.data.readers.arrow import labels, numbers, read_columns, times
 from raymeta.errors import DataError
@@ -52,8 +53,7 @@ def read_table(files: Sequence[AnyPath]) -> dict[str, Column]:
     """
     parts: list[dict[str, Column]] = []
     for path in files:
-        table = read_columns(path)
-        parts.append({name: _column(path, table, name) for name in table.column_names})
+        parts.append(columns_of(path, read_columns(path)))
         if parts[-1].keys() != parts[0].keys():
             differ = sorted(parts[-1].keys() ^ parts[0].keys())
             raise DataError(
@@ -61,6 +61,11 @@ def read_table(files: Sequence[AnyPath]) -> dict[str, Column]:
                 f"{differ[0]!r:.100}; give both the same columns, or name the files to read"
             )
     return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def columns_of(path: AnyPath, table: pa.Table) -> dict[str, Column]:
+    """All columns of a table by name; `path` names it in messages."""
+    return {name: _column(path, table, name) for name in table.column_names}
 
 
 def _column(path: AnyPath, table: object, name: str) -> Column:

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raymeta.data.readers.arrow import labels, numbers, read_columns, refuse_missing, times
-from raymeta.data.sequences import Sequences
+from raymeta.data.readers.arrow import (
+    categories,
+    labels,
+    numbers,
+    read_columns,
+    refuse_missing,
+    times,
+)
+from raymeta.data.sequences import Sequences, level_code
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
 
@@ -26,11 +33,13 @@ class TableReader:
     time: str | None = None
     groups: tuple[str, ...] = ()
     may_miss: bool = False
+    categories: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns that are read."""
-        named = [self.sequence, self.target, self.time, *self.groups, *self.features]
+        named = [self.sequence, self.target, self.time, *self.groups]
+        named += [*self.features, *self.categories]
         return tuple(name for name in named if name is not None)
 
     def __call__(self, path: AnyPath) -> Sequences:
@@ -39,6 +48,7 @@ class TableReader:
         Returns:
             The sequences in the order of their first rows, their steps ordered by time.  The axes
             of `groups` are the columns of the sequence and of the groups.  A missing number is NaN.
+            Behind the features stand the codes of the categories.
 
         Raises:
             DataError: naming the file, and column and row where there is one.
@@ -54,9 +64,15 @@ class TableReader:
         refuse_missing(path, table.schema.names, self.columns)
         if table.num_rows == 0:
             raise DataError(f"{path}: has no rows")
-        x = np.empty((table.num_rows, len(self.features)))
+        x = np.empty((table.num_rows, len(self.features) + len(self.categories)))
         for place, name in enumerate(self.features):
             x[:, place] = numbers(path, table, name, may_miss=self.may_miss)
+        levels: dict[float, str] = {}
+        for place, name in enumerate(self.categories, start=len(self.features)):
+            numbered, texts = categories(path, table, name)
+            codes = np.array([*map(level_code, texts), np.nan])  # the last is of a missing value
+            x[:, place] = codes[numbered]
+            levels |= zip(codes.tolist(), texts, strict=False)
         own, names = labels(path, table, self.sequence)  # numbered as they begin
         first = np.full(len(names), len(own))
         np.minimum.at(first, own, np.arange(len(own)))
@@ -91,6 +107,7 @@ class TableReader:
             },
             ids=tuple(f"{path.name}, sequence {shown(name)}" for name in names),
             times=() if clock is None else tuple(np.split(clock[order], ends)),
+            levels=levels,
         )
 
     @staticmethod

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymeta.data.readers.python import allowance
 from raymeta.deploy.jobs.driver import TRUST
 from raymeta.deploy.jobs.tunnel import tunnel
 from raymeta.errors import ClusterError
@@ -258,8 +259,10 @@ class Jobs:
         }
         if folder is not None:
             environment["working_dir"] = str(folder)
-        if variables:
-            environment["env_vars"] = dict(variables)
+        # A copy of the code runs there: its SHA-256 is allowed, wherever it lies.
+        told = {**allowance(), **(variables or {})}
+        if told:
+            environment["env_vars"] = told
         with _as_cluster_errors(self.address):
             deadline = time.monotonic() + _PATIENCE_S
             while True:

@@ -54,10 +54,15 @@ def check_exportable(trained: Trained) -> None:
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
         )
-    if settings.source not in ("pen", "table", "sinusoid"):
+    if settings.source not in ("pen", "sinusoid") and not isinstance(settings, TableTasks):
         raise DataError(
             f"a network of the source {settings.source!r} cannot be exported: its preparation has "
             "no ONNX form yet"
+        )
+    if isinstance(settings, TableTasks) and settings.categories:
+        raise DataError(
+            "a network that was trained with tasks.categories cannot be exported: ONNX graphs here "
+            "take numbers alone, and the lookup of levels has no form yet; use raymeta predict"
         )
     if isinstance(settings, TableTasks) and (
         settings.missing != "refuse" or settings.time_differences

@@ -19,6 +19,7 @@ import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
 from raymeta import api
+from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.deploy.jobs.client import Job, Jobs, connect
 from raymeta.deploy.jobs.fetch import fetch_run
 from raymeta.errors import ClusterError, RunError
@@ -56,9 +57,9 @@ class Head:
         self.token = folder / "token"
         self.token.write_text("0123456789abcdef" * 4)
         self.address = f"http://127.0.0.1:{free_port()}"
-        port = self.address.rpartition(":")[2]
+        port, self.port = self.address.rpartition(":")[2], free_port()
         options = {
-            "port": free_port(),
+            "port": self.port,
             "dashboard-host": "127.0.0.1",
             "dashboard-port": port,
             "dashboard-agent-listen-port": free_port(),  # by default the same for every Ray
@@ -224,6 +225,57 @@ def test_a_local_run_starts_its_own_ray_beside_another(head: Head, tmp_path: Pat
     overrides = [part for value in TINY for part in ("--set", value)]
     trained = raymeta("train", "sinusoid", *overrides, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
+
+
+CODE = """
+import csv
+from pathlib import Path
+
+
+def load(name):
+    rows = list(csv.DictReader(Path(__file__).with_name(name).open()))
+    return {key: [row[key] for row in rows] for key in rows[0]}
+"""
+OWN = """
+name: own-code
+tasks: {{source: python, data_dir: {folder}, function: own:load, options: {{name: rows.csv}},
+  files: rows.csv, kind: groups, groups: [who], sequence: id, target: kind, features: [x],
+  num_ways: 2}}
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An experiment on a user's own code, which is allowed by a relative path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(ALLOW_CODE, "own.py")
+    (tmp_path / "own.py").write_text(CODE)
+    (tmp_path / "own.yaml").write_text(OWN.format(folder=tmp_path))
+    rows = [
+        f"{who}-{number},{who},{('a', 'b')[number % 2]},{who + number + step / 7}"
+        for who in range(6)
+        for number in range(12)
+        for step in range(3)
+    ]
+    (tmp_path / "rows.csv").write_text("\n".join(["id,who,kind,x", *rows]))
+    return tmp_path / "own.yaml"
+
+
+def test_a_users_own_code_runs_in_a_job(jobs: Jobs, own_code: Path) -> None:
+    experiment = api.load_checked(str(own_code), TINY)
+    ended, log = followed(jobs, jobs.submit(experiment))
+    assert ended.status == "SUCCEEDED", log
+    assert "Meta-test" in log
+
+
+def test_a_users_own_code_runs_in_the_workers_of_a_cluster_that_runs_already(
+    head: Head, own_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.port}")
+    overrides = [part for value in TINY for part in ("--set", value)]
+    trained = raymeta("train", str(own_code), *overrides, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "Meta-test" in trained.stdout
 
 
 def test_data_are_submitted_and_fetched_with_the_run(
