@@ -5,8 +5,8 @@ every time.  Each part is measured in a process of its own:
 
 - the seconds and the peak memory of `raymeta inspect`;
 - the seconds until a worker holds its tasks, at first and again;
-- what 1 and 4 workers that train on it hold in memory, beyond what they hold of a table of four
-  people: pages of their own, and their share of those that they share with others;
+- what 1 and 4 workers that are to train hold in memory, beyond what they hold of a table of four
+  people: what each has written itself, and their shares of the pages that they share (PSS);
 - the share of the time of meta-steps that waits for episodes.
 
     python scripts/bench_rows.py [--rows N] [--quick] [--steps N] [--json FILE]
@@ -126,7 +126,9 @@ def ended(command: list[str], log: Path) -> Ended:
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {log.read_text()}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {process.returncode}: {log.read_text()}"
+        )
     return Ended(seconds, usage.ru_maxrss * 1024, log.read_text())
 
 
@@ -136,7 +138,7 @@ def own_command(part: str, file: Path, *further: str) -> list[str]:
 
 
 def worker(file: Path, num_steps: int) -> None:
-    """Trains as a worker of a trial does, tells what it saw, and lives until its input ends."""
+    """Starts as a worker of a trial does, waits for a line, trains, and tells what it saw."""
     import torch  # noqa: PLC0415  (seconds, which the other parts need not spend)
 
     from raymeta.episodes import TaskDistribution  # noqa: PLC0415
@@ -147,7 +149,9 @@ def worker(file: Path, num_steps: int) -> None:
     experiment = load_experiment(str(file))
     start = time.perf_counter()
     trainer = build_trainer(experiment)
-    start_s, waited = time.perf_counter() - start, [0.0]
+    print(json.dumps({"start_s": time.perf_counter() - start}), flush=True)
+    sys.stdin.readline()
+    waited = [0.0]
     draw = TaskDistribution.episodes
 
     def timed(*arguments: Any) -> Any:
@@ -157,36 +161,46 @@ def worker(file: Path, num_steps: int) -> None:
         return drawn
 
     trainer.train(2)  # compilers and caches
-    TaskDistribution.episodes = timed  # type: ignore[method-assign]
+    TaskDistribution.episodes = timed  # type: ignore[assignment,method-assign]
     start = time.perf_counter()
     trainer.train(num_steps)
     seconds = time.perf_counter() - start
-    print(json.dumps({"start_s": start_s, "waited_s": waited[0], "seconds": seconds}), flush=True)
-    sys.stdin.read()
+    print(json.dumps({"waited_s": waited[0], "seconds": seconds}), flush=True)
 
 
 def memory_of(pid: int) -> tuple[int, int]:
-    """The bytes of a process that are its own alone (USS), and its share of all it uses (PSS)."""
+    """The bytes that a process has written itself, and its share of all that it uses (PSS)."""
     found: dict[str, int] = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
         found[name] = int(value.split()[0]) * 1024
-    return found["Private_Clean"] + found["Private_Dirty"], found["Pss"]
+    return found["Private_Dirty"], found["Pss"]
 
 
 def workers(file: Path, count: int, num_steps: int) -> tuple[list[dict[str, Any]], int, int]:
-    """So many workers at once: what they say, the mean of their USS, and the sum of their PSS."""
+    """So many workers at once that hold their tasks.
+
+    Returns:
+        What each one says; the mean of what each has written itself; the sum of their shares.
+    """
     command = own_command("worker", file, "--steps", str(num_steps))
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(count)
     ]
+    said: list[dict[str, Any]] = [{} for _ in running]
+    memory: list[tuple[int, int]] = []
     try:
-        said = []
-        for process in running:
-            assert process.stdout is not None, "it is a pipe"
-            said.append(json.loads(process.stdout.readline()))
-        memory = [memory_of(process.pid) for process in running]
+        for part in range(2):
+            for process, own in zip(running, said, strict=True):
+                assert process.stdout is not None, "it is a pipe"
+                own |= json.loads(process.stdout.readline())
+            if part == 0:
+                memory = [memory_of(process.pid) for process in running]
+                for process in running:
+                    assert process.stdin is not None, "it is a pipe"
+                    process.stdin.write("train\n")
+                    process.stdin.flush()
     finally:
         for process in running:
             process.communicate()
@@ -217,7 +231,7 @@ def measure(folder: Path, num_rows: int, num_steps: int) -> dict[str, Any]:
         _, small_own, small_share = workers(small, count, num_steps)
         said, own, share = workers(file, count, num_steps)
         found |= {
-            f"uss_{count}_mb": (own - small_own) / 1e6,
+            f"own_{count}_mb": (own - small_own) / 1e6,
             f"pss_{count}_mb": (share - small_share) / 1e6,
             f"waits_{count}": sum(one["waited_s"] for one in said)
             / sum(one["seconds"] for one in said),
@@ -249,13 +263,13 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         (
             "memory of the data, 1 worker",
             f"≤ {numbers:,.0f} MB: the numbers once",
-            f"{found['pss_1_mb']:,.0f} MB, {found['uss_1_mb']:,.0f} MB its own",
+            f"{found['pss_1_mb']:,.0f} MB, {found['own_1_mb']:,.0f} MB its own",
             verdict(found["pss_1_mb"], numbers),
         ),
         (
             f"memory of the data, {most} workers together",
             f"≤ {numbers:,.0f} MB",
-            f"{found[f'pss_{most}_mb']:,.0f} MB, {found[f'uss_{most}_mb']:,.0f} MB each one's own",
+            f"{found[f'pss_{most}_mb']:,.0f} MB, {found[f'own_{most}_mb']:,.0f} MB each one's own",
             verdict(found[f"pss_{most}_mb"], numbers),
         ),
     ]
