@@ -194,7 +194,7 @@ def workers(file: Path, count: int, num_steps: int) -> tuple[list[dict[str, Any]
         for part in range(2):
             for process, own in zip(running, said, strict=True):
                 assert process.stdout is not None, "it is a pipe"
-                own |= json.loads(process.stdout.readline())
+                own.update(json.loads(process.stdout.readline()))
             if part == 0:
                 memory = [memory_of(process.pid) for process in running]
                 for process in running:

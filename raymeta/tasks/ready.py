@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from raymeta.data.mapped import keep_arrays, open_arrays
 from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, TaskDistribution
+from raymeta.run_format import installed_version
 from raymeta.storage.cache import cache_folder, one_at_a_time
 from raymeta.tasks.dealt import Dealt
 from raymeta.tasks.preparation import Prepared, prepared
@@ -83,7 +83,7 @@ def ready_table(settings: TableTasks, *, sealed: bool, make: Callable[[], Ready]
         return make()
     ignored = _FOR_DRAWS if settings.small_classes == "refuse" else set()
     content = [
-        *(_FORMAT, version("raymeta"), np.__version__, sealed, digest_of(files)),
+        *(_FORMAT, installed_version("raymeta"), np.__version__, sealed, digest_of(files)),
         settings.model_dump_json(exclude=ignored),
     ]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
