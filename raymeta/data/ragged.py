@@ -60,10 +60,15 @@ class Ragged(Sequence[np.ndarray]):
         return found.reshape(*rows.shape, *found.shape[1:])
 
 
+def ragged(arrays: Iterable[np.ndarray]) -> Ragged:
+    """A copy of arrays, of which there is one at least, as one array."""
+    found = list(arrays)
+    return Ragged.contiguous(np.concatenate(found), np.array([len(x) for x in found]))
+
+
 def concatenated(parts: Iterable[Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
     """The sequences of several files as those of one."""
     found = list(parts)
     if found and all(isinstance(part, Ragged) for part in found):
-        lengths = np.concatenate([part.lengths for part in found])  # type: ignore[attr-defined]
-        return Ragged.contiguous(np.concatenate([x for part in found for x in part]), lengths)
+        return ragged(x for part in found for x in part)
     return tuple(x for part in found for x in part)

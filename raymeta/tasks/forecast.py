@@ -25,11 +25,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from raymeta.data.duplicates import distinct_rows
+from raymeta.data.ragged import ragged
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
+from raymeta.tasks.ready import Ready, ready_table
 from raymeta.tasks.sampling import fingerprint, unit_ids, unit_names
 from raymeta.tasks.table_files import read_sequences
 from raymeta.tasks.table_settings import TableTasks
@@ -257,16 +259,23 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
     Raises:
         DataError: a file is broken, or the data cannot serve such episodes.
     """
-    dealt, cutter = deal_forecast(settings, sealed=sealed), Cutter.of(settings)
-    for split in SPLITS:
-        if not len(dealt.chosen[split]):
-            raise DataError(
-                f"the meta-{split} split holds no series of {cutter.past + cutter.future} steps, "
-                "as tasks.context, horizon, num_shots, num_queries and stride ask for; lower them, "
-                "or hold out other groups (tasks.split_seed, tasks.val_groups, tasks.test_groups)"
-            )
-    chosen = dealt.chosen
-    facts = forecast_facts(settings)
+    cutter, facts = Cutter.of(settings), forecast_facts(settings)
+
+    def make() -> Ready:
+        found = deal_forecast(settings, sealed=sealed)
+        for split in SPLITS:
+            if not len(found.chosen[split]):
+                raise DataError(
+                    f"the meta-{split} split holds no series of {cutter.past + cutter.future} "
+                    "steps, as tasks.context, horizon, num_shots, num_queries and stride ask for; "
+                    "lower them, or hold out other groups (tasks.split_seed, tasks.val_groups, "
+                    "tasks.test_groups)"
+                )
+        cuts = {split: ragged(map(cutter.cuts, own.x)) for split, own in found.chosen.items()}
+        return Ready(found, (), (fingerprint(found.chosen, facts),), cuts)
+
+    ready = ready_table(settings, sealed=sealed, make=make)
+    dealt, chosen = ready.dealt, ready.dealt.chosen
     return TaskDistribution(
         name="table",
         input_spec=InputSpec("forecast", settings.horizon, num_features=len(facts["columns"]) + 1),
@@ -274,7 +283,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
         sample_episode=ForecastSampler(
             cutter,
             {split: chosen[split].x for split in SPLITS},
-            {split: [cutter.cuts(x) for x in chosen[split].x] for split in SPLITS},
+            ready.cuts,
             {
                 split: {axis: unit_ids(own) for axis, own in chosen[split].groups.items()}
                 for split in SPLITS
@@ -287,7 +296,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
             f"meta-training, but its years do; a season is {settings.season} "
             f"step{'s' * (settings.season > 1)} (tasks.season)"
         ),
-        fingerprint=fingerprint(chosen, facts),
+        fingerprint=ready.fingerprints[0],
         deal=dealt.deal,
         facts=facts,
         warnings=dealt.warnings,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from raymeta.data.files import digest_of, forget_read, stamps
 from raymeta.data.mapped import keep_arrays, open_arrays
 from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences
-from raymeta.episodes import SPLITS, TaskDistribution
+from raymeta.episodes import SPLITS, Split, TaskDistribution
 from raymeta.run_format import installed_version
 from raymeta.storage.cache import cache_folder, one_at_a_time
 from raymeta.tasks.dealt import Dealt
@@ -43,14 +43,16 @@ Facts = Callable[[Prepared, Dealt], Mapping[str, Any]]
 class Ready:
     """A table that episodes can be drawn from.
 
-    `dealt` has no numbers where they were mapped, but the labels and lengths of the sequences, and
-    their `targets`.  `views` are what networks read and, if they read spectra, what was recorded;
-    `fingerprints` are those of each.
+    `views` are what networks read and, if they read spectra, what was recorded; `fingerprints` are
+    those of each.  Where they were mapped, the sequences of `dealt` have labels, lengths and
+    targets, but no features.  Forecasts have no views: they are cut from the sequences
+    themselves, each of which has its `cuts`, and their one fingerprint.
     """
 
     dealt: Dealt
     views: tuple[Prepared, ...]
     fingerprints: tuple[str, ...]
+    cuts: Mapping[Split, Ragged] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: TableTasks, dealt: Dealt, facts: Facts) -> Ready:
@@ -81,7 +83,8 @@ def ready_table(settings: TableTasks, *, sealed: bool, make: Callable[[], Ready]
     files = settings.data_files()
     if sum(size for _, size, _ in stamps(files)) < LARGE_BYTES:
         return make()
-    ignored = _FOR_DRAWS if settings.small_classes == "refuse" else set()
+    counts = settings.small_classes == "leave_out" or settings.kind == "forecast"
+    ignored = set() if counts else _FOR_DRAWS
     content = [
         *(_FORMAT, installed_version("raymeta"), np.__version__, sealed, digest_of(files)),
         settings.model_dump_json(exclude=ignored),
@@ -99,10 +102,9 @@ def ready_table(settings: TableTasks, *, sealed: bool, make: Callable[[], Ready]
         except OSError as error:
             _log.warning(
                 "%s: the prepared table cannot be kept (%s): every process holds it by itself; "
-                "free %.1f GB, or set XDG_CACHE_HOME to a folder with room",
+                "make room there, or set XDG_CACHE_HOME to a folder that has it",
                 folder,
                 error.strerror or error,
-                sum(own.values.nbytes for view in made.views for own in view.x.values()) / 1e9,
             )
             return made
     found = open_arrays(folder, key)
@@ -132,6 +134,10 @@ def _packed(ready: Ready) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays[f"{split} values {place}"] = view.x[split].values
             arrays[f"{split} starts {place}"] = view.x[split].starts
             arrays[f"{split} lengths {place}"] = view.x[split].lengths
+        if split in ready.cuts:
+            arrays[f"{split} x"] = np.concatenate(own.x)
+            arrays[f"{split} cuts"] = ready.cuts[split].values
+            arrays[f"{split} numbers of cuts"] = ready.cuts[split].lengths
     return arrays, {
         "labels": labels,
         "axes": list(dealt.chosen["train"].groups),
@@ -165,7 +171,7 @@ def _unpacked(
         lengths = arrays[f"{split} lengths"]
         targets = arrays.get(f"{split} targets")
         chosen[split] = Sequences(
-            x=Ragged.contiguous(np.zeros((int(lengths.sum()), 0)), lengths),
+            x=Ragged.contiguous(arrays.get(f"{split} x", _none(lengths)), lengths),
             classes=labels("class"),
             groups={axis: labels(f"group {axis}") for axis in facts["axes"]},
             ids=(),
@@ -198,4 +204,14 @@ def _unpacked(
         )
         for place, own in enumerate(facts["facts"])
     )
-    return Ready(dealt, views, tuple(facts["fingerprints"]))
+    cuts = {
+        split: Ragged.contiguous(arrays[f"{split} cuts"], arrays[f"{split} numbers of cuts"])
+        for split in SPLITS
+        if f"{split} cuts" in arrays
+    }
+    return Ready(dealt, views, tuple(facts["fingerprints"]), cuts)
+
+
+def _none(lengths: np.ndarray) -> np.ndarray:
+    """As many rows as sequences of these lengths have, without features: it takes no memory."""
+    return np.zeros((int(lengths.sum()), 0))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.ragged import Ragged
+from raymeta.data.ragged import Ragged, ragged
 from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Split, TargetScale, TaskDistribution
@@ -181,7 +181,7 @@ def _with_targets(sequences: Sequences, settings: TableTasks) -> Sequences:
         lives = [times[-1] - times for times in sequences.times]
         if target.cap is not None:
             lives = [np.minimum(own, target.cap) for own in lives]
-        found = Ragged.contiguous(np.concatenate(lives), x.lengths)
+        found = ragged(lives)
     else:
         assert isinstance(target, NumberTarget), "the settings are of a regression"
         found = Ragged(x.values[:, 0], x.starts, x.lengths)

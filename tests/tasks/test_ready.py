@@ -56,6 +56,10 @@ KINDS: dict[str, tuple[str, ...]] = {
         *("tasks.kind=groups", "tasks.target={number: dose}", "tasks.num_ways=1"),
         *("learner=ridge", "tasks.window=7"),
     ),
+    "forecasts": (
+        *("tasks.kind=forecast", "tasks.target=dose", "tasks.num_ways=1", "learner=ridge"),
+        *("tasks.context=4", "tasks.horizon=2", "tasks.num_shots=2", "tasks.num_queries=2"),
+    ),
     "remaining life": (
         *("tasks.kind=groups", "tasks.target={rul: at}", "tasks.num_ways=1", "learner=ridge"),
         *("tasks.window=7", "tasks.window_step=4"),
