@@ -246,14 +246,13 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     def verdict(value: float, limit: float) -> str:
         return "holds" if value <= limit else "falls short"
 
-    most = WORKERS[-1]
+    most, peak = WORKERS[-1], f"{found['inspect_peak_mb']:,.0f} MB"
     numbers = found["numbers_mb"]
     lines = [
         (
             "raymeta inspect",
             f"≤ {INSPECT_LIMIT_S:.0f} s",
-            f"{found['inspect_s']:.0f} s ({found['inspect_cpu_s']:.0f} of the processor), "
-            + f"peak {found['inspect_peak_mb']:,.0f} MB",
+            f"{found['inspect_s']:.0f} s, {found['inspect_cpu_s']:.0f} s of the processor; {peak}",
             verdict(found["inspect_s"], INSPECT_LIMIT_S),
         ),
         (
