@@ -45,7 +45,7 @@ class RunOrigin:
     @classmethod
     def now(cls, experiment: Experiment, data: str) -> RunOrigin:
         """The origin of a run that begins here and now."""
-        versions = {name: _version(name) for name in ("raymeta", *LIBRARIES)}
+        versions = {name: installed_version(name) for name in ("raymeta", *LIBRARIES)}
         name = f"{experiment.name}-{uuid4().hex[:8]}"
         return cls(FORMAT, _plain(experiment), data, versions, name)
 
@@ -92,7 +92,7 @@ class RunOrigin:
                 f"{place}: its data are not those that it began with (fingerprint {data}, at the "
                 f"beginning {self.data}); put those back, or start a new run"
             )
-        now = {name: _version(name) for name in self.versions}
+        now = {name: installed_version(name) for name in self.versions}
         others = {name: was for name, was in self.versions.items() if now[name] != was}
         if others:
             found = ", ".join(
@@ -154,7 +154,7 @@ def _short(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
     """The installed version, without the build's suffix such as `+cpu`."""
     try:
         return version(name).partition("+")[0]

@@ -84,6 +84,14 @@ MENDS = {
         "changed_number",
         is_quick=True,
     ),
+    "damaged-table": Mend(
+        "raymeta/data/mapped.py",
+        '    if hashlib.sha256(content).hexdigest()[:_DIGITS] != file.stem.rpartition("-")[2]:\n',
+        "    if False:\n",
+        "tests/data/test_mapped.py",
+        "flipped",
+        is_quick=True,
+    ),
     "dead-raylet": Mend(
         _WATCHDOG, "    thread.start()\n    try:\n", "    try:\n", _ON_PROCESSES, "raylet_dies"
     ),

@@ -164,6 +164,7 @@ KNOWN_TO = {
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
+        "raymeta.data.mapped",
         "raymeta.data.readers.archives",
         "raymeta.data.readers.arrow",
         "raymeta.data.readers.columns",

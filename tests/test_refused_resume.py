@@ -123,7 +123,7 @@ def test_another_version_is_refused_with_the_one_to_install(run: Run, library: s
 
 def test_the_build_of_a_version_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_format, "version", lambda _: "2.13.0+cpu")
-    assert run_format._version("torch") == "2.13.0"
+    assert run_format.installed_version("torch") == "2.13.0"
 
 
 def test_a_later_format_is_refused(run: Run) -> None:

@@ -7,7 +7,6 @@ Shape legend: B texts of a batch, T tokens, D features, P tokens of all texts.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from raymeta.data.files import Stamp, stamps
+from raymeta.data.files import digest_of
 from raymeta.errors import DataError, shown
 from raymeta.storage.bounds import JSON_BYTES, header_fault, parse_json
 from raymeta.storage.paths import read_regular
@@ -79,21 +78,7 @@ def encoder_digest(encoder: str) -> str:
     Raises:
         DataError: see `encoder_files`.
     """
-    return _digest(stamps([*encoder_files(encoder)]))
-
-
-@lru_cache(maxsize=8)
-def _digest(files: tuple[Stamp, ...]) -> str:
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        path = Path(name)
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+    return digest_of([*encoder_files(encoder)])
 
 
 def _snapshot(encoder: str) -> Path:

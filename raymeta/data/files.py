@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -142,6 +143,29 @@ def read_utf8(path: AnyPath, what: str) -> str:
     return text
 
 
+def digest_of(files: list[AnyPath]) -> str:
+    """Computes a digest of files: of their content; of those in a bucket, of size and time.
+
+    Raises:
+        DataError: a file is gone, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path, stamp in zip(files, stamps(files), strict=True):
+        content = str(stamp) if isinstance(path, RemotePath) else _content_digest(stamp)
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _content_digest(stamp: Stamp) -> str:
+    path = Path(stamp[0])
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 @lru_cache(maxsize=64)
 def _read(reader: Callable[[AnyPath], Any], path: AnyPath, _: Stamp) -> Any:
     return reader(path)
@@ -154,3 +178,8 @@ def read_each(reader: Callable[[AnyPath], R], files: list[AnyPath]) -> list[R]:
         DataError: a file is gone, or the reader refuses it.
     """
     return [_read(reader, path, stamp) for path, stamp in zip(files, stamps(files), strict=True)]
+
+
+def forget_read() -> None:
+    """Frees what `read_each` has read; what is in use elsewhere stays."""
+    _read.cache_clear()

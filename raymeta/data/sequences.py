@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+
+from raymeta.data.ragged import Ragged, concatenated
 
 
 @dataclass(frozen=True)
 class Sequences:
     """S sequences in the order of their files.
 
-    `x` has one array per sequence: numbers `[T, D]` or tokens `[T]` (text), each with its own T ≥
-    1.
+    `x` has one array per sequence: numbers `[T, D]` (of a table a `Ragged`) or tokens `[T]` (text),
+    each with its own T ≥ 1.
     `classes` are the labels, as text.  `groups` maps an axis, such as `writer`, to the unit of each
     sequence on it.  `ids` say where each one was read: file, and line or row.  `texts` has each
     sequence as it is written (text only).  `times` `[T]` has the time of each step since the first
@@ -27,14 +30,14 @@ class Sequences:
     accepted but could not take as it is.
     """
 
-    x: tuple[np.ndarray, ...]
+    x: Sequence[np.ndarray]
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     ids: tuple[str, ...]
     warnings: tuple[str, ...] = field(default=())
     texts: tuple[str, ...] = ()
-    times: tuple[np.ndarray, ...] = ()
-    targets: tuple[np.ndarray, ...] = ()
+    times: Sequence[np.ndarray] = ()
+    targets: Sequence[np.ndarray] = ()
     levels: Mapping[float, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -43,35 +46,44 @@ class Sequences:
     @property
     def lengths(self) -> np.ndarray:
         """Time steps of each sequence, int64 `[S]`."""
+        if isinstance(self.x, Ragged):
+            return self.x.lengths
         return np.array([len(x) for x in self.x], dtype=np.int64)
+
+    @cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """The digest of each sequence's numbers or tokens, as `content_of` computes it."""
+        return tuple(map(content_of, self.x))
 
     def select(self, rows: Iterable[int]) -> Sequences:
         """The sequences at `rows`, in that order."""
         kept = [int(row) for row in rows]
-        return Sequences(
-            x=tuple(self.x[row] for row in kept),
+        found = Sequences(
+            x=_selected(self.x, kept),
             classes=tuple(self.classes[row] for row in kept),
             groups={axis: tuple(units[row] for row in kept) for axis, units in self.groups.items()},
             ids=tuple(self.ids[row] for row in kept),
             warnings=self.warnings,
             texts=tuple(self.texts[row] for row in kept) if self.texts else (),
-            times=tuple(self.times[row] for row in kept) if self.times else (),
-            targets=tuple(self.targets[row] for row in kept) if self.targets else (),
+            times=_selected(self.times, kept) if self.times else (),
+            targets=_selected(self.targets, kept) if self.targets else (),
             levels=self.levels,
         )
+        if "contents" in vars(self):  # known already
+            vars(found)["contents"] = tuple(self.contents[row] for row in kept)
+        return found
 
-    def padded(self, length: int) -> np.ndarray:
-        """Numbers `[S, length, D]` in float32, zero behind the end of each sequence."""
-        result = np.zeros((len(self), length, self.x[0].shape[1]), dtype=np.float32)
-        for row, x in enumerate(self.x):
-            result[row, : len(x)] = x
-        return result
+
+def _selected(arrays: Sequence[np.ndarray], rows: Sequence[int]) -> Sequence[np.ndarray]:
+    return arrays.select(rows) if isinstance(arrays, Ragged) else tuple(arrays[r] for r in rows)
 
 
 def joined(parts: Sequence[Sequences]) -> Sequences:
     """Concatenates the sequences of several files, which have the same group axes."""
+    if len(parts) == 1:
+        return parts[0]
     return Sequences(
-        x=tuple(x for part in parts for x in part.x),
+        x=concatenated(part.x for part in parts),
         classes=tuple(label for part in parts for label in part.classes),
         groups={
             axis: tuple(unit for part in parts for unit in part.groups[axis])
@@ -80,8 +92,8 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
         ids=tuple(name for part in parts for name in part.ids),
         warnings=tuple(text for part in parts for text in part.warnings),
         texts=tuple(text for part in parts for text in part.texts),
-        times=tuple(times for part in parts for times in part.times),
-        targets=tuple(targets for part in parts for targets in part.targets),
+        times=concatenated(part.times for part in parts),
+        targets=concatenated(part.targets for part in parts),
         levels={code: text for part in parts for code, text in part.levels.items()},
     )
 

@@ -9,13 +9,10 @@ features.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from safetensors.torch import save
 from raymeta.data.encoder import Encoder, encoder_digest
 from raymeta.errors import RunError
 from raymeta.storage.atomic import write_file
+from raymeta.storage.cache import cache_folder, one_at_a_time
 
 _FORMAT = "raymeta token vectors 1"
 _log = logging.getLogger(__name__)
@@ -73,10 +71,10 @@ def token_vectors(encoder: str, texts: Sequence[str], max_tokens: int) -> TokenV
     known = sorted(set(texts))
     content = json.dumps([_FORMAT, digest, max_tokens, known]).encode()
     key = hashlib.sha256(content).hexdigest()
-    file = cache_folder() / f"vectors-{key[:32]}.safetensors"
+    file = cache_folder("encoder") / f"vectors-{key[:32]}.safetensors"
     found = _read(file, key)
     if found is None:
-        with _one_at_a_time(file.parent):
+        with one_at_a_time(file.parent):
             found = _read(file, key)
             if found is None:
                 found = _encoded(Encoder(encoder, max_tokens), known)
@@ -84,12 +82,6 @@ def token_vectors(encoder: str, texts: Sequence[str], max_tokens: int) -> TokenV
     arrays = {name: value.numpy() for name, value in found.items()}
     row_of = dict(zip(known, arrays["row_of_text"].tolist(), strict=True))
     return TokenVectors(digest, arrays["vectors"], arrays["tokens"], arrays["ends"], row_of)
-
-
-def cache_folder() -> Path:
-    """The cache folder; its files may be deleted at any time."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "raymeta" / "encoder"
 
 
 def _encoded(encoder: Encoder, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -144,23 +136,3 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
         digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Locks out other processes of this machine that want the same file.
-
-    Files stay whole without the lock, so file systems without locks work too.
-    """
-    descriptor: int | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        _log.info("%s: cannot be locked: %s", folder, error)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

@@ -24,7 +24,7 @@ from torch import Tensor
 from raymeta.data.duplicates import distinct_rows, refuse_copies
 from raymeta.data.encoder import encoder_digest, open_encoder
 from raymeta.data.readers.sentences import tokenize
-from raymeta.data.sequences import Sequences, content_of
+from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed, is_held_back
 from raymeta.data.token_vectors import TokenVectors, token_vectors
 from raymeta.episodes import SPLITS, Episode, Examples, InputSpec, Legend, Split, TaskDistribution
@@ -64,7 +64,7 @@ def deal_domains(
         DataError: two domains are copies of each other.
     """
     (axis,) = deal
-    refuse_copies(whole, [content_of(x) for x in whole.x], axis, _MAX_SHARED)
+    refuse_copies(whole, whole.contents, axis, _MAX_SHARED)
     num_read, warnings, left_out = len(whole), whole.warnings, Counter[str]()
     classes = tuple(sorted(set(whole.classes)))
 
@@ -98,7 +98,7 @@ def deal_domains(
     )
     rows, dropped = distinct_rows(
         sentences,
-        [content_of(x) for x in sentences.x],
+        sentences.contents,
         [-SPLITS.index(split) for split in splits],
     )
     left_out["copies of others, or of equal content and different classes"] = len(whole) - len(rows)

@@ -25,12 +25,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from raymeta.data.duplicates import distinct_rows
+from raymeta.data.ragged import ragged
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
 from raymeta.tasks.levels import level_facts, unknown_in_splits, with_levels
+from raymeta.tasks.ready import Ready, ready_table
 from raymeta.tasks.sampling import fingerprint, unit_ids, unit_names
 from raymeta.tasks.table_files import read_sequences
 from raymeta.tasks.table_settings import TableTasks
@@ -261,19 +263,39 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
     Raises:
         DataError: a file is broken, or the data cannot serve such episodes.
     """
-    dealt, cutter = deal_forecast(settings, sealed=sealed), Cutter.of(settings)
-    for split in SPLITS:
-        if not len(dealt.chosen[split]):
-            raise DataError(
-                f"the meta-{split} split holds no series of {cutter.past + cutter.future} steps, "
-                "as tasks.context, horizon, num_shots, num_queries and stride ask for; lower them, "
-                "or hold out other groups (tasks.split_seed, tasks.val_groups, tasks.test_groups)"
-            )
-    chosen = dealt.chosen
-    known = level_facts(settings, chosen["train"])
-    facts = forecast_facts(settings) | known
-    cutter = replace(cutter, num_levels=len(known.get("shares", ())))
-    series = {s: [with_levels(x, settings, facts) for x in chosen[s].x] for s in SPLITS}
+    cutter = Cutter.of(settings)
+
+    def with_facts(facts: Mapping[str, Any]) -> Cutter:
+        return replace(cutter, num_levels=len(facts.get("shares", ())))
+
+    def make() -> Ready:
+        found = deal_forecast(settings, sealed=sealed)
+        for split in SPLITS:
+            if not len(found.chosen[split]):
+                raise DataError(
+                    f"the meta-{split} split holds no series of {cutter.past + cutter.future} "
+                    "steps, as tasks.context, horizon, num_shots, num_queries and stride ask for; "
+                    "lower them, or hold out other groups (tasks.split_seed, tasks.val_groups, "
+                    "tasks.test_groups)"
+                )
+        facts = forecast_facts(settings) | level_facts(settings, found.chosen["train"])
+        digest = fingerprint(found.chosen, facts)
+        found = replace(
+            found,
+            chosen={
+                split: replace(own, x=tuple(with_levels(x, settings, facts) for x in own.x))
+                for split, own in found.chosen.items()
+            },
+            warnings=(*found.warnings, *unknown_in_splits(settings, found.chosen, facts)),
+        )
+        cuts = {
+            split: ragged(map(with_facts(facts).cuts, own.x)) for split, own in found.chosen.items()
+        }
+        return Ready(found, (), (digest,), cuts, facts)
+
+    ready = ready_table(settings, sealed=sealed, make=make)
+    dealt, chosen, facts = ready.dealt, ready.dealt.chosen, ready.facts
+    cutter = with_facts(facts)
     return TaskDistribution(
         name=settings.source,
         input_spec=InputSpec(
@@ -282,8 +304,8 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
         seed=seed,
         sample_episode=ForecastSampler(
             cutter,
-            series,
-            {split: [cutter.cuts(x) for x in series[split]] for split in SPLITS},
+            {split: chosen[split].x for split in SPLITS},
+            ready.cuts,
             {
                 split: {axis: unit_ids(own) for axis, own in chosen[split].groups.items()}
                 for split in SPLITS
@@ -296,10 +318,10 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
             f"meta-training, but its years do; a season is {settings.season} "
             f"step{'s' * (settings.season > 1)} (tasks.season)"
         ),
-        fingerprint=fingerprint(chosen, facts),
+        fingerprint=ready.fingerprints[0],
         deal=dealt.deal,
         facts=facts,
-        warnings=(*dealt.warnings, *unknown_in_splits(settings, chosen, facts)),
+        warnings=dealt.warnings,
         season=settings.season,
         legend=Legend(units=unit_names(chosen["test"].groups)),
     )

@@ -235,10 +235,14 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
-    columns = read_columns_of(tasks)
     known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.channels}
-    own, target = columns[tasks.sequence], columns.get(tasks.target_name, Column())
+    columns = read_columns_of(tasks, but={name for name in known if name is not None})
+    if not columns:
+        return []
     has_numbers = tasks.kind == "forecast" or tasks.has_numbers
+    compared = [tasks.sequence, *([] if has_numbers else [tasks.target_name])]
+    facts = read_columns_of(tasks, compared)
+    own, target = facts[tasks.sequence], facts.get(tasks.target_name, Column())
     if own.codes is None or (target.codes is None and not has_numbers):
         return []
     split_of = {
@@ -246,7 +250,7 @@ def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     }
     findings = []
     for name, column in columns.items():
-        if name in known or not 1 < len(column.labels) < len(own.labels):
+        if not 1 < len(column.labels) < len(own.labels):
             continue
         if not column.is_constant_in(own.codes):
             continue

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -55,11 +57,9 @@ def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[F
             text = f"{len(equal)} are in meta-{one} and meta-{other}: {a} equals {b}, for one"
             findings.append(Finding("copies", text, "error"))
             continue
-        touching, at, other_at = np.intersect1d(
-            parts[one][0], parts[other][0], return_indices=True, assume_unique=True
-        )
+        touching = np.intersect1d(parts[one].distinct, parts[other].distinct, assume_unique=True)
         if len(touching):
-            owners, others = parts[one][1][at], parts[other][1][other_at]
+            owners, others = parts[one].owners_of(touching), parts[other].owners_of(touching)
             text = (
                 f"{len(set(owners))} sequences of meta-{one} share {WINDOW} rows with sequences of "
                 f"meta-{other}: {chosen[one].ids[owners[0]]} and {chosen[other].ids[others[0]]}, "
@@ -109,18 +109,36 @@ def _shared_sides(episode: Episode, name: str) -> str | None:
         return f"sequence {shared[0]} is on both sides of {name}"
     if {_bytes(x) for x in support.x} & {_bytes(x) for x in query.x}:
         return f"an example is on both sides of {name}"
-    if len(np.intersect1d(_windows(support)[0], _windows(query)[0])):
+    if len(np.intersect1d(_windows(support).distinct, _windows(query).distinct)):
         return f"both sides of {name} hold the same {WINDOW} rows"
     return None
 
 
-def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes all runs of `WINDOW` rows except constant ones, such as silence.
+@dataclass(frozen=True)
+class _Runs:
+    """64-bit hashes of runs of rows, each with the row of the sequence that it is of."""
 
-    Returns:
-        A 64-bit hash of each distinct run, and the row of a sequence that has it.
-    """
-    none = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    hashes: np.ndarray
+    owner: np.ndarray
+
+    @cached_property
+    def distinct(self) -> np.ndarray:
+        """The different hashes, ascending."""
+        found = np.sort(self.hashes)  # faster than np.unique's table of hashes
+        return found[np.diff(found, prepend=found[:1] - np.uint64(1)) != 0]
+
+    def owners_of(self, hashes: np.ndarray) -> np.ndarray:
+        """The first sequence that has each of these ascending hashes."""
+        is_one = np.isin(self.hashes, hashes)
+        owners: np.ndarray = self.owner[is_one][
+            np.unique(self.hashes[is_one], return_index=True)[1]
+        ]
+        return owners
+
+
+def _windows(sequences: Sequences) -> _Runs:
+    """Hashes all runs of `WINDOW` rows except constant ones, such as silence."""
+    none = _Runs(np.zeros(0, np.uint64), np.zeros(0, np.int64))
     if not len(sequences) or sequences.x[0].dtype.kind != "f":
         return none
     steps = np.concatenate(sequences.x) + 0.0  # -0.0 and 0.0 are one value
@@ -138,8 +156,7 @@ def _windows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     changes = np.concatenate([[0], np.cumsum(rows[1:] != rows[:-1])])
     is_run = owner[:starts] == owner[WINDOW - 1 :]
     is_run &= changes[:starts] != changes[WINDOW - 1 :]
-    found, first = np.unique(runs[is_run], return_index=True)
-    return found, owner[:starts][is_run][first]
+    return _Runs(runs[is_run], owner[:starts][is_run])
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from raymeta.data.missing import (
     since_observed,
     time_differences,
 )
+from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Split
 from raymeta.errors import DataError
@@ -26,10 +27,11 @@ from raymeta.tasks.levels import (
     columns_of_levels,
     levels_of,
     names_of_levels,
-    unknown_in_splits,
 )
 from raymeta.tasks.sides import Windows
 from raymeta.tasks.table_settings import Spectrum, TableTasks
+
+_AT_ONCE = 1024  # sequences that are standardised together: bounds memory
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,36 @@ class Mirror:
 class Prepared:
     """The examples of each split.
 
-    `x` is `[N, T, D]` float32, zero behind the end of each example; `lengths` `[N]`.  `windows` say
-    which rows of which sequence an example is.  `facts` are what networks must know of it.
-    `mirror` makes further examples for meta-training.  `warnings` are for the user.
+    `x` has N examples `[T, D]` in float32; those that overlap share their rows.  `longest` are the
+    time steps of the longest one in any split.  `windows` say which rows of which sequence an
+    example is.  `facts` are what networks must know of it.  `mirror` makes further examples for
+    meta-training.
     """
 
-    x: Mapping[Split, np.ndarray]
-    lengths: Mapping[Split, np.ndarray]
+    x: Mapping[Split, Ragged]
+    longest: int
     windows: Mapping[Split, Windows]
     facts: Mapping[str, Any]
     mirror: Mirror | None = None
-    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        settings: TableTasks,
+        chosen: Mapping[Split, Sequences],
+        x: Mapping[Split, Ragged],
+        facts: Mapping[str, Any],
+    ) -> Prepared:
+        """The examples `x` of the `chosen` sequences, standardised by the `facts`."""
+        mean, deviation = (np.array(facts[key], dtype=np.float64) for key in ("mean", "deviation"))
+        names = facts["features"]
+        return cls(
+            x=x,
+            longest=max(int(own.lengths.max()) for own in x.values()),
+            windows=windows_of(settings, chosen),
+            facts=facts,
+            mirror=Mirror.of(settings.mirror, names, mean, deviation) if settings.mirror else None,
+        )
 
     @property
     def num_features(self) -> int:
@@ -98,17 +119,21 @@ def prepared(
     levels = levels_of(settings, chosen["train"])
     features = feature_names(settings, spectrum, levels)
     windows = windows_of(settings, chosen)
-    # Without windows, spectra and categories the examples are the sequences, and none is copied.
-    examples = {
-        s: _examples(_filled(chosen[s], settings, levels), windows[s], settings, spectrum)
-        for s in SPLITS
-    }
+    filled = {s: _filled(chosen[s], settings, levels) for s in SPLITS}
+    examples = {s: _examples(filled[s], windows[s], settings, spectrum) for s in SPLITS}
     mean, deviation = _mean_and_deviation(settings, features, examples["train"])
     if levels:
         deviation[-len(names_of_levels(levels)) :] = 1.0
-    standardised = {s: [_standardised(x, mean, deviation) for x in examples[s]] for s in SPLITS}
-    _check_sizes(settings, features, [mean, deviation, *map(_largest, standardised.values())])
-    longest = max(len(x) for own in standardised.values() for x in own)
+    # Examples that are cut from sequences stay views of them.
+    x = {
+        s: _cut(filled[s], windows[s], mean, deviation)
+        if spectrum is None
+        else Ragged.contiguous(*_standardised_rows(examples[s], mean, deviation))
+        for s in SPLITS
+    }
+    _check_sizes(
+        settings, features, [mean, deviation, *(_largest(own.values) for own in x.values())]
+    )
     facts: dict[str, Any] = {
         "features": features,
         "mean": mean.tolist(),
@@ -120,14 +145,7 @@ def prepared(
         facts["window"] = [settings.window, settings.window_step or settings.window]
     if spectrum is not None:
         facts["spectrum"] = spectrum.model_dump()
-    return Prepared(
-        x={s: _padded(own, longest) for s, own in standardised.items()},
-        lengths={s: np.array([len(x) for x in own]) for s, own in standardised.items()},
-        windows=windows,
-        facts=facts,
-        mirror=Mirror.of(settings.mirror, features, mean, deviation) if settings.mirror else None,
-        warnings=unknown_in_splits(settings, chosen, facts),
-    )
+    return Prepared.of(settings, chosen, x, facts)
 
 
 def prepared_examples(
@@ -206,11 +224,30 @@ def _examples(
     return [spectrum_of(x, spectrum, settings.example_steps) for x in found]
 
 
-def _padded(examples: Sequence[np.ndarray], longest: int) -> np.ndarray:
-    x = np.zeros((len(examples), longest, examples[0].shape[1]), dtype=np.float32)
-    for row, own in enumerate(examples):
-        x[row, : len(own)] = own
-    return x
+def _cut(filled: Sequences, windows: Windows, mean: np.ndarray, deviation: np.ndarray) -> Ragged:
+    """The standardised windows of the filled-in sequences; rows that none reads are zeros."""
+    values, lengths = _standardised_rows(filled.x, mean, deviation)
+    starts = (np.cumsum(lengths) - lengths)[windows.owner] + windows.starts
+    found = Ragged(values, starts, windows.lengths)
+    opened = np.bincount(starts, minlength=len(values) + 1)
+    closed = np.bincount(starts + found.lengths, minlength=len(values) + 1)
+    values[np.cumsum(opened - closed)[:-1] == 0] = 0.0
+    return found
+
+
+def _standardised_rows(
+    arrays: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of all arrays in float32, `[R, D]`, and how many each array has."""
+    lengths = np.array([len(x) for x in arrays], dtype=np.int64)
+    values = np.empty((int(lengths.sum()), len(mean)), dtype=np.float32)
+    end = 0
+    with np.errstate(over="ignore"):
+        for first in range(0, len(arrays), _AT_ONCE):
+            rows = np.concatenate(list(arrays[first : first + _AT_ONCE]))
+            values[end : end + len(rows)] = _standardised(rows, mean, deviation)
+            end += len(rows)
+    return values, lengths
 
 
 def feature_names(settings: TableTasks, spectrum: Spectrum | None, levels: Levels) -> list[str]:
@@ -235,6 +272,8 @@ def _filled(sequences: Sequences, settings: TableTasks, levels: Levels) -> Seque
     Raises:
         DataError: a sequence has no number in a column to interpolate.
     """
+    if settings.missing == "refuse" and not settings.time_differences and not levels:
+        return sequences
     times = sequences.times or (None,) * len(sequences)
     filled = (
         _filled_in(x, own, settings, levels, place)
@@ -285,10 +324,9 @@ def _mean_and_deviation(
     return mean, deviation
 
 
-def _largest(standardised: Sequence[np.ndarray]) -> np.ndarray:
-    """The largest magnitude of each feature in single precision, as networks see it, `[D]`."""
-    with np.errstate(over="ignore"):
-        largest: np.ndarray = np.abs(np.concatenate(standardised).astype(np.float32)).max(axis=0)
+def _largest(standardised: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each feature of rows `[R, D]`."""
+    largest: np.ndarray = np.maximum(standardised.max(axis=0), -standardised.min(axis=0))
     return largest
 
 

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.sequences import Sequences, content_of
+from raymeta.data.ragged import Ragged, ragged
+from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Split, TargetScale, TaskDistribution
 from raymeta.errors import DataError
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
-from raymeta.tasks.preparation import Prepared, prepared, windows_of
-from raymeta.tasks.sampling import fingerprint, unit_ids
+from raymeta.tasks.preparation import Prepared, windows_of
+from raymeta.tasks.ready import Ready, ready_table, recorded_last
+from raymeta.tasks.sampling import unit_ids
 from raymeta.tasks.sides import Draw, SidePool, SideSampler, Windows
 from raymeta.tasks.table_files import read_sequences
 from raymeta.tasks.table_settings import NumberTarget, RemainingLife, TableTasks
@@ -45,30 +48,30 @@ def load_regression(settings: TableTasks, *, seed: int, sealed: bool = False) ->
     Raises:
         DataError: a file is broken, or the data cannot serve such episodes.
     """
-    dealt = deal_regression(settings, sealed=sealed)
-    chosen, draw, axis = dealt.chosen, Draw.of(settings), settings.groups[:1]
-    windows = windows_of(settings, chosen)
-    pools = {
-        split: SidePool.build(
-            own.groups[axis[0]] if axis else (_EVERY,) * len(own),
-            own.classes,
-            ("",),
-            windows[split],
-        )
-        for split, own in chosen.items()
-    }
-    for split in reversed(SPLITS):
-        pools[split].check(split, draw, "task")
+
+    def facts(own: Prepared, found: Dealt) -> dict[str, Any]:
+        scale = _scale(settings, _targets(found.chosen["train"], own.windows["train"]))
+        return {**own.facts, "target": {"mean": scale.mean, "deviation": scale.deviation}}
+
+    def make() -> Ready:
+        found = deal_regression(settings, sealed=sealed)
+        windows = windows_of(settings, found.chosen)
+        _pools(settings, found)
+        _scale(settings, _targets(found.chosen["train"], windows["train"]))
+        return Ready.of(settings, found, facts)
+
+    ready = ready_table(settings, sealed=sealed, make=make)
+    dealt, draw = ready.dealt, Draw.of(settings)
+    chosen, windows = dealt.chosen, windows_of(settings, dealt.chosen)
+    pools = _pools(settings, dealt)
     targets = {s: _targets(chosen[s], windows[s]) for s in SPLITS}
     scale = _scale(settings, targets["train"])
     units = {
         split: {name: unit_ids(own) for name, own in chosen[split].groups.items()}
         for split in SPLITS
     }
-    target_facts = {"mean": scale.mean, "deviation": scale.deviation}
 
-    def distribution(examples: Prepared) -> TaskDistribution:
-        facts = {**examples.facts, "target": target_facts}
+    def distribution(examples: Prepared, digest: str) -> TaskDistribution:
         return TaskDistribution(
             name=settings.source,
             input_spec=InputSpec("regression", 1, num_features=examples.num_features),
@@ -79,17 +82,35 @@ def load_regression(settings: TableTasks, *, seed: int, sealed: bool = False) ->
             ),
             fixed_labels=True,
             note=_note(dealt, settings),
-            fingerprint=fingerprint(chosen, facts),
+            fingerprint=digest,
             deal=dealt.deal,
-            facts=facts,
-            warnings=(*dealt.warnings, *examples.warnings),
+            facts=facts(examples, dealt),
+            warnings=dealt.warnings,
             target_scale=scale,
         )
 
-    found = distribution(prepared(settings, chosen, settings.spectrum))
-    if settings.spectrum is None:
-        return found
-    return replace(found, recorded=distribution(prepared(settings, chosen, None)))
+    return recorded_last(list(map(distribution, ready.views, ready.fingerprints)))
+
+
+def _pools(settings: TableTasks, dealt: Dealt) -> dict[Split, SidePool]:
+    """The tasks of each split.
+
+    Raises:
+        DataError: they cannot serve such episodes.
+    """
+    axis, windows = settings.groups[:1], windows_of(settings, dealt.chosen)
+    pools = {
+        split: SidePool.build(
+            own.groups[axis[0]] if axis else (_EVERY,) * len(own),
+            own.classes,
+            ("",),
+            windows[split],
+        )
+        for split, own in dealt.chosen.items()
+    }
+    for split in reversed(SPLITS):
+        pools[split].check(split, Draw.of(settings), "task")
+    return pools
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ def deal_regression(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     sequences, unread = read_sequences(settings)
     sequences = _with_targets(sequences, settings)
     # By its target too: equal numbers with another target contradict each other.
-    contents = [content_of(x) for x in sequences.x]
+    contents = sequences.contents
     for axis in settings.groups:
         refuse_copies(sequences, contents, axis)
     deal: Deal = deal_groups(sequences, settings.groups or [settings.sequence], settings)
@@ -154,15 +175,17 @@ def _with_targets(sequences: Sequences, settings: TableTasks) -> Sequences:
         DataError: a target is missing.
     """
     target, x = settings.target, sequences.x
+    assert isinstance(x, Ragged), "it was read from a table"
     if isinstance(target, RemainingLife):
         # The time at the last row is that of the failure: sequences are whole runs.
-        found = [times[-1] - times for times in sequences.times]
+        lives = [times[-1] - times for times in sequences.times]
         if target.cap is not None:
-            found = [np.minimum(own, target.cap) for own in found]
+            lives = [np.minimum(own, target.cap) for own in lives]
+        found = ragged(lives)
     else:
         assert isinstance(target, NumberTarget), "the settings are of a regression"
-        found = [own[:, 0] for own in x]
-        x = tuple(own[:, 1:] for own in x)
+        found = Ragged(x.values[:, 0], x.starts, x.lengths)
+        x = Ragged(x.values[:, 1:], x.starts, x.lengths)
         for row, own in enumerate(found):
             if np.isnan(own).any():
                 raise DataError(
@@ -170,17 +193,15 @@ def _with_targets(sequences: Sequences, settings: TableTasks) -> Sequences:
                     f"{int(np.argmax(np.isnan(own))) + 1} of the sequence has no number, but "
                     "tasks.missing fills in features alone; fill the target in, or remove the row"
                 )
-    return replace(sequences, x=x, classes=("",) * len(x), targets=tuple(found))
+    return replace(sequences, x=x, classes=("",) * len(x), targets=found)
 
 
 def _targets(sequences: Sequences, windows: Windows) -> np.ndarray:
     """The target of each window `[N]`: that at its last row."""
-    return np.array(
-        [
-            sequences.targets[own][end - 1]
-            for own, end in zip(windows.owner, windows.ends, strict=True)
-        ]
-    )
+    targets = sequences.targets
+    assert isinstance(targets, Ragged), "it was read from a table"
+    found: np.ndarray = targets.values[targets.starts[windows.owner] + windows.ends - 1]
+    return found
 
 
 def _scale(settings: TableTasks, training: np.ndarray) -> TargetScale:

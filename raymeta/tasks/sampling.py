@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.episodes import SPLITS, Episode, Split
 from raymeta.errors import DataError
@@ -191,12 +192,13 @@ def unit_names(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]
 class ClassSampler:
     """Draws N-way episodes without augmentation.
 
-    In a split, `x` is `[S, T, D]`, `lengths` `[S]` and `units` `[S]` on every axis.
+    In a split, `x` has S sequences `[T, D]`, of at most `longest` steps, and `units` `[S]` on every
+    axis.
     """
 
     pools: Mapping[Split, ClassPool]
-    x: Mapping[Split, np.ndarray]
-    lengths: Mapping[Split, np.ndarray]
+    x: Mapping[Split, Ragged]
+    longest: int
     units: Mapping[Split, Mapping[str, np.ndarray]]
     num_ways: int
     num_shots: int
@@ -207,9 +209,14 @@ class ClassSampler:
         rows, classes = self.pools[split].draw(
             self.num_ways, self.num_shots + self.num_queries, rng
         )
-        x, lengths = self.x[split][rows], self.lengths[split][rows]
+        x = self.x[split]
         return episode_of(
-            x, rows, classes, self.num_shots, units=self.units[split], lengths=lengths
+            x.padded(rows, self.longest),
+            rows,
+            classes,
+            self.num_shots,
+            units=self.units[split],
+            lengths=x.lengths[rows],
         )
 
 
@@ -218,10 +225,10 @@ def fingerprint(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> 
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for split in SPLITS:
         sequences = splits[split]
-        for row, x in enumerate(sequences.x):
+        for row, content in enumerate(sequences.contents):
             units = [sequences.groups[axis][row] for axis in sorted(sequences.groups)]
             digest.update(json.dumps([split, sequences.classes[row], *units]).encode())
-            digest.update(content_of(x))
+            digest.update(content)
             if sequences.targets:
                 digest.update(content_of(sequences.targets[row]))
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from raymeta.data.ragged import Ragged
 from raymeta.episodes import Episode, Split
 from raymeta.errors import DataError
 from raymeta.tasks.sampling import check_examples, episode_of
@@ -40,11 +41,14 @@ class Windows:
             size: rows of a window; None: every sequence is one example.
             step: rows from a window's start to the next one's; None: the size.
         """
-        own = [_starts(int(length), size, step) for length in lengths]
-        owner = np.repeat(np.arange(len(lengths)), [len(starts) for starts in own])
-        starts = np.concatenate([*own, np.zeros(0, np.int64)])
-        ends = lengths[owner] if size is None else np.minimum(starts + size, lengths[owner])
-        return cls(owner, starts, ends)
+        if size is None:
+            return cls(np.arange(len(lengths)), np.zeros_like(lengths), lengths)
+        every = step or size
+        counts = np.maximum(lengths - size, 0) // every + 1
+        owner = np.repeat(np.arange(len(lengths)), counts)
+        first = np.cumsum(counts) - counts  # of the windows of each sequence
+        starts = (np.arange(len(owner)) - first[owner]) * every
+        return cls(owner, starts, np.minimum(starts + size, lengths[owner]))
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -53,12 +57,6 @@ class Windows:
     def lengths(self) -> np.ndarray:
         """Time steps of each window."""
         return self.ends - self.starts
-
-
-def _starts(length: int, size: int | None, step: int | None) -> np.ndarray:
-    if size is None or length <= size:
-        return np.zeros(1, np.int64)
-    return np.arange(0, length - size + 1, step or size)
 
 
 @dataclass(frozen=True)
@@ -204,15 +202,15 @@ class SidePool:
 
 
 class Examples(Protocol):
-    """The examples of each split: `[N, T, D]`, how long they are, and of which sequence."""
+    """The N examples of each split, and of which sequence each one is."""
 
     @property
-    def x(self) -> Mapping[Split, np.ndarray]:
-        """In float32, zero behind the end of each example."""
+    def x(self) -> Mapping[Split, Ragged]:
+        """Of each example `[T, D]`, in float32."""
 
     @property
-    def lengths(self) -> Mapping[Split, np.ndarray]:
-        """Time steps of each example, `[N]`."""
+    def longest(self) -> int:
+        """Time steps of the longest example."""
 
     @property
     def windows(self) -> Mapping[Split, Windows]:
@@ -249,11 +247,12 @@ class SideSampler:
         windows: where tasks have one.
         """
         examples = self.examples
-        x, owner = examples.x[split][rows], examples.windows[split].owner[rows]
+        x = examples.x[split].padded(rows, examples.longest)
+        lengths, owner = examples.x[split].lengths[rows], examples.windows[split].owner[rows]
         if examples.mirror is not None and split == "train":
             own, place = np.unique(owner, return_inverse=True)
             is_mirrored = rng.random(len(own))[place.reshape(owner.shape)] < MIRROR_CHANCE
-            image = examples.mirror(x, examples.lengths[split][rows])
+            image = examples.mirror(x, lengths)
             x = np.where(is_mirrored[..., None, None], image, x)
         return episode_of(
             x,
@@ -261,5 +260,5 @@ class SideSampler:
             np.arange(len(rows)),
             self.draw.num_shots,
             units=self.units[split],
-            lengths=examples.lengths[split][rows],
+            lengths=lengths,
         )

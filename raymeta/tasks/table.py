@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
-from raymeta.data.sequences import Sequences, content_of
+from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Legend, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
@@ -31,15 +30,14 @@ from raymeta.tasks.levels import known_levels
 from raymeta.tasks.preparation import (
     Prepared,
     feature_names,
-    prepared,
     prepared_examples,
     windows_of,
 )
+from raymeta.tasks.ready import Ready, ready_table, recorded_last
 from raymeta.tasks.regression import deal_regression, load_regression
 from raymeta.tasks.sampling import (
     ClassPool,
     ClassSampler,
-    fingerprint,
     unit_ids,
     unit_names,
 )
@@ -67,9 +65,69 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
         return load_forecast(settings, seed=seed, sealed=sealed)
     if settings.has_numbers:
         return load_regression(settings, seed=seed, sealed=sealed)
-    dealt = deal_table(settings, sealed=sealed)
+
+    def make() -> Ready:
+        found = deal_table(settings, sealed=sealed)
+        _pools(settings, found)  # refuses what preparing would not make servable
+        return Ready.of(settings, found, _facts)
+
+    ready = ready_table(settings, sealed=sealed, make=make)
+    dealt, draw = ready.dealt, Draw.of(settings)
     chosen = dealt.chosen
-    draw = Draw.of(settings)
+    by_class, by_group = _pools(settings, dealt)
+    units = {
+        s: {axis: unit_ids(chosen[s].groups[axis]) for axis in settings.groups}
+        | {_new_axis(settings): unit_ids(_new_units(chosen[s], settings))}
+        for s in SPLITS
+    }
+    is_by_class = settings.kind == "classes"
+
+    def distribution(own: Prepared, digest: str) -> TaskDistribution:
+        return TaskDistribution(
+            name=settings.source,
+            input_spec=InputSpec(
+                "classification", settings.num_ways, num_features=own.num_features
+            ),
+            seed=seed,
+            sample_episode=ClassSampler(
+                by_class,
+                own.x,
+                own.longest,
+                units,
+                settings.num_ways,
+                draw.num_shots,
+                draw.num_queries,
+            )
+            if is_by_class
+            else SideSampler(by_group, own, units, draw),
+            class_mean_features=_means_and_deviations,
+            num_train_classes=by_class["train"].num_classes,
+            fixed_labels=not is_by_class,
+            note=_note(dealt, settings),
+            fingerprint=digest,
+            deal=dealt.deal,
+            facts=_facts(own, dealt),
+            warnings=dealt.warnings,
+            legend=_legend(dealt, settings, own.facts),
+        )
+
+    return recorded_last(list(map(distribution, ready.views, ready.fingerprints)))
+
+
+def _facts(own: Prepared, dealt: Dealt) -> dict[str, Any]:
+    """What a network must know of its inputs; the classes too, where all tasks share them."""
+    return {**own.facts, **({} if dealt.task is None else {"classes": list(dealt.classes)})}
+
+
+def _pools(
+    settings: TableTasks, dealt: Dealt
+) -> tuple[dict[Split, ClassPool], dict[Split, SidePool]]:
+    """What episodes are drawn from: the classes of each split, or its groups.
+
+    Raises:
+        DataError: they cannot serve such episodes.
+    """
+    chosen, draw = dealt.chosen, Draw.of(settings)
     windows = windows_of(settings, chosen)
     by_class = {s: ClassPool.build(c.classes, {n: n for n in c.classes}) for s, c in chosen.items()}
     by_group = {
@@ -88,49 +146,7 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
             f"tasks.num_ways must be {len(dealt.classes)}, the number of classes in column "
             f"{settings.target_name}, since tasks.kind is groups, but got {settings.num_ways}"
         )
-    units = {
-        s: {axis: unit_ids(chosen[s].groups[axis]) for axis in settings.groups}
-        | {_new_axis(settings): unit_ids(_new_units(chosen[s], settings))}
-        for s in SPLITS
-    }
-    is_by_class = settings.kind == "classes"
-
-    def distribution(own: Prepared) -> TaskDistribution:
-        facts = dict(own.facts)
-        if not is_by_class:
-            facts["classes"] = list(dealt.classes)
-        return TaskDistribution(
-            name=settings.source,
-            input_spec=InputSpec(
-                "classification", settings.num_ways, num_features=own.num_features
-            ),
-            seed=seed,
-            sample_episode=ClassSampler(
-                by_class,
-                own.x,
-                own.lengths,
-                units,
-                settings.num_ways,
-                draw.num_shots,
-                draw.num_queries,
-            )
-            if is_by_class
-            else SideSampler(by_group, own, units, draw),
-            class_mean_features=_means_and_deviations,
-            num_train_classes=by_class["train"].num_classes,
-            fixed_labels=not is_by_class,
-            note=_note(dealt, settings),
-            fingerprint=fingerprint(chosen, facts),
-            deal=dealt.deal,
-            facts=facts,
-            warnings=(*dealt.warnings, *own.warnings),
-            legend=_legend(dealt, settings, own.facts),
-        )
-
-    found = distribution(prepared(settings, chosen, settings.spectrum))
-    if settings.spectrum is None:
-        return found
-    return replace(found, recorded=distribution(prepared(settings, chosen, None)))
+    return by_class, by_group
 
 
 def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
@@ -189,7 +205,7 @@ def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     if settings.has_numbers:
         return deal_regression(settings, sealed=sealed)
     sequences, unread = read_sequences(settings)
-    contents = [content_of(x) for x in sequences.x]
+    contents = sequences.contents
     for axis in settings.groups:
         refuse_copies(sequences, contents, axis)
     # Of windows the sides are checked later: here there must be a sequence for each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
@@ -76,15 +77,19 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
     return found, [] if is_named else unread_files(folder, files, _OTHER_TABLES)
 
 
-def read_columns_of(settings: TableTasks) -> dict[str, Column]:
-    """Reads all columns of the table by name, those without a role included.
+def read_columns_of(
+    settings: TableTasks, columns: Sequence[str] | None = None, but: Collection[str] = ()
+) -> dict[str, Column]:
+    """Reads columns of the table by name, or all `but` some, those without a role included.
 
     Raises:
         DataError: a file is broken.
     """
-    if isinstance(settings, PythonTasks):
-        return columns_of(settings.module_file, returned_table(settings))
-    return read_table(settings.data_files())
+    if not isinstance(settings, PythonTasks):
+        return read_table(settings.data_files(), columns, but)
+    table = returned_table(settings)
+    names = table.column_names if columns is None else columns
+    return columns_of(settings.module_file, table.select([n for n in names if n not in but]))
 
 
 def returned_table(settings: PythonTasks) -> pa.Table:

@@ -314,7 +314,7 @@ def test_random_weights_give_another_map(run_of: RunOf) -> None:
 def test_words_of_an_encoder_are_its_tokens(
     run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_vectors, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(token_vectors, "cache_folder", lambda _: tmp_path / "cache")
     encoder = write_encoder(tmp_path / "encoder")
     folder = tmp_path / "sentences"
     folder.mkdir()

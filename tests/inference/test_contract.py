@@ -197,7 +197,7 @@ def test_the_networks_of_a_refit_answer_as_the_ensemble_of_the_meta_test(
 def test_texts_go_through_the_encoder_of_the_training_and_no_other(
     run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_vectors, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(token_vectors, "cache_folder", lambda _: tmp_path / "cache")
     encoder = write_encoder(tmp_path / "encoder")
     folder = tmp_path / "sentences"
     folder.mkdir()

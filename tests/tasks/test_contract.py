@@ -40,6 +40,7 @@ import numpy as np
 
 from raymeta.data.duplicates import distinct_rows, refuse_copies
 from raymeta.data.files import files_in, read_each
+from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences, content_of, joined
 from raymeta.data.splits import deal_sealed, deal_units
 from raymeta.episodes import SPLITS, InputSpec, TaskDistribution
@@ -91,8 +92,11 @@ def load_toy(settings, *, seed, sealed):
         seed=seed,
         sample_episode=ClassSampler(
             pools=pools,
-            x={s: c.padded(9) for s, c in chosen.items()},
-            lengths={s: c.lengths for s, c in chosen.items()},
+            x={
+                s: Ragged.contiguous(np.concatenate(c.x).astype(np.float32), c.lengths)
+                for s, c in chosen.items()
+            },
+            longest=9,
             units={s: {"class": unit_ids(c.classes)} for s, c in chosen.items()},
             num_ways=settings.num_ways,
             num_shots=settings.num_shots,

@@ -38,7 +38,7 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(module, "cache_folder", lambda _: tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePosixPath
@@ -49,18 +49,25 @@ _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have 
 _BATCH_ROWS = 1 << 17  # read at a time
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _TRUTHS = ("True", "False", "TRUE", "FALSE")  # as pandas and R write them
+_TRIED_ROWS = 64  # converted first: Arrow words an error for every row that fails
 _EXACT = 2**53  # float64 holds every whole number up to this one
 
 
 def read_columns(
-    path: AnyPath, columns: Sequence[str] | None = None, place: AnyPath | None = None
+    path: AnyPath,
+    columns: Sequence[str] | None = None,
+    place: AnyPath | None = None,
+    *,
+    but: Collection[str] = (),
 ) -> pa.Table:
     """Reads the named columns of a file, or all; CSV columns as text.
 
     Args:
         path: of the file, whose name tells its format.
-        columns: that are wanted.
+        columns: that are wanted; None for all.
         place: what messages call the file; its path by default.
+        but: columns that are not read if `columns` is None.  If no other is left, the table is
+            empty.
 
     Raises:
         DataError: the file is broken, or a column is missing or there twice.
@@ -69,7 +76,7 @@ def read_columns(
     suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
     if suffix in ARCHIVES:
         table = ARCHIVES[suffix](path)
-        wanted = list(table.column_names if columns is None else dict.fromkeys(columns))
+        wanted = _wanted(table.column_names, columns, but)
         refuse_missing(place, table.column_names, wanted)
         return table.select(wanted)
     form, kind = FORMATS.get(suffix, ("", ""))
@@ -89,7 +96,9 @@ def read_columns(
                 dataset = ds.dataset(_bounded(stream, stream.schema))
         else:
             dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
-        wanted = list(dict.fromkeys(dataset.schema.names) if columns is None else columns)
+        wanted = _wanted(dataset.schema.names, columns, but)
+        if not wanted:
+            return pa.table({})
         refuse_missing(place, dataset.schema.names, wanted)
         if form == "csv":
             dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
@@ -106,6 +115,13 @@ def read_columns(
     if table.num_rows == 0:
         raise DataError(f"{place}: has no rows")
     return table
+
+
+def _wanted(names: Sequence[str], columns: Sequence[str] | None, but: Collection[str]) -> list[str]:
+    """The columns to read, each once."""
+    if columns is not None:
+        return list(dict.fromkeys(columns))
+    return [name for name in dict.fromkeys(names) if name not in but]
 
 
 def refuse_missing(path: AnyPath, names: Sequence[str], columns: Sequence[str]) -> None:
@@ -235,7 +251,9 @@ def numbers(
         gaps = pc.is_in(column, value_set=pa.array(MISSING, column.type))
         column = pc.if_else(gaps, pa.scalar(None, column.type), column)
     elif pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        gaps = pc.is_nan(column)
+        if pc.any(gaps).as_py():
+            column = pc.if_else(gaps, pa.scalar(None, column.type), column)
     elif pa.types.is_integer(column.type):
         whole = column.drop_null().to_numpy(zero_copy_only=False)
         if len(whole) and (int(whole.max()) > _EXACT or int(whole.min()) < -_EXACT):
@@ -248,14 +266,16 @@ def numbers(
     if column.null_count and not may_miss:
         raise bad(pc.index(pc.is_null(column), True).as_py())
     try:
-        found = pc.cast(column, pa.float64())
+        found = _converted(column, pa.float64())
     except (pa.ArrowException, ValueError):
         raise bad(_first_that_fails(column, pa.float64())) from None
     values = np.array(found.to_numpy(zero_copy_only=False), dtype=np.float64)
-    wrong = ~np.isfinite(values) & ~np.asarray(pc.is_null(column))
-    if wrong.any():
-        raise bad(int(np.argmax(wrong)))
-    values[~np.isfinite(values)] = np.nan  # one kind of NaN
+    missing = ~np.isfinite(values)
+    if missing.any():
+        wrong = missing & ~np.asarray(pc.is_null(column))
+        if wrong.any():
+            raise bad(int(np.argmax(wrong)))
+        values[missing] = np.nan  # one kind of NaN
     return values
 
 
@@ -279,7 +299,7 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
             tries = [(unit, tz) for tz in (zone, "UTC") for unit in ("ns", "us")]
             for unit, tz in tries:
                 try:
-                    dates = pc.cast(column, pa.timestamp(unit, tz))
+                    dates = _converted(column, pa.timestamp(unit, tz))
                 except (pa.ArrowException, ValueError):
                     continue
                 return _integers(dates), {"ns": 1e-9, "us": 1e-6}[unit]
@@ -372,13 +392,24 @@ def _no_column(path: AnyPath, name: str, known: Counter[str]) -> DataError:
     return DataError(f"{path}: has no column {name!r:.100}{hint}")
 
 
+def _converted(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Converts a column, after its first rows; a column of words fails at once.
+
+    Raises:
+        ArrowException: a value cannot be converted.
+        ValueError: likewise.
+    """
+    pc.cast(column[:_TRIED_ROWS], wanted)
+    return pc.cast(column, wanted)
+
+
 def _first_that_fails(column: pa.Array, wanted: pa.DataType) -> int:
     """Finds the first row that cannot be converted, by bisection: a table may have millions."""
     start, end = 0, len(column)
     while end - start > 1:
         middle = (start + end) // 2
         try:
-            pc.cast(column[start:middle], wanted)
+            _converted(column[start:middle], wanted)
             start = middle
         except (pa.ArrowException, ValueError):
             end = middle

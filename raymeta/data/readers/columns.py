@@ -5,7 +5,7 @@ Shape legend: R rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -45,15 +45,19 @@ class Column:
         return bool(np.array_equal(values, values[first[owner]], equal_nan=self.codes is None))
 
 
-def read_table(files: Sequence[AnyPath]) -> dict[str, Column]:
-    """Reads all columns by name; the files' rows are concatenated.
+def read_table(
+    files: Sequence[AnyPath],
+    columns: Sequence[str] | None = None,
+    but: Collection[str] = (),
+) -> dict[str, Column]:
+    """Reads columns by name, or all `but` some; the files' rows are concatenated.
 
     Raises:
         DataError: a file is broken, or has other columns than the first one.
     """
     parts: list[dict[str, Column]] = []
     for path in files:
-        parts.append(columns_of(path, read_columns(path)))
+        parts.append(columns_of(path, read_columns(path, columns, but=but)))
         if parts[-1].keys() != parts[0].keys():
             differ = sorted(parts[-1].keys() ^ parts[0].keys())
             raise DataError(

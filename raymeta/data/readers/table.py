@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raymeta.data.ragged import Ragged
 from raymeta.data.readers.arrow import (
     categories,
     labels,
@@ -89,24 +90,25 @@ class TableReader:
                     f"{shown(values[codes[first[own[row]]]])}; give every sequence an id of its own"
                 )
             facts[name] = tuple(values[code] for code in codes[first])
+        lengths, clock = np.bincount(own), None
         if self.time is None:
             self._refuse_parted(path, own, names)
-            order, clock = np.arange(len(own)), None
         else:
             at, unit = times(path, table, self.time)
             order = self._order(path, own, names, at)
             # Within a sequence: whole numbers of nanoseconds since 1970 are too long for a float.
-            clock = (at - at[order][_starts(own[order])][own]) * unit
-        ends = _starts(own[order])[1:]
+            clock = (at - at[order][np.cumsum(lengths) - lengths][own]) * unit
+            if (np.diff(order) != 1).any():
+                x, clock = x[order], clock[order]
         return Sequences(
-            x=tuple(np.split(x[order], ends)),
+            x=Ragged.contiguous(x, lengths),
             classes=() if self.target is None else facts[self.target],
             groups={
                 axis: tuple(names) if axis == self.sequence else facts[axis]
                 for axis in (self.sequence, *self.groups)
             },
             ids=tuple(f"{path.name}, sequence {shown(name)}" for name in names),
-            times=() if clock is None else tuple(np.split(clock[order], ends)),
+            times=() if clock is None else Ragged.contiguous(clock, lengths),
             levels=levels,
         )
 
@@ -137,8 +139,3 @@ class TableReader:
                 "an id of its own"
             )
         return order
-
-
-def _starts(own: np.ndarray) -> np.ndarray:
-    """Finds where each sequence begins in rows sorted by sequence."""
-    return np.flatnonzero(np.diff(own, prepend=-1))

@@ -79,7 +79,7 @@ def test_labels_must_mean_the_same_in_every_task():
 def test_the_meta_test_with_an_encoder_has_its_control_in_place_of_words(
     untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_vectors, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(token_vectors, "cache_folder", lambda _: tmp_path / "cache")
     folder = write_encoder(tmp_path / "encoder")
     own = untrained(
         "sentiment",
