@@ -4,14 +4,14 @@ The past of a series is both what the network adapts to and what it reads, so th
 no more than the past.
 
 Shape legend: R trainings, S series, T steps of a history, D columns (the target is the first), P
-steps of the past, H horizon.
+steps of the past, H horizon, Q levels of quantiles.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Forecasts:
     `point` are the forecasts, float64 `[S, H]`; `lower` and `upper` are the ends of intervals,
     where they were asked for.  `series` are the names, `times` the times of the steps of each
     series `[H]`, where the history has times of even steps.  `columns` are what a table calls
-    series and times.
+    series and times.  `quantiles` `[S, H]` by their levels are those of a network that was trained
+    with `tasks.quantiles`; the one at 0.5 is the point forecast.
     """
 
     series: tuple[str, ...]
@@ -54,9 +55,13 @@ class Forecasts:
     upper: np.ndarray | None = None
     times: tuple[pa.Array, ...] = ()
     columns: tuple[str, str] = ("series", "time")
+    quantiles: Mapping[float, np.ndarray] = field(default_factory=dict)
 
     def to_table(self) -> pa.Table:
-        """One row a series and step: the series' name, the step from 1, its time, the forecast."""
+        """One row a series and step: the series' name, the step from 1, its time, the forecast.
+
+        Quantiles have columns such as `quantile 0.1`.
+        """
         num_series, horizon = self.point.shape
         name, time = self.columns
         found: dict[str, Any] = {name: np.repeat(np.array(self.series, dtype=object), horizon)}
@@ -64,6 +69,7 @@ class Forecasts:
             found[time] = pa.concat_arrays(self.times)
         found |= {"step": np.tile(np.arange(1, horizon + 1), num_series)}
         found |= {"forecast": self.point.ravel()}
+        found |= {_column(level): values.ravel() for level, values in self.quantiles.items()}
         if self.lower is not None and self.upper is not None:
             found |= {"lower": self.lower.ravel(), "upper": self.upper.ravel()}
         return pa.table(found)
@@ -96,9 +102,9 @@ class Forecaster:
             history: a DataFrame with the experiment's columns, one row a step, of any number of
                 series; or a list of arrays `[T, D]`, each the history of a series (`[T]` if there
                 is one column), the target first and then the features in their order.
-            coverage: for intervals that hold the values to come with this probability at least, on
-                average over new series like those of meta-validation and at each step by itself;
-                None for no intervals.  See `ForecastErrors.half_widths`.
+            coverage: for intervals about the point forecast that hold the values to come with this
+                probability at least, on average over new series like those of meta-validation and
+                at each step by itself; None for no intervals.  See `ForecastErrors.half_widths`.
 
         Raises:
             DataError: saying which series breaks which rule.
@@ -157,14 +163,23 @@ class Forecaster:
             cutter.question(_past(cutter, history, place))
             for history, place in zip(histories, places, strict=True)
         ]
-        answers = np.concatenate(
+        answers = torch.cat(
             [self._answers(asked[start : start + _CHUNK]) for start in range(0, len(asked), _CHUNK)]
         )
         pasts = [episode.query_past for episode in asked]
         base = np.concatenate([past.base for past in pasts if past is not None])
         unit = np.concatenate([past.unit for past in pasts if past is not None])
-        values = base + unit * answers
-        is_finite = np.isfinite(values).all(axis=1)
+        problem = self.trained.recipe.problem
+        values = base + unit * problem.point(answers).numpy()
+        quantiles = {}
+        if problem.levels:
+            found = (problem.quantiles(answers)[..., place] for place in range(len(problem.levels)))
+            quantiles = {
+                level: base + unit * own.numpy()
+                for level, own in zip(problem.levels, found, strict=True)
+            }
+        every = np.stack([values, *quantiles.values()])
+        is_finite = np.isfinite(every).all(axis=(0, 2))
         if not is_finite.all():
             raise DataError(
                 f"{places[int(is_finite.argmin())]}: the network's forecast is not finite; see "
@@ -172,15 +187,19 @@ class Forecaster:
             )
         time = self.tasks.time or "time"
         columns = (self.tasks.sequence, time)
-        taken = set(_OWN_COLUMNS) & {columns[0], *([time] if times else [])}
+        taken = {*_OWN_COLUMNS, *map(_column, problem.levels)} & {
+            columns[0],
+            *([time] if times else []),
+        }
         if taken:
             raise DataError(
                 f"the column {min(taken)!r} of the table has the name of one of forecasts; rename "
                 "it in the data and in the experiment"
             )
-        if half is None:
-            return Forecasts(names, values, times=times, columns=columns)
-        return Forecasts(names, values, values - unit * half, values + unit * half, times, columns)
+        lower, upper = (
+            (None, None) if half is None else (values - unit * half, values + unit * half)
+        )
+        return Forecasts(names, values, lower, upper, times, columns, quantiles)
 
     def _half_widths(self, coverage: float) -> np.ndarray:
         if self.errors is None:
@@ -190,8 +209,8 @@ class Forecaster:
             )
         return self.errors.half_widths(coverage)
 
-    def _answers(self, asked: Sequence[Episode]) -> np.ndarray:
-        """The mean answers of the networks after adaptation, float64 `[S, H]`."""
+    def _answers(self, asked: Sequence[Episode]) -> torch.Tensor:
+        """The mean answers of the networks after adaptation, float64 `[S, O]`."""
         recipe = self.trained.recipe
         # Nothing random is left in use: seeds are of dropout.
         episodes = stacked(asked, [0] * len(asked)).to(torch.device("cpu"), recipe.dtype)
@@ -206,8 +225,7 @@ class Forecaster:
                 recipe.num_steps,
             )
             answers.append(last)
-        found: np.ndarray = recipe.problem.mean_outputs(torch.stack(answers))[:, 0].numpy()
-        return found
+        return recipe.problem.mean_outputs(torch.stack(answers))[:, 0]
 
     def _inputs(self) -> Inputs:
         """What arrays of histories are checked against."""
@@ -238,6 +256,11 @@ class Forecaster:
                 return []
             found.append(coming)
         return found
+
+
+def _column(level: float) -> str:
+    """What a table calls a quantile."""
+    return f"quantile {level}"
 
 
 def _past(cutter: Cutter, history: np.ndarray, place: str) -> np.ndarray:

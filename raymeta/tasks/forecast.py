@@ -269,7 +269,11 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
     facts = forecast_facts(settings)
     return TaskDistribution(
         name="table",
-        input_spec=InputSpec("forecast", settings.horizon, num_features=len(facts["columns"]) + 1),
+        input_spec=InputSpec(
+            settings.asks_for(),
+            settings.horizon * max(1, len(settings.quantiles)),
+            num_features=len(facts["columns"]) + 1,
+        ),
         seed=seed,
         sample_episode=ForecastSampler(
             cutter,
@@ -298,7 +302,8 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
 
 def forecast_facts(settings: TableTasks) -> dict[str, Any]:
     """What a network must know of its inputs; JSON keeps it."""
-    return {"columns": [settings.target_name, *settings.features], "season": settings.season}
+    facts = {"columns": [settings.target_name, *settings.features], "season": settings.season}
+    return facts | ({"quantiles": list(settings.quantiles)} if settings.quantiles else {})
 
 
 def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:

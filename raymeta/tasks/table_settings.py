@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
+from raymeta.problem import MEDIAN
 from raymeta.sections import Section, Seed
 from raymeta.tasks.base_settings import FileTasks, TaskSettings
 
@@ -80,6 +82,7 @@ class TableTasks(FileTasks):
         "context",
         "season",
         "stride",
+        "quantiles",
     }
 
     source: Literal["table"]
@@ -186,6 +189,13 @@ class TableTasks(FileTasks):
         "season moved by the change over a season (drift; where a window shows one), or to the "
         "last value",
     )
+    quantiles: list[float] = Field(
+        [],
+        max_length=99,
+        description="kind: forecast: levels such as [0.1, 0.5, 0.9]: networks give the quantiles "
+        "of every step at them and learn the pinball loss; the one at 0.5 is the point forecast; "
+        "empty: a point forecast alone",
+    )
     split_seed: Seed = Field(0, description="deals classes and groups into the splits")
 
     @model_validator(mode="before")
@@ -208,6 +218,17 @@ class TableTasks(FileTasks):
             raise PydanticKnownError("too_short", short)
         return features
 
+    @field_validator("quantiles")
+    @classmethod
+    def _levels_ascend_about_the_median(cls, levels: list[float]) -> list[float]:
+        is_ascending = all(low < high for low, high in pairwise([0.0, *levels, 1.0]))
+        if levels and not (is_ascending and MEDIAN in levels):
+            raise ValueError(
+                "must ascend strictly between 0 and 1 and hold 0.5, the point forecast, such as "
+                f"[0.1, 0.5, 0.9], but got {levels!s:.100}"
+            )
+        return levels
+
     @property
     def example_steps(self) -> int:
         """The most rows of an example."""
@@ -228,8 +249,12 @@ class TableTasks(FileTasks):
     def asks_for(self) -> str:
         """Forecasts and numbers are problems of their own."""
         if self.kind == "forecast":
-            return "forecast"
+            return "quantiles" if self.quantiles else "forecast"
         return "regression" if self.has_numbers else self.problem
+
+    def levels(self) -> tuple[float, ...]:
+        """The levels of `quantiles`."""
+        return tuple(self.quantiles)
 
     @property
     def has_fixed_labels(self) -> bool:
@@ -261,6 +286,8 @@ class TableTasks(FileTasks):
             if self.spectrum is not None:
                 raise ValueError("spectrum is for classes and groups, but kind is forecast")
             return self._checks_forecast()
+        if self.quantiles:
+            raise ValueError(f"quantiles is for kind: forecast alone, but kind is {self.kind}")
         if self.has_numbers:
             return self._checks_numbers()
         if self.num_ways < 2:

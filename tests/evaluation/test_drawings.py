@@ -81,7 +81,9 @@ def test_texts_are_drawn_as_they_were_written(untrained: Untrained) -> None:
 def test_forecasts_are_drawn_in_own_units_one_a_series(untrained: Untrained) -> None:
     own = untrained("employment")
     answers = forecasts_of([own], 8, own.recipe.num_steps)[0]
-    drawn = draw_forecasts(own.tasks, {"own": answers, "zero": 0 * answers}).forecasts
+    drawn = draw_forecasts(
+        own.tasks, own.recipe.problem, {"own": answers, "zero": 0 * answers}
+    ).forecasts
     assert len({one.series for one in drawn}) == len(drawn) > 1
     past, episode = own.tasks.query_past("test", 1), own.tasks.episode("test", 0)
     np.testing.assert_allclose(drawn[0].past, past.values[0, 0], rtol=1e-4)

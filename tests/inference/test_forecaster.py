@@ -224,6 +224,44 @@ def test_networks_open_by_the_function_that_uses_them(run: Run, run_of: RunOf) -
         raymeta.load_forecaster(str(other.path))
 
 
+def test_quantiles_are_outputs_of_their_own(tmp_path: Path, run_cli: Cli) -> None:
+    """They are those of the network's outputs, in the series' own units; intervals go on beside."""
+    levels = [0.1, 0.5, 0.75]
+    run = forecast_run(tmp_path / "run", f"tasks.quantiles={levels}", "learner=maml", seeds=2)
+    forecaster = raymeta.load_forecaster(str(run.path))
+    found = forecaster.forecast(history())
+    assert list(found.quantiles) == levels
+    stacked = np.stack(list(found.quantiles.values()), axis=-1)
+    assert stacked.shape == (3, 4, 3)
+    assert (np.diff(stacked, axis=-1) >= 0).all()
+    assert (np.diff(stacked, axis=-1) > 0).any()
+    np.testing.assert_array_equal(found.quantiles[0.5], found.point)
+    tasks = load_tasks(run.experiment())
+    networks = [Network(tasks, forecaster.trained.recipe, params) for params in forecaster.networks]
+    episode = tasks.episode("test", 0)
+    assert episode.query_past is not None
+    assert episode.query_ids is not None
+    sampler: Any = tasks.sample_episode
+    cut, past = int(episode.query_ids[0]), episode.query_past.values[0]  # noqa: PD011
+    series = next(x for x in sampler.x["test"] if np.array_equal(x[cut - PAST : cut, 0], past))
+    outputs = forecasts_of(networks, 1, forecaster.trained.recipe.num_steps)[:, 0, 0].numpy()
+    answers = np.sort(outputs.reshape(2, 4, 3), axis=-1).mean(axis=0)
+    one = forecaster.forecast([series[:cut]])
+    for place, level in enumerate(levels):
+        wanted = episode.query_past.base[0] + episode.query_past.unit[0] * answers[:, place]
+        np.testing.assert_allclose(one.quantiles[level][0], wanted, rtol=1e-9)
+    history().to_csv("history.csv", index=False)
+    code, out, err = run_cli("forecast", str(run.path), "history.csv")
+    assert (code, err) == (0, "")
+    names = "shop,day,step,forecast,quantile 0.1,quantile 0.5,quantile 0.75"
+    assert out.splitlines()[0].replace('"', "") == names
+    errors = keep_errors(run, networks)
+    measured = raymeta.load_forecaster(str(run.path)).forecast(history(), coverage=0.7)
+    assert measured.lower is not None
+    assert errors.half_widths(0.7).shape == (4,)
+    assert (measured.lower < measured.point).all()
+
+
 def test_answers_in_use_are_without_dropout(tmp_path: Path) -> None:
     run = forecast_run(tmp_path / "run", "learner=maml", "model.dropout=0.5")
     forecaster = raymeta.load_forecaster(str(run.path))

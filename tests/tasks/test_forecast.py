@@ -12,6 +12,8 @@ import pytest
 
 from raymeta.episodes import SPLITS, Episode
 from raymeta.errors import DataError, ExperimentError, RunError
+from raymeta.evaluation.controls.contract import Network
+from raymeta.evaluation.own_units import forecasts_of
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment, Training
 from raymeta.tasks.forecast import Cutter, moved_season, seasonal_naive
@@ -234,6 +236,11 @@ def test_gaps_in_time_are_reported(experiment: Load) -> None:
         ({"num_ways": 5}, "no classes"),
         ({"horizon": 0}, "horizon"),
         ({"features": ["sales"]}, "named twice"),
+        ({"quantiles": [0.1, 0.9]}, r"hold 0\.5, the point forecast.*but got \[0\.1, 0\.9\]"),
+        ({"quantiles": [0.5, 0.5]}, "ascend strictly between 0 and 1"),
+        ({"quantiles": [0.0, 0.5]}, "ascend strictly between 0 and 1"),
+        ({"quantiles": [0.5, 1.0]}, "ascend strictly"),
+        ({"kind": "groups", "quantiles": [0.5]}, "quantiles is for kind: forecast alone"),
     ],
 )
 def test_impossible_settings_are_refused(
@@ -257,6 +264,50 @@ def test_targets_that_are_no_numbers_are_refused(value: Any, experiment: Load) -
 def test_learners_of_classes_do_not_serve_forecasts(experiment: Load) -> None:
     with pytest.raises(ExperimentError, match="prototypes does not serve forecast"):
         load_experiment("employment", ["learner=prototypes", "search.space={}"])
+
+
+@pytest.mark.parametrize("learner", ["ridge", "matching", "alpaca", "imaml", "prototypes"])
+def test_learners_that_give_no_quantiles_say_why(learner: str) -> None:
+    overrides = ["tasks.quantiles=[0.1, 0.5, 0.9]", "search.space={}", f"learner={learner}"]
+    with pytest.raises(
+        ExperimentError, match=rf"{learner} does not serve quantiles: .*choose maml"
+    ):
+        load_experiment("employment", overrides)
+
+
+def test_quantiles_change_the_problem_and_no_episode(experiment: Load) -> None:
+    plain, asked = experiment(sales()), experiment(sales(), quantiles=[0.25, 0.5])
+    assert (asked.metric, asked.mode, asked.problem.levels) == ("val_crps", "min", (0.25, 0.5))
+    tasks = load_tasks(asked)
+    assert (tasks.input_spec.problem, tasks.input_spec.num_outputs) == ("quantiles", 8)
+    assert tasks.fingerprint != load_tasks(plain).fingerprint
+    for one, other in zip(
+        parts(tasks.episode("train", 3)), parts(load_tasks(plain).episode("train", 3)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_network_learns_the_quantiles_of_a_known_distribution(experiment: Load) -> None:
+    """Steps are independent and normal: the past tells nothing but the scale."""
+    frame = sales(num_shops=24, days=60)
+    frame["sales"] = np.random.default_rng(0).normal(size=len(frame))
+    levels = [0.1, 0.5, 0.9]
+    changes = {"quantiles": levels, "features": [], "difference": "last", "season": 1}
+    made = experiment(frame, **changes, num_queries=2, num_shots=1, horizon=2, context=20)
+    training = Training(meta_steps=100, meta_batch_size=16, outer_lr=0.02, val_episodes=100)
+    model = made.model.model_copy(update={"hidden_size": 8})
+    maml = made.maml.model_copy(update={"adaptation_steps": 1, "inner_lr": 0.01})
+    made = made.model_copy(update={"training": training, "model": model, "maml": maml})
+    trainer = build_trainer(made)
+    before = trainer.validate()["val_crps"]
+    trainer.train(100)
+    assert trainer.validate()["val_crps"] < 0.7 * before
+    network = Network(trainer.tasks, trainer.recipe, trainer.meta_params)
+    (outputs,) = forecasts_of([network], 100, 1, "val")
+    targets = trainer.tasks.episodes("val", range(100)).query.y
+    quantiles = made.problem.quantiles(outputs)
+    below = (targets.unsqueeze(-1) <= quantiles).double().mean(dim=(0, 1, 2)).tolist()
+    assert below == pytest.approx(levels, abs=0.1)
 
 
 def test_using_a_forecast_network_is_refused_with_the_reason(experiment: Load) -> None:
