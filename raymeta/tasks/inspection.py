@@ -12,8 +12,8 @@ from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
+from raymeta.tasks.cutter import Cutter
 from raymeta.tasks.dealt import Dealt
-from raymeta.tasks.forecast import Cutter
 from raymeta.tasks.leaks import find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
 from raymeta.tasks.table_settings import TableTasks
@@ -236,6 +236,7 @@ def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
     columns = read_table(tasks.data_files())
     known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.features}
+    known |= {*tasks.known}
     own, target = columns[tasks.sequence], columns.get(tasks.target_name, Column())
     has_numbers = tasks.kind == "forecast" or tasks.has_numbers
     if own.codes is None or (target.codes is None and not has_numbers):

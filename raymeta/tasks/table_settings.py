@@ -83,6 +83,8 @@ class TableTasks(FileTasks):
         "season",
         "stride",
         "quantiles",
+        "known",
+        "calendar",
     }
 
     source: Literal["table"]
@@ -192,9 +194,18 @@ class TableTasks(FileTasks):
     quantiles: list[float] = Field(
         [],
         max_length=99,
-        description="kind: forecast: levels such as [0.1, 0.5, 0.9]: networks give the quantiles "
-        "of every step at them and learn the pinball loss; the one at 0.5 is the point forecast; "
-        "empty: a point forecast alone",
+        description="kind: forecast: levels such as [0.1, 0.5, 0.9]: networks give these quantiles "
+        "of every step; the one at 0.5 is the point forecast; empty: a point forecast alone",
+    )
+    known: list[str] = Field(
+        [],
+        description="kind: forecast: further columns of numbers, such as prices, whose values over "
+        "the horizon are known when a forecast is made; networks read them",
+    )
+    calendar: list[Literal["month", "weekday", "hour"]] = Field(
+        [],
+        description="kind: forecast: what networks read of the column of times, over past and "
+        "horizon, as sine and cosine: month, weekday, hour",
     )
     split_seed: Seed = Field(0, description="deals classes and groups into the splits")
 
@@ -263,7 +274,7 @@ class TableTasks(FileTasks):
 
     @model_validator(mode="after")
     def _checks_columns_and_classes(self) -> Self:
-        columns = [self.sequence, *self.groups, *self.features]
+        columns = [self.sequence, *self.groups, *self.features, *self.known]
         if isinstance(self.target, RemainingLife):
             if self.time != self.target.rul:
                 raise ValueError(
@@ -286,8 +297,9 @@ class TableTasks(FileTasks):
             if self.spectrum is not None:
                 raise ValueError("spectrum is for classes and groups, but kind is forecast")
             return self._checks_forecast()
-        if self.quantiles:
-            raise ValueError(f"quantiles is for kind: forecast alone, but kind is {self.kind}")
+        for key in ("quantiles", "known", "calendar"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is for kind: forecast alone, but kind is {self.kind}")
         if self.has_numbers:
             return self._checks_numbers()
         if self.num_ways < 2:
@@ -376,6 +388,10 @@ class TableTasks(FileTasks):
                 "kind: forecast takes neither missing (filling in looks into the future) nor "
                 "time_differences: steps are evenly spaced; fill the table in yourself"
             )
+        if self.calendar and self.time is None:
+            raise ValueError("calendar needs a column of times; name it as time")
+        if len(set(self.calendar)) < len(self.calendar):
+            raise ValueError(f"calendar must name parts once each, but got {self.calendar}")
         if self.context < self.season:
             raise ValueError(
                 f"context must be at least season, since every example must hold a season, but "

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raymeta.data.readers.arrow import labels, numbers, read_columns, refuse_missing, times
+from raymeta.data.calendar import calendar_columns
+from raymeta.data.readers.arrow import dates, labels, numbers, read_columns, refuse_missing, times
 from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
@@ -26,6 +27,7 @@ class TableReader:
     time: str | None = None
     groups: tuple[str, ...] = ()
     may_miss: bool = False
+    calendar: tuple[str, ...] = ()  # of the column `time`, two columns each behind the features
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -57,6 +59,10 @@ class TableReader:
         x = np.empty((table.num_rows, len(self.features)))
         for place, name in enumerate(self.features):
             x[:, place] = numbers(path, table, name, may_miss=self.may_miss)
+        if self.calendar:
+            assert self.time is not None, "a calendar is of the column of times"
+            found = calendar_columns(dates(path, table, self.time), self.calendar)
+            x = np.concatenate([x, found], axis=1)
         own, names = labels(path, table, self.sequence)  # numbered as they begin
         first = np.full(len(names), len(own))
         np.minimum.at(first, own, np.arange(len(own)))

@@ -17,7 +17,7 @@ import torch
 from raymeta.episodes import Split, TaskDistribution
 from raymeta.evaluation.controls.contract import Contest, Control, Judgement
 from raymeta.problem import Problem
-from raymeta.tasks.forecast import moved_season, seasonal_naive
+from raymeta.tasks.cutter import moved_season, seasonal_naive
 
 # The past [..., P], the steps of a season, the horizon -> the forecast [..., H], and the deviation
 # [..., H] of the normal distribution around it.
