@@ -14,7 +14,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
 from raymeta.tasks.cutter import Cutter
 from raymeta.tasks.dealt import Dealt
-from raymeta.tasks.leaks import find_leaks, find_shared_sides
+from raymeta.tasks.leaks import find_future_reads, find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
 from raymeta.tasks.table_settings import TableTasks
 
@@ -130,8 +130,11 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         findings += _unnamed_groups(tasks, dealt)
     enough, distribution = _enough(experiment, dealt)
     findings.append(enough)
-    if distribution is not None and isinstance(tasks, TableTasks) and tasks.kind != "forecast":
-        findings += find_shared_sides(distribution.recorded or distribution)
+    if distribution is not None and isinstance(tasks, TableTasks):
+        if tasks.kind == "forecast":
+            findings += find_future_reads(distribution, Cutter.of(tasks).num_known)
+        else:
+            findings += find_shared_sides(distribution.recorded or distribution)
     is_sound = all(finding.level != "error" for finding in findings)
     ways = _ways(experiment, dealt, distribution) if is_sound and distribution is not None else ()
     return Inspection(experiment, dealt, tuple(findings), ways)
