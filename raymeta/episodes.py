@@ -116,8 +116,9 @@ class InputSpec:
     """What one example looks like to a network.
 
     Exactly one of `num_features` (real-valued sequences) and `vocabulary_size` (token ids, 0 being
-    padding) is set.  `num_outputs` is the number of ways of a classification episode or the
-    dimension of a regression target.  `problem` is a name of `PROBLEMS`.
+    padding) is set.  `num_outputs` is the number of ways of a classification episode, the dimension
+    of a regression target, or that times the levels of quantiles.  `problem` is a name in
+    `PROBLEMS`.
     """
 
     problem: str
@@ -136,9 +137,9 @@ class InputSpec:
 class Past:
     """The past of each forecast query, in the series' own units.
 
-    `values` `[M, P]` are the P steps before the first one to be forecast.  An output stands for the
-    forecast `base + unit * output`, with `base` `[M, O]` and `unit` `[M, 1]`.  Of several episodes
-    there is a leading axis E.
+    `values` `[M, P]` are the P steps before the first one to be forecast.  An answer of H steps
+    stands for the forecast `base + unit * answer`, with `base` `[M, H]` and `unit` `[M, 1]`.  Of
+    several episodes there is a leading axis E.
     """
 
     values: np.ndarray

@@ -271,11 +271,11 @@ def judge(
     if experiment.evaluation.sealed:
         record_look(run, result)
     together, problem = [own, *further], own.recipe.problem.name
-    if problem == "forecast":
+    if own.tasks.season is not None:
         watcher.phase("measuring errors of forecasts on meta-validation")
         errors = keep_errors(run, together)
         result = replace(result, coverage=coverage_in_meta_test(errors, together, num_episodes))
-        drawings = draw_forecasts(own.tasks, forecasts)
+        drawings = draw_forecasts(own.tasks, own.recipe.problem, forecasts)
     else:
         watcher.phase("calibrating")
         calibration = keep_calibrations(run, together)

@@ -236,13 +236,15 @@ def random_episodes(
     *,
     num_steps: int = 4,
     regression: bool = False,
+    num_levels: int = 1,
     padded: bool = False,
     every_class: bool = False,
     seed: int = 0,
 ) -> Episodes:
     """Episodes of 4 support and 5 query examples; padded ones hold NaN where nothing may look.
 
-    With `every_class` no class lacks a support example.
+    With `every_class` no class lacks a support example; with `num_levels` there is one target for
+    so many outputs.
     """
     generator = torch.Generator().manual_seed(seed)
     outputs = network.head.out_features
@@ -262,7 +264,7 @@ def random_episodes(
         if every_class:
             y = torch.arange(count).remainder(outputs).expand(shape).clone()
         if regression:
-            y = normal(*shape, outputs)
+            y = normal(*shape, outputs)[..., ::num_levels]
         if not padded:
             return Examples(x, y)
         lengths = torch.randint(1, num_steps + 1, shape, generator=generator)
@@ -273,6 +275,18 @@ def random_episodes(
 
     seeds = torch.arange(num_episodes) + seed
     return Episodes(examples(4), examples(5), seeds)
+
+
+def crps_of(outputs: Tensor, y: Tensor, levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -> Tensor:
+    """Twice the mean pinball loss of one episode's sorted quantiles `[N, H Q]`, by loops."""
+    losses = []
+    for row, values in zip(outputs, y, strict=True):
+        for step, value in enumerate(values):
+            own = row[len(levels) * step : len(levels) * (step + 1)]
+            for level, quantile in zip(levels, own[own.argsort()], strict=True):
+                missed = value - quantile
+                losses.append(level * missed if missed > 0 else (level - 1) * missed)
+    return 2 * torch.stack(losses).mean()
 
 
 def pairs(episodes: Episodes) -> list[Pair]:

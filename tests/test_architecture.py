@@ -164,6 +164,7 @@ KNOWN_TO = {
     },
     "fsspec": {"raymeta.storage.tune"},
     "pyarrow": {
+        "raymeta.data.calendar",
         "raymeta.data.mapped",
         "raymeta.data.readers.archives",
         "raymeta.data.readers.arrow",
@@ -173,6 +174,7 @@ KNOWN_TO = {
         "raymeta.inference.examples",
         "raymeta.inference.explanation_tables",
         "raymeta.inference.forecaster",
+        "raymeta.inference.horizon",
         "raymeta.inference.tables",
         "raymeta.serving.bodies",
         "raymeta.storage.paths",

@@ -153,6 +153,13 @@ def forecast(
         ),
     ] = _STREAM,
     output: OutputOption = _STREAM,
+    known: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What is known of the steps to come: the columns of tasks.known, a row a step.",
+        ),
+    ] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
@@ -166,17 +173,22 @@ def forecast(
     """Forecast series by a finished run with `kind: forecast`, from their pasts.
 
     A table has one row a step, with the experiment's own columns. One row a series and step to come
-    comes out: the series' name, the step, its time where the steps are even, and the forecast.
+    comes out: the series' name, the step, its time where the steps are even, the forecast, and its
+    quantiles if the network gives them.
     """
     open_console()
     from raymeta.data.readers.arrow import read_columns  # noqa: PLC0415  (slow)
     from raymeta.inference.files import load_forecaster  # noqa: PLC0415  (torch takes seconds)
+    from raymeta.inference.horizon import Known  # noqa: PLC0415  (slow)
 
     written = _format_of(output, format_)
     network = load_forecaster(run, ensemble=ensemble, runs_dir=runs_dir)
     with _input_file(history, format_) as (file, place):
         table = read_columns(file, network.columns, place)
-        found = network.forecast_table(table, place, coverage=coverage)
+        ahead = None
+        if known is not None:
+            ahead = Known(read_columns(path_at(known)), path_at(known))
+        found = network.forecast_table(table, place, known=ahead, coverage=coverage)
     _write(found.to_table(), output, written)
 
 

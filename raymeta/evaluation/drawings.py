@@ -22,6 +22,7 @@ from raymeta.evaluation.calibration import Calibration, query_logits
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.ensemble import query_answers
 from raymeta.evaluation.scores import NUM_BINS
+from raymeta.problem import Problem
 from raymeta.run_folder import Run
 from raymeta.storage.checksum import from_json
 from raymeta.storage.paths import read_regular
@@ -68,12 +69,18 @@ class DrawnEpisode:
 
 @dataclass(frozen=True)
 class DrawnForecast:
-    """The end of a series, what came next, and forecasts of it by name, the network's first."""
+    """The end of a series, what came next, and forecasts of it by name, the network's first.
+
+    `band` are the ends of the network's widest interval at each step, and `band_share` is how many
+    percent of the values it should hold; empty for forecasts without quantiles.
+    """
 
     series: str
     past: Numbers
     truth: Numbers
     forecasts: dict[str, Numbers]
+    band: tuple[Numbers, Numbers] | None = None
+    band_share: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,15 +181,21 @@ def draw_classification(
     )
 
 
-def draw_forecasts(tasks: TaskDistribution, forecasts: Mapping[str, Tensor]) -> Drawings:
+def draw_forecasts(
+    tasks: TaskDistribution, problem: Problem, forecasts: Mapping[str, Tensor]
+) -> Drawings:
     """The first forecast of each of the first series.
 
     Args:
         tasks: of forecasts.
-        forecasts: answers `[E, M, H]` to the first meta-test episodes, by whose they are.
+        problem: whose answers they are.
+        forecasts: answers `[E, M, O]` to the first meta-test episodes, by whose they are, the
+            network's first.
     """
     drawn: dict[str, DrawnForecast] = {}
-    for number in range(len(next(iter(forecasts.values())))):
+    points = {whose: problem.point(answers) for whose, answers in forecasts.items()}
+    own = next(iter(forecasts.values()))
+    for number in range(len(own)):
         episode = tasks.episode("test", number)
         past = episode.query_past
         assert past is not None, "a forecast's episodes have a past"
@@ -190,14 +203,23 @@ def draw_forecasts(tasks: TaskDistribution, forecasts: Mapping[str, Tensor]) -> 
         if name in drawn:
             continue
         base, unit = past.base[0], past.unit[0]
+
+        def in_units(answers: Tensor, base: np.ndarray = base, unit: np.ndarray = unit) -> Numbers:
+            return _rounded((base + unit * answers.numpy())[:_MOST_STEPS])
+
+        band, share = None, 0.0
+        if problem.intervals:
+            low, high = problem.intervals[0]
+            quantiles = problem.quantiles(own[number, 0])
+            band = in_units(quantiles[:, low]), in_units(quantiles[:, high])
+            share = round(100 * (problem.levels[high] - problem.levels[low]), 4)
         drawn[name] = DrawnForecast(
             series=name,
             past=_rounded(past.values[0][-_MOST_STEPS:]),
             truth=_rounded((base + unit * episode.query_y[0])[:_MOST_STEPS]),
-            forecasts={
-                whose: _rounded((base + unit * answers[number, 0].numpy())[:_MOST_STEPS])
-                for whose, answers in forecasts.items()
-            },
+            forecasts={whose: in_units(found[number, 0]) for whose, found in points.items()},
+            band=band,
+            band_share=share,
         )
         if len(drawn) == NUM_SERIES:
             break

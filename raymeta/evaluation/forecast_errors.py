@@ -89,7 +89,8 @@ class ForecastErrors:
         """
         first = networks[0]
         outputs = forecasts_of(networks, NUM_EPISODES, first.recipe.num_steps, "val")
-        answers = first.recipe.problem.mean_outputs(outputs)
+        problem = first.recipe.problem
+        answers = problem.point(problem.mean_outputs(outputs))
         episodes = first.tasks.episodes("val", range(NUM_EPISODES))
         errors = (answers - episodes.query.y.double()).abs().flatten(0, 1).numpy()
         drawn = (first.tasks.episode("val", index) for index in range(NUM_EPISODES))
@@ -169,7 +170,8 @@ def coverage_in_meta_test(
         return None
     first = networks[0]
     outputs = forecasts_of(networks, num_episodes, first.recipe.num_steps)
-    answers = first.recipe.problem.mean_outputs(outputs)
+    problem = first.recipe.problem
+    answers = problem.point(problem.mean_outputs(outputs))
     targets = first.tasks.episodes("test", range(num_episodes)).query.y.double()
     half = errors.half_widths(TESTED_COVERAGE)
     is_in = ((answers - targets).abs().numpy() <= half).mean(axis=2)

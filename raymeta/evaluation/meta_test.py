@@ -54,7 +54,7 @@ def meta_test(
         further: more trainings of the same configuration, of a refit.
         progress: told what is being judged.
         keep: receives the score of every query.
-        keep_forecasts: receives, of forecasts alone, the answers `[E, M, H]` of the first training
+        keep_forecasts: receives, of forecasts alone, the answers `[E, M, O]` of the first training
             and of each control that forecasts, by label.
 
     Raises:
@@ -75,7 +75,7 @@ def meta_test(
     has_own_units = tasks.season is not None or tasks.target_scale is not None
     if has_own_units:
         outputs = forecasts_of(trainings, num_episodes, steps)
-        row = replace(row, own_units=in_own_units(tasks, outputs, of_trainings))
+        row = replace(row, own_units=in_own_units(tasks, recipe.problem, outputs, of_trainings))
         if tasks.season is not None:
             forecasts[label] = outputs[0]
     rows, judged = [row], dict[str, np.ndarray]()
@@ -85,7 +85,8 @@ def meta_test(
         row = _row(name, title, judgement, units)
         judged[name] = judgement.scores.double().numpy()
         if judgement.outputs is not None and has_own_units:
-            row = replace(row, own_units=in_own_units(tasks, judgement.outputs[None], units))
+            measures = in_own_units(tasks, recipe.problem, judgement.outputs[None], units)
+            row = replace(row, own_units=measures)
             if tasks.season is not None:
                 forecasts[title] = judgement.outputs
         rows.append(replace(row, ahead=Score.over(lead, of_trainings)))

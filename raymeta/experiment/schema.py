@@ -15,7 +15,7 @@ from raymeta.experiment.learners import Learners
 from raymeta.experiment.parameter import Parameter, Scalar, is_multiple
 from raymeta.experiment.trackers import Trackers
 from raymeta.meta.settings import SETTINGS
-from raymeta.problem import PROBLEMS, Problem
+from raymeta.problem import Problem, posed
 from raymeta.sections import Probability, Section, Seed
 from raymeta.tasks.settings import Tasks
 
@@ -359,7 +359,7 @@ class Experiment(Learners, Subject):
     @property
     def problem(self) -> Problem:
         """The problem that the tasks pose, and how answers are scored."""
-        return PROBLEMS[self.tasks.asks_for()]
+        return posed(self.tasks.asks_for(), self.tasks.levels())
 
     @property
     def metric(self) -> str:

@@ -150,7 +150,7 @@ class ProtoMamlSettings(StepSettings, learner="proto_maml"):
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
         dict.fromkeys(
-            ("regression", "forecast"),
+            ("regression", "forecast", "quantiles"),
             "its head starts from the prototypes of classes; choose maml or meta_sgd",
         )
     )
@@ -175,6 +175,13 @@ class ImamlSettings(GradientSettings, learner="imaml"):
     the optimum.  `solver_steps` are iterations of conjugate gradients.
     """
 
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "quantiles": "its meta-gradient takes the curvature of the support's loss, and the "
+            "pinball loss is piecewise linear; choose maml or meta_sgd"
+        }
+    )
+
     adaptation_steps: int = _setting(16, ge=1, le=1000)
     proximity: float = _setting(
         2.0, gt=0, description="weight of half the squared distance from the start"
@@ -193,6 +200,7 @@ class PrototypesSettings(LearnerSettings, learner="prototypes"):
         dict.fromkeys(
             ("regression", "forecast"), "it gives classes, not numbers; choose ridge or matching"
         )
+        | {"quantiles": "it gives classes, not numbers; choose maml or meta_sgd"}
     )
 
     distance: Literal["euclidean", "cosine"] = "euclidean"
@@ -214,6 +222,7 @@ class AlignmentSettings(LearnerSettings, learner="alignment"):
         dict.fromkeys(
             ("regression", "forecast"), "it gives classes, not numbers; choose ridge or matching"
         )
+        | {"quantiles": "it gives classes, not numbers; choose maml or meta_sgd"}
     )
 
     scale: float = _setting(1.0, gt=0, description="learned factor of distances at first")
@@ -230,6 +239,13 @@ class MatchingSettings(LearnerSettings, learner="matching"):
     query after `read_steps` readings of it (Vinyals et al. 2016, appendix A).
     """
 
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "quantiles": "its answer is a mean of the support's values, one a step; "
+            "choose maml or meta_sgd"
+        }
+    )
+
     full_context: bool = True
     read_steps: int = _setting(5, ge=1, le=100, description="readings of the support by a query")
     scale: float = _setting(10.0, gt=0, description="learned factor of cosines at first")
@@ -242,6 +258,13 @@ class RidgeSettings(LearnerSettings, learner="ridge"):
     With `learned_prior` the penalty is of the distance from learned weights, not from zero: where
     every task has the same labels, what all have in common needs no example.
     """
+
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "quantiles": "it fits the support's values by squared errors, which have no levels; "
+            "choose maml or meta_sgd"
+        }
+    )
 
     learned_prior: bool = _setting(
         False,
@@ -266,7 +289,12 @@ class AlpacaSettings(LearnerSettings, learner="alpaca"):
     """Bayesian linear regression on the support's features, with a learned prior (ALPaCA)."""
 
     refuses: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"classification": "its posterior is of numbers, not classes; choose ridge or prototypes"}
+        {
+            "classification": "its posterior is of numbers, not classes; choose ridge or "
+            "prototypes",
+            "quantiles": "it learns a normal distribution by its density, not quantiles by the "
+            "pinball loss; choose maml or meta_sgd",
+        }
     )
 
     noise: float = _setting(0.1, gt=0, description="learned variance of targets at first")

@@ -10,6 +10,7 @@ from plotly import graph_objects as go
 from raymeta.evaluation.drawings import Bin, Confusion, DrawnFit, DrawnForecast
 from raymeta.report.plots import BLUE, GREY, MARGIN, ORANGE, label
 
+BAND = "rgba(59,130,196,0.18)"  # of the network's interval
 _CELL, _MOST_WRITTEN = 30, 12  # pixels of a class; classes whose shares are written out
 
 
@@ -99,6 +100,19 @@ def forecast_figure(drawn: DrawnForecast, shown: Mapping[str, str]) -> go.Figure
         name="the series",
     )
     figure = go.Figure([known])
+    if drawn.band is not None:
+        low, high = drawn.band
+        figure.add_trace(
+            go.Scatter(
+                x=[*ahead, *reversed(ahead)],
+                y=[*high, *reversed(low)],
+                fill="toself",
+                fillcolor=BAND,
+                line={"width": 0},
+                hoverinfo="skip",
+                name=f"{drawn.band_share:g} % interval",
+            )
+        )
     for whose, colour in shown.items():
         values = drawn.forecasts.get(whose, ())
         is_own = colour == BLUE

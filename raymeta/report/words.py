@@ -263,8 +263,10 @@ def problem_words(experiment: Experiment) -> str:
     tasks = experiment.tasks
     if experiment.problem.name == "classification":
         return f"{tasks.num_ways}-way {tasks.num_shots}-shot classification"
-    if experiment.problem.name == "forecast":
-        return f"forecasts of {experiment.value('tasks.horizon')} steps"
+    if experiment.problem.name in ("forecast", "quantiles"):
+        whole = f"forecasts of {experiment.value('tasks.horizon')} steps"
+        levels = experiment.problem.levels
+        return f"{whole}, each by {len(levels)} quantiles," if levels else whole
     return f"regression from {tasks.num_shots} points"
 
 

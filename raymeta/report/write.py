@@ -184,7 +184,9 @@ def _drawings(page: Page, facts: RunFacts, drawings: Drawings) -> None:
             f"by {whose} and by controls. What lies behind the dotted line nobody had seen.",
             "dim",
         )
-        page.markup(line_key({"the series": plots.GREY, **shown}))
+        first = drawings.forecasts[0]
+        bands = {f"{first.band_share:g} % interval of {whose}": drawing_plots.BAND}
+        page.markup(line_key({"the series": plots.GREY, **shown, **(bands if first.band else {})}))
         page.begin_grid()
         for forecast in drawings.forecasts:
             figure = drawing_plots.forecast_figure(forecast, shown)

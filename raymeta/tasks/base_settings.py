@@ -59,6 +59,10 @@ class TaskSettings(Section):
         """The name of the problem; a source may have several."""
         return self.problem
 
+    def levels(self) -> tuple[float, ...]:
+        """The levels of the quantiles to be given; none of other problems."""
+        return ()
+
     @property
     def has_fixed_labels(self) -> bool:
         """Whether a label, or a number, means the same in all tasks."""

@@ -67,6 +67,12 @@ _ONLY = {
     **{key: {"groups"} for key in ("window", "support")},
 }
 
+# What a forecast may have besides, offered as comments.
+_MORE_OF_FORECAST = """\
+  # known: [price]              # numbers, not among the features, whose values to come are known
+  # calendar: [month, weekday]  # of the times, also hour; read over the horizon too
+  # quantiles: [0.1, 0.5, 0.9]  # also a distribution; take ridge out of search.space.learner"""
+
 # The budget of a first run, as in `pen`.
 _REST_OF_TABLE = Template("""
 $learner
@@ -202,6 +208,8 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
         entry = f"  {key}: {_yaml(values[key])}"
         comment = comments.get(key)
         lines.append(entry if comment is None else f"{entry:<30}  # {comment}")
+    if isinstance(settings, TableTasks) and settings.kind == "forecast":
+        lines.append(_MORE_OF_FORECAST)
     shown = command.encode("unicode_escape").decode()  # a comment ends with its line
     head = [
         f"# Made by `{shown}`.",

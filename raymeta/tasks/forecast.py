@@ -1,18 +1,8 @@
 """Forecasts of series from a long table: a task is one series, cut in two at a random step.
 
-The support set are windows whose targets end before the cut; queries ask for what follows it:
+What an episode holds, and how it is scaled, is in `raymeta.tasks.cutter`.
 
-    past        context + horizon + (num_shots - 1) * stride steps before the cut
-    support i   reads the past up to its own first target, i = 0 … num_shots - 1
-    query i     reads as many steps, up to i * stride steps behind the cut; its targets come next
-
-Everything is scaled by the past alone.  The unit is the mean absolute error, within the past, of
-repeating the season before (Hyndman & Koehler 2006, "Another look at measures of forecast
-accuracy", section 3.3), so that mean absolute errors are MASE.  A network's targets are differences
-to a plain forecast from what its window shows.
-
-Shape legend: S series, L steps of a series, P steps of the past, D columns (the target is the
-first), M windows, T time steps, H horizon.
+Shape legend: S series, L steps of a series, D columns (the target is the first).
 """
 
 from __future__ import annotations
@@ -22,14 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from raymeta.data.calendar import calendar_names
 from raymeta.data.duplicates import distinct_rows
 from raymeta.data.ragged import ragged
 from raymeta.data.sequences import Sequences, content_of
 from raymeta.data.splits import Deal, deal_sealed
-from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Past, Split, TaskDistribution
+from raymeta.episodes import SPLITS, Episode, InputSpec, Legend, Split, TaskDistribution
 from raymeta.errors import DataError
+from raymeta.tasks.cutter import Cutter
 from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
 from raymeta.tasks.levels import level_facts, unknown_in_splits, with_levels
 from raymeta.tasks.ready import Ready, ready_table
@@ -43,188 +34,6 @@ _UNEVEN = 1.5  # a step of time that is longer than this many median steps is a 
 _BETWEEN = "two of their groups are in different splits"
 _COPIES = "copies of others, but for level and unit"
 _SHORT = "too short to be cut, or the same in every season (tasks.small_classes)"
-
-
-@dataclass(frozen=True)
-class Cutter:
-    """Makes windows of a series around a cut."""
-
-    context: int
-    horizon: int
-    season: int
-    stride: int
-    num_shots: int
-    num_queries: int
-    difference: str  # baseline of the targets; see `TableTasks`
-    num_levels: int = 0  # the last columns of a series, which are read as they are
-
-    @classmethod
-    def of(cls, settings: TableTasks) -> Cutter:
-        """Makes the cutter that the settings describe."""
-        return cls(
-            context=settings.context,
-            horizon=settings.horizon,
-            season=settings.season,
-            stride=settings.stride,
-            num_shots=settings.num_shots,
-            num_queries=settings.num_queries,
-            difference=settings.difference,
-        )
-
-    @property
-    def past(self) -> int:
-        """Steps before the cut that an episode sees."""
-        return self.context + self.horizon + (self.num_shots - 1) * self.stride
-
-    @property
-    def future(self) -> int:
-        """Steps behind the cut that an episode needs."""
-        return self.horizon + (self.num_queries - 1) * self.stride
-
-    def cuts(self, x: np.ndarray) -> np.ndarray:
-        """Finds the cuts of a series `[L, D]` whose past varies between seasons, int64."""
-        if len(x) < self.past + self.future:
-            return np.zeros(0, np.int64)
-        changes = self._changes(x)
-        # Of each run of the past's changes: the cut behind it leaves room for the future.
-        runs = sliding_window_view(changes, self.past - self.season)
-        runs = runs[: len(x) - self.past - self.future + 1]
-        is_sound = (runs > 0).any(axis=1) & np.isfinite(runs.sum(axis=1))
-        return np.flatnonzero(is_sound) + self.past
-
-    def episode(self, x: np.ndarray, cut: int) -> Episode:
-        """Makes the windows of a series `[L, D]` around a cut.
-
-        Ids are the steps of their first targets.
-
-        Nothing before `cut` depends on a value behind it.
-        """
-        start = cut - self.past
-        scale = _Scale.of(x[start:cut], self.season, self.num_levels)
-        ends = cut - self.horizon - self.stride * np.arange(self.num_shots)[::-1]
-        support: list[int] = ends.tolist()
-        query: list[int] = (cut + self.stride * np.arange(self.num_queries)).tolist()
-        # Pad to the queries' length: joint training stacks both.
-        support_x = np.zeros((self.num_shots, self.past, x.shape[1] + 1), np.float32)
-        for row, end in enumerate(support):
-            support_x[row, : end - start] = scale.read(x[start:end])
-        base = np.stack([self._base(x[end - self.past : end, 0]) for end in query])
-        return Episode(
-            support_x=support_x,
-            support_y=np.stack(
-                [
-                    (self._ahead(x, end) - self._base(x[start:end, 0])) / scale.unit
-                    for end in support
-                ]
-            ),
-            query_x=np.stack([scale.read(x[end - self.past : end]) for end in query]),
-            query_y=(np.stack([self._ahead(x, end) for end in query]) - base) / scale.unit,
-            support_lengths=ends - start,
-            query_lengths=np.full(self.num_queries, self.past),
-            support_ids=np.array(support),
-            query_ids=np.array(query),
-            query_past=Past(
-                values=np.stack([x[end - self.past : end, 0] for end in query]),
-                base=base,
-                unit=np.full((self.num_queries, 1), scale.unit),
-            ),
-        )
-
-    def question(self, past: np.ndarray) -> Episode:
-        """The episode that asks what follows a past `[P, D]`: one query, whose targets are zeros.
-
-        The past must be one that it `takes`.
-        """
-        one = replace(self, num_queries=1)
-        unknown = np.zeros((self.horizon, past.shape[1]))
-        episode = one.episode(np.concatenate([past, unknown]), self.past)
-        return replace(episode, query_y=np.zeros_like(episode.query_y))
-
-    def takes(self, past: np.ndarray) -> bool:
-        """Whether a past `[P, D]` differs from season to season, by finite numbers."""
-        changes = self._changes(past)
-        return bool((changes > 0).any() and np.isfinite(changes.sum()))
-
-    def _changes(self, x: np.ndarray) -> np.ndarray:
-        """What each season changed of the one before it, `[L - season]`."""
-        with np.errstate(over="ignore"):
-            changes: np.ndarray = np.abs(x[self.season :, 0] - x[: -self.season, 0])
-        return changes
-
-    def _ahead(self, x: np.ndarray, end: int) -> np.ndarray:
-        """The values to forecast from `end` on, `[H]`."""
-        return x[end : end + self.horizon, 0]
-
-    def _base(self, known: np.ndarray) -> np.ndarray:
-        """The baseline of the targets that follow the `known` values, `[H]`."""
-        if self.difference == "last":
-            return seasonal_naive(known, 1, self.horizon)
-        if self.difference == "drift" and len(known) > self.season:
-            return moved_season(known, self.season, self.horizon)
-        return seasonal_naive(known, self.season, self.horizon)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """What the numbers of a past are measured in; see the top of this module.
-
-    `center` and `spread` `[D - 1]` are those of the columns beside the target.
-    """
-
-    unit: float
-    center: np.ndarray
-    spread: np.ndarray
-    season: int
-
-    @classmethod
-    def of(cls, past: np.ndarray, season: int, num_levels: int) -> _Scale:
-        """That of a past `[P, D]`, whose last columns are levels of categories."""
-        others = past[:, 1:]
-        size = np.abs(others).max(axis=0)  # squares of large numbers would overflow
-        size[size == 0] = 1.0
-        center, spread = (size * f(others / size, axis=0) for f in (np.mean, np.std))
-        at = len(size) - num_levels
-        center[at:], spread[at:] = 0.0, 1.0
-        return cls(
-            unit=float(np.abs(past[season:, 0] - past[:-season, 0]).mean()),
-            center=center,
-            spread=np.where(spread > 0, spread, 1.0),
-            season=season,
-        )
-
-    def read(self, window: np.ndarray) -> np.ndarray:
-        """What a network reads of a window `[T, D]`, float32 `[T, D + 1]`.
-
-        The target relative to its last value, its change over a season, and the other columns.
-        """
-        values = window[:, 0]
-        change = np.zeros_like(values)
-        change[self.season :] = values[self.season :] - values[: -self.season]
-        scaled = np.stack([values - values[-1], change], axis=1) / self.unit
-        others = (window[:, 1:] - self.center) / self.spread
-        return np.concatenate([scaled, others], axis=1).astype(np.float32)
-
-
-def seasonal_naive(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """Repeats the last season, `[..., H]`; the last value if a season is one step.
-
-    Args:
-        known: `[..., T]` with T ≥ `season`.
-        season: steps of a season.
-        horizon: H.
-    """
-    return known[..., -season + np.arange(horizon) % season]
-
-
-def moved_season(known: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """Repeats the last season, each time moved by the last change over a season, `[..., H]`.
-
-    Arguments are those of `seasonal_naive`, with T > `season`.
-    """
-    change = known[..., -1:] - known[..., -1 - season, None]
-    seasons = 1 + np.arange(horizon) // season
-    moved: np.ndarray = seasonal_naive(known, season, horizon) + seasons * change
-    return moved
 
 
 @dataclass(frozen=True)
@@ -299,7 +108,9 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
     return TaskDistribution(
         name=settings.source,
         input_spec=InputSpec(
-            "forecast", settings.horizon, num_features=len(facts["columns"]) + 1 + cutter.num_levels
+            settings.asks_for(),
+            settings.horizon * max(1, len(settings.quantiles)),
+            num_features=cutter.num_inputs(len(facts["columns"]) + cutter.num_levels),
         ),
         seed=seed,
         sample_episode=ForecastSampler(
@@ -329,7 +140,10 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
 
 def forecast_facts(settings: TableTasks) -> dict[str, Any]:
     """What a network must know of its inputs, but for the levels of categories."""
-    return {"columns": [settings.target_name, *settings.features], "season": settings.season}
+    columns = [settings.target_name, *settings.features, *settings.known]
+    further: dict[str, list[Any]] = {"quantiles": settings.quantiles, "known": settings.known}
+    facts = {"columns": [*columns, *calendar_names(settings.calendar)], "season": settings.season}
+    return facts | {key: list(value) for key, value in further.items() if value}
 
 
 def deal_forecast(settings: TableTasks, *, sealed: bool = False) -> Dealt:

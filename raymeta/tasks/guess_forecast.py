@@ -9,7 +9,8 @@ import numpy as np
 
 from raymeta.data.readers.columns import Column
 from raymeta.errors import DataError
-from raymeta.tasks.forecast import Cutter, deal_forecast
+from raymeta.tasks.cutter import Cutter
+from raymeta.tasks.forecast import deal_forecast
 from raymeta.tasks.roles import SEQUENCES, TARGETS, TIMES, Roles
 from raymeta.tasks.table_settings import TableTasks
 

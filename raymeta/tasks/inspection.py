@@ -12,9 +12,9 @@ from raymeta.episodes import SPLITS, TaskDistribution
 from raymeta.errors import DataError, ExperimentError
 from raymeta.experiment.schema import Experiment
 from raymeta.finding import Finding
+from raymeta.tasks.cutter import Cutter
 from raymeta.tasks.dealt import Dealt
-from raymeta.tasks.forecast import Cutter
-from raymeta.tasks.leaks import find_leaks, find_shared_sides
+from raymeta.tasks.leaks import find_future_reads, find_leaks, find_shared_sides
 from raymeta.tasks.load import SOURCES, load_tasks
 from raymeta.tasks.table_files import read_columns_of
 from raymeta.tasks.table_settings import TableTasks
@@ -131,8 +131,11 @@ def inspect_tasks(experiment: Experiment) -> Inspection:
         findings += _unnamed_groups(tasks, dealt)
     enough, distribution = _enough(experiment, dealt)
     findings.append(enough)
-    if distribution is not None and isinstance(tasks, TableTasks) and tasks.kind != "forecast":
-        findings += find_shared_sides(distribution.recorded or distribution)
+    if distribution is not None and isinstance(tasks, TableTasks):
+        if tasks.kind == "forecast":
+            findings += find_future_reads(distribution, Cutter.of(tasks).num_known)
+        else:
+            findings += find_shared_sides(distribution.recorded or distribution)
     is_sound = all(finding.level != "error" for finding in findings)
     ways = _ways(experiment, dealt, distribution) if is_sound and distribution is not None else ()
     return Inspection(experiment, dealt, tuple(findings), ways)
@@ -236,6 +239,7 @@ def _series(tasks: TableTasks, distribution: TaskDistribution, dealt: Dealt) -> 
 def _unnamed_groups(tasks: TableTasks, dealt: Dealt) -> list[Finding]:
     """Finds columns that may be groups but are not declared, with a value in two splits."""
     known = {tasks.sequence, tasks.target_name, tasks.time, *tasks.groups, *tasks.channels}
+    known |= {*tasks.known}
     columns = read_columns_of(tasks, but={name for name in known if name is not None})
     if not columns:
         return []

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,75 @@ def find_shared_sides(tasks: TaskDistribution, num_episodes: int = 20) -> list[F
             text = f"{len(told)} of {num_episodes} episodes of meta-{split} share data: {told[0]}"
             findings.append(Finding("sides", text, "error"))
     return findings
+
+
+def find_future_reads(
+    tasks: TaskDistribution, num_known: int, num_episodes: int = 5
+) -> list[Finding]:
+    """What forecasts could read of the future, found by other values in its place.
+
+    Behind the first step of each query all columns but those known in advance get other values, and
+    behind its horizon these too.  The support set, what the query reads, and the base and unit of
+    its targets must stay as they are.
+
+    Args:
+        tasks: of forecasts, whose `sample_episode` is a dataclass with the series `x` by split.
+        num_known: how many columns, the last ones, are known in advance.
+        num_episodes: of each split.
+
+    Returns:
+        An error for each split with episodes that change.
+    """
+    findings = []
+    for split in SPLITS:
+        told = []
+        for index in range(num_episodes):
+            episode = tasks.episode(split, index)
+            assert episode.query_ids is not None, "the queries of forecasts have their steps as ids"
+            for query, step in enumerate(episode.query_ids.tolist()):
+                behind = step + episode.query_y.shape[1]
+                sampler: Any = tasks.sample_episode
+                other = {
+                    **sampler.x,
+                    split: _OtherFuture(sampler.x[split], step, behind, num_known),
+                }
+                changed = replace(tasks, sample_episode=replace(sampler, x=other))
+                if _inputs_of(changed.episode(split, index), query) != _inputs_of(episode, query):
+                    told.append(f"query {query} of episode {index}")
+                    break
+        if told:
+            share = f"{len(told)} of {num_episodes} episodes of meta-{split}"
+            text = f"{share} read it: {told[0]}, for one"
+            findings.append(Finding("future", text, "error"))
+    return findings
+
+
+@dataclass(frozen=True)
+class _OtherFuture(Sequence[np.ndarray]):
+    """Series with other values from `step` on, and from `behind` on in the last columns too."""
+
+    series: Sequence[np.ndarray]
+    step: int
+    behind: int
+    num_known: int
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __getitem__(self, row: Any) -> Any:
+        x = self.series[row].copy()
+        place = x.shape[1] - self.num_known
+        for part in (x[self.step :, :place], x[self.behind :, place:]):
+            part[:] = 3 * part[::-1] + 7
+        return x
+
+
+def _inputs_of(episode: Episode, query: int) -> tuple[bytes, ...]:
+    """All that the answer to a query may depend on."""
+    past = episode.query_past
+    assert past is not None, "a forecast's episodes have a past"
+    found = (episode.support_x, episode.support_y, episode.query_x[query])
+    return tuple(x.tobytes() for x in (*found, past.base[query], past.unit[query]))
 
 
 def _shared_sides(episode: Episode, name: str) -> str | None:

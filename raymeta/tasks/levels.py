@@ -90,13 +90,18 @@ def level_facts(settings: TableTasks, training: Sequences) -> dict[str, Any]:
 
 
 def with_levels(x: np.ndarray, settings: TableTasks, facts: Mapping[str, Any]) -> np.ndarray:
-    """A series `[L, C]` with the centred columns of levels in place of its codes, `[L, D]`."""
+    """A series `[L, C]` with the centred columns of levels in place of its codes, `[L, D]`.
+
+    The codes are its last columns; the levels stand before what is known in advance.
+    """
     levels = known_levels(settings, facts)
     if not levels:
         return x
-    numbers, codes = np.split(x, [x.shape[1] - len(levels)], axis=1)
+    end = x.shape[1] - len(levels)
+    num_known = len(settings.known) + 2 * len(settings.calendar)
+    own, known, codes = np.split(x, [end - num_known, end], axis=1)
     centred = columns_of_levels(codes, levels) - facts["shares"]
-    return np.concatenate([numbers, np.nan_to_num(centred)], axis=1)
+    return np.concatenate([own, np.nan_to_num(centred), known], axis=1)
 
 
 def names_of_levels(levels: Levels) -> list[str]:

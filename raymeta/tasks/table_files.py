@@ -40,7 +40,8 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
     is_forecast = settings.kind == "forecast"
     # The target is the first column of numbers, or it is made of the times.
     has_column = is_forecast or isinstance(settings.target, NumberTarget)
-    features = [*([settings.target_name] if has_column else []), *settings.features]
+    target = [settings.target_name] if has_column else []
+    features = [*target, *settings.features, *settings.known]
     reader = TableReader(
         sequence=settings.sequence,
         target=None if is_forecast or settings.has_numbers else settings.target_name,
@@ -48,6 +49,7 @@ def read_sequences(settings: TableTasks) -> tuple[Sequences, list[str]]:
         time=settings.time,
         groups=tuple(settings.groups),
         may_miss=settings.missing != "refuse",
+        calendar=tuple(settings.calendar),
         categories=tuple(settings.categories),
     )
     if isinstance(settings, PythonTasks):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
+from raymeta.problem import MEDIAN
 from raymeta.sections import Section, Seed
 from raymeta.tasks.base_settings import FileTasks, TaskSettings
 
@@ -83,6 +85,9 @@ class TableTasks(FileTasks):
         "context",
         "season",
         "stride",
+        "quantiles",
+        "known",
+        "calendar",
     }
 
     source: Literal["table"]
@@ -195,6 +200,22 @@ class TableTasks(FileTasks):
         "season moved by the change over a season (drift; where a window shows one), or to the "
         "last value",
     )
+    quantiles: list[float] = Field(
+        [],
+        max_length=99,
+        description="kind: forecast: levels such as [0.1, 0.5, 0.9]: networks give these quantiles "
+        "of every step; the one at 0.5 is the point forecast; empty: a point forecast alone",
+    )
+    known: list[str] = Field(
+        [],
+        description="kind: forecast: further columns of numbers, such as prices, whose values over "
+        "the horizon are known when a forecast is made; networks read them",
+    )
+    calendar: list[Literal["month", "weekday", "hour"]] = Field(
+        [],
+        description="kind: forecast: what networks read of the column of times, over past and "
+        "horizon, as sine and cosine: month, weekday, hour",
+    )
     split_seed: Seed = Field(0, description="deals classes and groups into the splits")
 
     @model_validator(mode="before")
@@ -217,6 +238,17 @@ class TableTasks(FileTasks):
             short = {"field_type": "List", "min_length": 1, "actual_length": 0}
             raise PydanticKnownError("too_short", short)
         return features
+
+    @field_validator("quantiles")
+    @classmethod
+    def _levels_ascend_about_the_median(cls, levels: list[float]) -> list[float]:
+        is_ascending = all(low < high for low, high in pairwise([0.0, *levels, 1.0]))
+        if levels and not (is_ascending and MEDIAN in levels):
+            raise ValueError(
+                "must ascend strictly between 0 and 1 and hold 0.5, the point forecast, such as "
+                f"[0.1, 0.5, 0.9], but got {levels!s:.100}"
+            )
+        return levels
 
     @property
     def example_steps(self) -> int:
@@ -243,8 +275,12 @@ class TableTasks(FileTasks):
     def asks_for(self) -> str:
         """Forecasts and numbers are problems of their own."""
         if self.kind == "forecast":
-            return "forecast"
+            return "quantiles" if self.quantiles else "forecast"
         return "regression" if self.has_numbers else self.problem
+
+    def levels(self) -> tuple[float, ...]:
+        """The levels of `quantiles`."""
+        return tuple(self.quantiles)
 
     @property
     def has_fixed_labels(self) -> bool:
@@ -253,7 +289,7 @@ class TableTasks(FileTasks):
 
     @model_validator(mode="after")
     def _checks_columns_and_classes(self) -> Self:
-        columns = [self.sequence, *self.groups, *self.features, *self.categories]
+        columns = [self.sequence, *self.groups, *self.features, *self.known, *self.categories]
         if isinstance(self.target, RemainingLife):
             if self.time != self.target.rul:
                 raise ValueError(
@@ -276,6 +312,9 @@ class TableTasks(FileTasks):
             if self.spectrum is not None:
                 raise ValueError("spectrum is for classes and groups, but kind is forecast")
             return self._checks_forecast()
+        for key in ("quantiles", "known", "calendar"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is for kind: forecast alone, but kind is {self.kind}")
         if self.has_numbers:
             return self._checks_numbers()
         if self.num_ways < 2:
@@ -366,6 +405,10 @@ class TableTasks(FileTasks):
                 "kind: forecast takes neither missing (filling in looks into the future) nor "
                 "time_differences: steps are evenly spaced; fill the table in yourself"
             )
+        if self.calendar and self.time is None:
+            raise ValueError("calendar needs a column of times; name it as time")
+        if len(set(self.calendar)) < len(self.calendar):
+            raise ValueError(f"calendar must name parts once each, but got {self.calendar}")
         if self.context < self.season:
             raise ValueError(
                 f"context must be at least season, since every example must hold a season, but "

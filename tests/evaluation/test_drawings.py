@@ -81,13 +81,31 @@ def test_texts_are_drawn_as_they_were_written(untrained: Untrained) -> None:
 def test_forecasts_are_drawn_in_own_units_one_a_series(untrained: Untrained) -> None:
     own = untrained("employment")
     answers = forecasts_of([own], 8, own.recipe.num_steps)[0]
-    drawn = draw_forecasts(own.tasks, {"own": answers, "zero": 0 * answers}).forecasts
+    drawn = draw_forecasts(
+        own.tasks, own.recipe.problem, {"own": answers, "zero": 0 * answers}
+    ).forecasts
     assert len({one.series for one in drawn}) == len(drawn) > 1
     past, episode = own.tasks.query_past("test", 1), own.tasks.episode("test", 0)
     np.testing.assert_allclose(drawn[0].past, past.values[0, 0], rtol=1e-4)
     truth = past.base[0, 0] + past.unit[0, 0] * episode.query_y[0]
     np.testing.assert_allclose(drawn[0].truth, truth, rtol=1e-4)
     np.testing.assert_allclose(drawn[0].forecasts["zero"], past.base[0, 0], rtol=1e-4)
+
+
+def test_the_band_of_a_forecast_is_its_widest_interval(untrained: Untrained) -> None:
+    levels = [0.1, 0.25, 0.5, 0.75, 0.8]
+    own = untrained("employment", f"tasks.quantiles={levels}", "learner=maml")
+    answers = forecasts_of([own], 8, own.recipe.num_steps)[0]
+    drawn = draw_forecasts(own.tasks, own.recipe.problem, {"own": answers}).forecasts[0]
+    assert drawn.band is not None
+    assert drawn.band_share == 50  # 0.1 and 0.8 are no interval
+    past = own.tasks.query_past("test", 1)
+    ordered = np.sort(answers[0, 0].numpy().reshape(12, 5), axis=1)
+    values = past.base[0, 0][:, None] + past.unit[0, 0] * ordered
+    for found, wanted in zip(
+        (*drawn.band, drawn.forecasts["own"]), values.T[[1, 3, 2]], strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_fits_are_drawn_in_the_order_of_their_inputs(untrained: Untrained) -> None:

@@ -224,6 +224,173 @@ def test_networks_open_by_the_function_that_uses_them(run: Run, run_of: RunOf) -
         raymeta.load_forecaster(str(other.path))
 
 
+def test_quantiles_are_outputs_of_their_own(tmp_path: Path, run_cli: Cli) -> None:
+    """They are those of the network's outputs, in the series' own units; intervals go on beside."""
+    levels = [0.1, 0.5, 0.75]
+    run = forecast_run(tmp_path / "run", f"tasks.quantiles={levels}", "learner=maml", seeds=2)
+    forecaster = raymeta.load_forecaster(str(run.path))
+    found = forecaster.forecast(history())
+    assert list(found.quantiles) == levels
+    stacked = np.stack(list(found.quantiles.values()), axis=-1)
+    assert stacked.shape == (3, 4, 3)
+    assert (np.diff(stacked, axis=-1) >= 0).all()
+    assert (np.diff(stacked, axis=-1) > 0).any()
+    np.testing.assert_array_equal(found.quantiles[0.5], found.point)
+    tasks = load_tasks(run.experiment())
+    networks = [Network(tasks, forecaster.trained.recipe, params) for params in forecaster.networks]
+    episode = tasks.episode("test", 0)
+    assert episode.query_past is not None
+    assert episode.query_ids is not None
+    sampler: Any = tasks.sample_episode
+    cut, past = int(episode.query_ids[0]), episode.query_past.values[0]  # noqa: PD011
+    series = next(x for x in sampler.x["test"] if np.array_equal(x[cut - PAST : cut, 0], past))
+    outputs = forecasts_of(networks, 1, forecaster.trained.recipe.num_steps)[:, 0, 0].numpy()
+    answers = np.sort(outputs.reshape(2, 4, 3), axis=-1).mean(axis=0)
+    one = forecaster.forecast([series[:cut]])
+    for place, level in enumerate(levels):
+        wanted = episode.query_past.base[0] + episode.query_past.unit[0] * answers[:, place]
+        np.testing.assert_allclose(one.quantiles[level][0], wanted, rtol=1e-9)
+    history().to_csv("history.csv", index=False)
+    code, out, err = run_cli("forecast", str(run.path), "history.csv")
+    assert (code, err) == (0, "")
+    names = "shop,day,step,forecast,quantile 0.1,quantile 0.5,quantile 0.75"
+    assert out.splitlines()[0].replace('"', "") == names
+    errors = keep_errors(run, networks)
+    measured = raymeta.load_forecaster(str(run.path)).forecast(history(), coverage=0.7)
+    assert measured.lower is not None
+    assert errors.half_widths(0.7).shape == (4,)
+    assert (measured.lower < measured.point).all()
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("known") / "run"
+    tasks = ["tasks.features=[]", "tasks.known=[price]", "tasks.calendar=[weekday]"]
+    return forecast_run(folder, "learner=maml", *tasks)
+
+
+def coming(days: int = 4, shops: int = 3) -> pd.DataFrame:
+    """What is known of the days after `history`, and more besides."""
+    frame = history(days=30 + days + 2, shops=shops, seed=8).drop(columns="sales")
+    return frame[frame["day"] >= "2026-03-25"]
+
+
+def test_what_is_known_of_the_steps_to_come_is_read(knowing: Run, run_cli: Cli) -> None:
+    """A forecast is the answer to the episode that holds these values, of any order and surplus."""
+    forecaster = raymeta.load_forecaster(str(knowing.path))
+    found = forecaster.forecast(history(), known=coming())
+    again = forecaster.forecast(history(), known=coming().sample(frac=1, random_state=0))
+    np.testing.assert_array_equal(again.point, found.point)
+    changed = coming()
+    on = (changed["shop"] == "new 1") & (changed["day"] == "2026-04-02")
+    changed.loc[on, "price"] += 1
+    other = forecaster.forecast(history(), known=changed).point
+    assert not np.allclose(other[1], found.point[1])
+    np.testing.assert_array_equal(other[[0, 2]], found.point[[0, 2]])
+    after = coming()
+    after.loc[after["day"] > "2026-04-03", "price"] = 1e3  # behind the horizon
+    after.loc[after["day"] < "2026-03-31", "price"] = 1e3  # of the past, which the history tells
+    np.testing.assert_array_equal(forecaster.forecast(history(), known=after).point, found.point)
+    history().to_csv("history.csv", index=False)
+    coming().to_csv("known.csv", index=False)
+    code, out, err = run_cli("forecast", str(knowing.path), "history.csv", "--known", "known.csv")
+    assert (code, err) == (0, "")
+    values = [float(line.split(",")[3]) for line in out.splitlines()[1:]]
+    np.testing.assert_allclose(values, found.point.ravel(), rtol=1e-9)
+
+
+def test_known_values_are_in_a_question_as_in_an_episode(knowing: Run) -> None:
+    forecaster = raymeta.load_forecaster(str(knowing.path))
+    tasks = load_tasks(knowing.experiment())
+    sampler: Any = tasks.sample_episode
+    series = sampler.x["test"][0]
+    cut = int(sampler.cuts["test"][0][3])
+    episode = sampler.cutter.episode(series, cut)
+    asked = sampler.cutter.question(series[cut - PAST : cut], series[cut : cut + 4, 1:])
+    for name in ("support_x", "support_y", "query_x", "query_lengths"):
+        np.testing.assert_array_equal(getattr(asked, name), getattr(episode, name))
+    frame = pd.DataFrame(series[:, :2], columns=["sales", "price"]).assign(shop="test")
+    frame["day"] = pd.date_range("2026-01-01", periods=len(series))
+    found = forecaster.forecast(frame[:cut], known=frame[cut:])
+    answers = forecaster._answers([episode])[0].numpy()
+    assert episode.query_past is not None
+    wanted = episode.query_past.base[0] + episode.query_past.unit[0] * answers
+    np.testing.assert_allclose(found.point[0], wanted, rtol=1e-9)
+
+
+def without_step(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["shop"] != "new 1") | (frame["day"] != "2026-04-02")]
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (None, r"reads price of the 4 steps to come \(tasks\.known\): give them as `known`"),
+        (
+            without_step(coming()),
+            r"known, column price, series 'new 1', step 3 of 4 \(2026-04-02.*there is no row",
+        ),
+        (
+            coming().assign(price=lambda f: f["price"].where(f["day"] != "2026-04-01")),
+            r"known, column price, series 'new 0', step 2 of 4 \(2026-04-01.*value is missing",
+        ),
+        (coming(shops=2), r"series 'new 2', step 1 of 4.*there is no row"),
+        (coming(days=1), r"series 'new 0', step 4 of 4.*there is no row"),
+        (coming().drop(columns="price"), "has no column 'price'"),
+        ([np.ones((4, 1))], "known must be a DataFrame"),
+    ],
+)
+def test_unknown_values_to_come_are_refused(knowing: Run, known: Any, message: str) -> None:
+    forecaster = raymeta.load_forecaster(str(knowing.path))
+    with pytest.raises(DataError, match=message):
+        forecaster.forecast(history(), known=known)
+
+
+def test_arrays_have_known_values_but_no_calendar(knowing: Run, tmp_path: Path) -> None:
+    arrays = [group[["sales", "price"]].to_numpy() for _, group in history().groupby("shop")]
+    with pytest.raises(DataError, match=r"arrays have no dates.*\(tasks\.calendar\)"):
+        raymeta.load_forecaster(str(knowing.path)).forecast(arrays, known=arrays)
+    run = forecast_run(tmp_path / "run", "learner=maml", "tasks.features=[]", "tasks.known=[price]")
+    forecaster = raymeta.load_forecaster(str(run.path))
+    inside = coming()[lambda f: f["day"].between("2026-03-31", "2026-04-03")]
+    ahead = [group[["price"]].to_numpy() for _, group in inside.groupby("shop")]
+    found = forecaster.forecast(arrays, known=ahead).point
+    by_frame = forecaster.forecast(history(), known=coming()).point
+    np.testing.assert_allclose(found, by_frame, rtol=1e-9)
+    for known, message in (
+        (None, "give them as `known`"),
+        (ahead[:2], "an array for each of the 3 series, but has 2"),
+        ([one[:3] for one in ahead], "series 1: must have the 4 steps to come"),
+        ([one * np.nan for one in ahead], "known|finite|missing"),
+    ):
+        with pytest.raises(DataError, match=message):
+            forecaster.forecast(arrays, known=known)
+
+
+def test_uneven_times_have_no_calendar_but_known_values_in_their_order(
+    knowing: Run, tmp_path: Path
+) -> None:
+    days = pd.DatetimeIndex([*pd.date_range("2026-03-01", periods=29), "2026-04-20"])
+    uneven = history(shops=1).assign(day=days)
+    later = coming(shops=1)[:4].assign(day=pd.date_range("2026-05-01", periods=4))
+    with pytest.raises(DataError, match="calendar of its steps to come is not known"):
+        raymeta.load_forecaster(str(knowing.path)).forecast(uneven, known=later)
+    run = forecast_run(tmp_path / "run", "learner=maml", "tasks.features=[]", "tasks.known=[price]")
+    forecaster = raymeta.load_forecaster(str(run.path))
+    with pytest.warns(DataWarning, match="uneven"):
+        found = forecaster.forecast(uneven, known=later[::-1]).point
+    even = history(shops=1)
+    wanted = forecaster.forecast(
+        even, known=later.assign(day=pd.date_range("2026-03-31", periods=4))
+    )
+    np.testing.assert_allclose(found, wanted.point, rtol=1e-9)
+
+
+def test_a_network_without_known_columns_takes_none(forecaster: Forecaster) -> None:
+    with pytest.raises(DataError, match="reads nothing that is known in advance"):
+        forecaster.forecast(history(), known=coming())
+
+
 def test_answers_in_use_are_without_dropout(tmp_path: Path) -> None:
     run = forecast_run(tmp_path / "run", "learner=maml", "model.dropout=0.5")
     forecaster = raymeta.load_forecaster(str(run.path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from raymeta.nn.networks import NetworkSpec, Params, dropout_masks, expand_param
 from raymeta.problem import PROBLEMS
 from tests.reference import (
     ReferenceNetwork,
+    crps_of,
     loss_of,
     pairs,
     random_episodes,
@@ -31,7 +32,10 @@ WAYS = torch.tensor([[5, 1, 0], [2, 3, 4]])
 
 def problem(spec: NetworkSpec = SPEC, name: str = "classification") -> tuple[Params, Episodes]:
     network = ReferenceNetwork(**asdict(spec))
-    episodes = random_episodes(network, 2, regression=name != "classification", padded=True)
+    levels = len(PROBLEMS[name].levels) or 1
+    episodes = random_episodes(
+        network, 2, regression=name != "classification", num_levels=levels, padded=True
+    )
     return random_params(network), replace(episodes, way_classes=WAYS)
 
 
@@ -39,7 +43,8 @@ def torch_gradient(
     spec: NetworkSpec, params: Params, batch: Examples, name: str = "classification"
 ) -> tuple[Params, Tensor]:
     """Computes the gradient of a torch module on one ordinary batch of a problem."""
-    reference = F.huber_loss if name == "forecast" else loss_of
+    references: dict[str, Any] = {"forecast": F.huber_loss, "quantiles": crps_of}
+    reference = references.get(name, loss_of)
     network = ReferenceNetwork(**asdict(spec))
     network.load_state_dict(params)
     assert batch.lengths is not None

@@ -28,6 +28,7 @@ from raymeta.training.recipe import build_recipe, initial_meta_params
 from tests.reference import (
     ReferenceMaml,
     ReferenceNetwork,
+    crps_of,
     loss_of,
     pairs,
     random_episodes,
@@ -63,7 +64,10 @@ class Case:
             elif maml.shared_head and is_head(name):
                 self.meta_params[name] += 0.1
         self.episodes = random_episodes(
-            self.network, regression=problem != "classification", **episodes
+            self.network,
+            regression=problem != "classification",
+            num_levels=len(self.problem.levels) or 1,
+            **episodes,
         )
 
     def meta_gradient(self, graph_steps: int | None = None, **changes: Any) -> MetaGradient:
@@ -416,6 +420,7 @@ def test_adaptation_curve_is_that_of_plain_sgd(cell, problem, inner_clip):
         "classification": (loss_of, lambda outputs, y: (outputs.argmax(-1) == y).double().mean()),
         "regression": (loss_of, loss_of),
         "forecast": (F.huber_loss, F.l1_loss),
+        "quantiles": (crps_of, crps_of),
     }
     loss, score = references[problem]
     for curve, (support, query) in zip(curves.mean(dim=1), pairs(case.episodes), strict=True):

@@ -77,7 +77,11 @@ def drawings(text: str) -> Drawings:
     )
     return Drawings(
         episodes=episodes,
-        forecasts=(DrawnForecast(text, (1.0, 2.0), (3.0, 4.0), {text: (2.5, 3.5)}),),
+        forecasts=(
+            DrawnForecast(
+                text, (1.0, 2.0), (3.0, 4.0), {text: (2.5, 3.5)}, ((2.0, 3.0), (3.0, 4.5)), 80.0
+            ),
+        ),
         fits=(DrawnFit(((0.0, 1.0),), ((0.0, 1.0, 1.1), (1.0, 2.0, 1.9))),),
         confusion=Confusion((text, "b"), ((3.0, 1.0), (0.0, 4.0)), 2),
         reliability=(Bin(3, 0.5, 0.4), Bin(5, 0.9, 0.8)),

@@ -13,13 +13,15 @@ from raymeta import api
 from raymeta.errors import RunError
 from raymeta.evaluation.scores import Coverage, Score, UnlikeTraining
 from raymeta.experiment.file import load_experiment
+from raymeta.report.drawing_plots import forecast_figure
 from raymeta.report.facts import read_facts, read_results
+from raymeta.report.plots import BLUE
 from raymeta.report.write import report_page, write_page
 from raymeta.run_folder import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.trial_log import TrialLog
 from tests.browser import Tab, chromium
-from tests.report.runs import explained, finished_run
+from tests.report.runs import drawings, explained, finished_run
 
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
 SECTIONS = (
@@ -65,6 +67,16 @@ def test_all_sections_are_there_and_the_answer_comes_first(page: str) -> None:
     assert "✗ b (70&nbsp;%)" in text
     assert "is plain" in text
     assert "Without the 2 classes that have the fewest errors." in text
+
+
+def test_the_band_of_a_forecast_is_drawn_and_named(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    assert "80 % interval of the network" in text_of(report_page(read_facts(run)))
+    (forecast,) = drawings("plain").forecasts
+    band = forecast_figure(forecast, {"plain": BLUE}).data[1]
+    assert (tuple(band.x), tuple(band.y)) == ((1, 2, 2, 1), (3.0, 4.5, 3.0, 2.0))
+    bare = forecast_figure(replace(forecast, band=None), {"plain": BLUE})
+    assert len(bare.data) == 2
 
 
 def test_a_run_without_drawings_says_how_to_get_them(tmp_path: Path) -> None:

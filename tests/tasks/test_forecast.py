@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 
 from raymeta.episodes import SPLITS, Episode
 from raymeta.errors import DataError, ExperimentError, RunError
+from raymeta.evaluation.controls.contract import Network
+from raymeta.evaluation.own_units import forecasts_of
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment, Training
-from raymeta.tasks.forecast import Cutter, moved_season, seasonal_naive
+from raymeta.tasks.cutter import Cutter, moved_season, seasonal_naive
 from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.load import load_inputs, load_tasks
 from raymeta.training.trainer import build_trainer
@@ -110,6 +113,113 @@ def test_windows_are_where_the_settings_put_them() -> None:
     np.testing.assert_allclose(episode.query_x[1, :, 2], price, rtol=1e-5, atol=1e-6)
     assert episode.query_past is not None
     np.testing.assert_array_equal(episode.query_past.values[2], y[13:24])  # noqa: PD011
+
+
+KNOWING = replace(CUTTER, num_known=3, num_calendar=2)  # of five columns the last three
+
+
+def test_what_is_known_in_advance_follows_the_window() -> None:
+    """Compares with indices by hand: the columns are target, feature, price, sine and cosine."""
+    x = np.random.default_rng(1).normal(size=(40, 5))
+    episode = KNOWING.episode(x, 20)
+    assert KNOWING.num_inputs(5) == 7
+    assert episode.support_x.shape == (2, 15, 7)
+    assert episode.query_x.shape == (3, 15, 7)
+    assert episode.support_lengths is not None
+    assert episode.query_lengths is not None
+    assert (episode.support_lengths.tolist(), episode.query_lengths.tolist()) == ([9, 11], [15] * 3)
+    plain = CUTTER.episode(x, 20)
+    np.testing.assert_array_equal(episode.support_y, plain.support_y)
+    past = x[9:20, 2]
+    for rows, ends, before in (
+        (episode.support_x, (14, 16), (5, 7)),
+        (episode.query_x, (20, 22, 24), (11,) * 3),
+    ):
+        for row, end, length in zip(rows, ends, before, strict=True):
+            ahead = row[length : length + 4]
+            assert not row[:length, 6].any()
+            assert (ahead[:, 6] == 1).all()
+            assert not ahead[:, :3].any()
+            price = (x[end : end + 4, 2] - past.mean()) / past.std()
+            np.testing.assert_allclose(ahead[:, 3], price, rtol=1e-5)
+            np.testing.assert_allclose(ahead[:, 4:6], x[end : end + 4, 3:], rtol=1e-6)
+            np.testing.assert_allclose(row[:length, 4:6], x[end - length : end, 3:], rtol=1e-6)
+            assert not row[length + 4 :].any()
+    np.testing.assert_array_equal(episode.query_x[:, :11, :4], plain.query_x[..., :4])
+
+
+@pytest.mark.parametrize("column", range(5))
+def test_of_the_future_a_network_reads_what_is_known_in_advance_alone(column: int) -> None:
+    """Later values of a column change no input but of the steps that know it."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(40, 5))
+    before = KNOWING.episode(x, 20)
+    for step in range(20, 28):
+        other = x.copy()
+        other[step:, column] = 1e6 * rng.normal(size=len(x) - step)
+        after = KNOWING.episode(other, 20)
+        np.testing.assert_array_equal(after.support_x, before.support_x)
+        for row, end in enumerate((20, 22, 24)):
+            window = slice(0, 11)
+            if step >= end:
+                np.testing.assert_array_equal(
+                    after.query_x[row, window], before.query_x[row, window]
+                )
+            ahead = after.query_x[row, 11:], before.query_x[row, 11:]
+            reads = column >= 2 and step < end + 4
+            assert np.array_equal(*ahead) == (not reads)
+            seen = max(0, step - end)
+            np.testing.assert_array_equal(ahead[0][:seen], ahead[1][:seen])
+
+
+def promoted(weeks: int = 8) -> pd.DataFrame:
+    """Sales of independent noise, and 5 more on days of a campaign, which come by chance."""
+    rng = np.random.default_rng(3)
+    frame = sales(num_shops=18, days=7 * weeks)
+    frame["price"] = rng.integers(2, size=len(frame)).astype(float)
+    frame["sales"] = 5 * frame["price"] + 0.3 * rng.normal(size=len(frame))
+    return frame
+
+
+def test_a_known_feature_that_decides_the_future_is_learned(experiment: Load) -> None:
+    """Without its values to come the error is many times as large."""
+    changes = {"season": 1, "num_shots": 1, "num_queries": 2, "context": 12, "horizon": 2}
+    errors = {}
+    for role in ("known", "features"):
+        columns: dict[str, Any] = {"features": [], "known": [], role: ["price"]}
+        made = experiment(promoted(), **changes, **columns, difference="last")
+        training = Training(meta_steps=150, meta_batch_size=16, outer_lr=0.02, val_episodes=60)
+        model = made.model.model_copy(update={"hidden_size": 12})
+        maml = made.maml.model_copy(update={"adaptation_steps": 1, "inner_lr": 0.01})
+        made = made.model_copy(update={"training": training, "model": model, "maml": maml})
+        trainer = build_trainer(made)
+        trainer.train(150)
+        errors[role] = trainer.validate()["val_mase"]
+    assert errors["known"] < 0.35 * errors["features"]
+
+
+def test_the_calendar_is_read_from_the_times(experiment: Load) -> None:
+    tasks = load_tasks(
+        experiment(sales(), calendar=["weekday", "month"], known=["price"], features=[])
+    )
+    assert tasks.input_spec.num_features == 1 + 1 + 4 + 2
+    names = ["sine of weekday", "cosine of weekday", "sine of month", "cosine of month"]
+    assert tasks.facts["columns"] == ["sales", "price", *names]
+    assert (tasks.facts["known"], tasks.facts["season"]) == (["price"], 3)
+    episode = tasks.episode("train", 0)
+    assert episode.query_ids is not None
+    for row, first in enumerate(episode.query_ids):
+        days = pd.date_range("2026-01-01", periods=40)[first - 11 : first + 4]
+        weekday, month = 2 * np.pi * days.day_of_week / 7, 2 * np.pi * (days.month - 1) / 12
+        wanted = [np.sin(weekday), np.cos(weekday), np.sin(month), np.cos(month)]
+        np.testing.assert_allclose(episode.query_x[row, :, 3:7], np.array(wanted).T, atol=1e-6)
+
+
+def test_a_calendar_needs_dates(experiment: Load) -> None:
+    frame = sales()
+    frame["day"] = np.tile(np.arange(40), 12)
+    with pytest.raises(DataError, match=r"column day: tasks\.calendar needs dates.*is of int64"):
+        load_tasks(experiment(frame, calendar=["weekday"]))
 
 
 @pytest.mark.parametrize("difference", ["season", "drift", "last"])
@@ -234,6 +344,16 @@ def test_gaps_in_time_are_reported(experiment: Load) -> None:
         ({"num_ways": 5}, "no classes"),
         ({"horizon": 0}, "horizon"),
         ({"features": ["sales"]}, "named twice"),
+        ({"quantiles": [0.1, 0.9]}, r"hold 0\.5, the point forecast.*but got \[0\.1, 0\.9\]"),
+        ({"quantiles": [0.5, 0.5]}, "ascend strictly between 0 and 1"),
+        ({"quantiles": [0.0, 0.5]}, "ascend strictly between 0 and 1"),
+        ({"quantiles": [0.5, 1.0]}, "ascend strictly"),
+        ({"known": ["price"]}, "'price' is named twice"),
+        ({"calendar": ["weekday"], "time": None}, "calendar needs a column of times"),
+        ({"calendar": ["hour", "hour"]}, "name parts once each"),
+        ({"calendar": ["year"]}, "'month', 'weekday' or 'hour'"),
+        ({"kind": "groups", "known": ["price"], "features": ["x"]}, "known is for kind: forecast"),
+        ({"kind": "groups", "quantiles": [0.5]}, "quantiles is for kind: forecast alone"),
     ],
 )
 def test_impossible_settings_are_refused(
@@ -257,6 +377,50 @@ def test_targets_that_are_no_numbers_are_refused(value: Any, experiment: Load) -
 def test_learners_of_classes_do_not_serve_forecasts(experiment: Load) -> None:
     with pytest.raises(ExperimentError, match="prototypes does not serve forecast"):
         load_experiment("employment", ["learner=prototypes", "search.space={}"])
+
+
+@pytest.mark.parametrize("learner", ["ridge", "matching", "alpaca", "imaml", "prototypes"])
+def test_learners_that_give_no_quantiles_say_why(learner: str) -> None:
+    overrides = ["tasks.quantiles=[0.1, 0.5, 0.9]", "search.space={}", f"learner={learner}"]
+    with pytest.raises(
+        ExperimentError, match=rf"{learner} does not serve quantiles: .*choose maml"
+    ):
+        load_experiment("employment", overrides)
+
+
+def test_quantiles_change_the_problem_and_no_episode(experiment: Load) -> None:
+    plain, asked = experiment(sales()), experiment(sales(), quantiles=[0.25, 0.5])
+    assert (asked.metric, asked.mode, asked.problem.levels) == ("val_crps", "min", (0.25, 0.5))
+    tasks = load_tasks(asked)
+    assert (tasks.input_spec.problem, tasks.input_spec.num_outputs) == ("quantiles", 8)
+    assert tasks.fingerprint != load_tasks(plain).fingerprint
+    for one, other in zip(
+        parts(tasks.episode("train", 3)), parts(load_tasks(plain).episode("train", 3)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_network_learns_the_quantiles_of_a_known_distribution(experiment: Load) -> None:
+    """Steps are independent and normal: the past tells nothing but the scale."""
+    frame = sales(num_shops=24, days=60)
+    frame["sales"] = np.random.default_rng(0).normal(size=len(frame))
+    levels = [0.1, 0.5, 0.9]
+    changes = {"quantiles": levels, "features": [], "difference": "last", "season": 1}
+    made = experiment(frame, **changes, num_queries=2, num_shots=1, horizon=2, context=20)
+    training = Training(meta_steps=100, meta_batch_size=16, outer_lr=0.02, val_episodes=100)
+    model = made.model.model_copy(update={"hidden_size": 8})
+    maml = made.maml.model_copy(update={"adaptation_steps": 1, "inner_lr": 0.01})
+    made = made.model_copy(update={"training": training, "model": model, "maml": maml})
+    trainer = build_trainer(made)
+    before = trainer.validate()["val_crps"]
+    trainer.train(100)
+    assert trainer.validate()["val_crps"] < 0.7 * before
+    network = Network(trainer.tasks, trainer.recipe, trainer.meta_params)
+    (outputs,) = forecasts_of([network], 100, 1, "val")
+    targets = trainer.tasks.episodes("val", range(100)).query.y
+    quantiles = made.problem.quantiles(outputs)
+    below = (targets.unsqueeze(-1) <= quantiles).double().mean(dim=(0, 1, 2)).tolist()
+    assert below == pytest.approx(levels, abs=0.1)
 
 
 def test_using_a_forecast_network_is_refused_with_the_reason(experiment: Load) -> None:

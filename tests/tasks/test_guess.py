@@ -296,6 +296,24 @@ def test_a_target_that_changes_within_series_is_to_be_forecast(
     assert tasks.input_spec.problem == "forecast"
 
 
+def test_what_a_forecast_may_have_besides_is_offered_in_comments(tmp_path: Path) -> None:
+    frame = series("nixtla").assign(price=2.0)
+    settings = guess_tasks(written(tmp_path, frame), target="y", task=["town"]).settings
+    text = draft("mine", settings, "raymeta new", "mine.yaml")
+    for key in ("known", "calendar", "quantiles"):
+        assert text.count(f"\n  # {key}: [") == 1
+        text = text.replace(f"\n  # {key}: [", f"\n  {key}: [")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ExperimentError, match="ridge does not serve quantiles"):
+        load_experiment(str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text(text.replace(", ridge]", "]"))
+    experiment = load_experiment(str(tmp_path / "mine.yaml"))
+    assert experiment.problem.levels == (0.1, 0.5, 0.9)
+    tasks = load_tasks(experiment)
+    assert tasks.facts["columns"][1] == "price"
+    assert len(tasks.facts["columns"]) == 2 + 4
+
+
 def test_missing_values_of_series_are_refused(tmp_path: Path) -> None:
     frame = series("nixtla")
     frame.loc[5, "y"] = np.nan

@@ -292,25 +292,48 @@ def times(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, float]
     column = table[name].combine_chunks()
     if not column.null_count:
         kind = column.type
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        if is_text or pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            zone = kind.tz if pa.types.is_timestamp(kind) else None
-            # Nanoseconds end in 2262; dates with an offset of their own need a zone to be in.
-            tries = [(unit, tz) for tz in (zone, "UTC") for unit in ("ns", "us")]
-            for unit, tz in tries:
-                try:
-                    dates = _converted(column, pa.timestamp(unit, tz))
-                except (pa.ArrowException, ValueError):
-                    continue
-                return _integers(dates), {"ns": 1e-9, "us": 1e-6}[unit]
-        elif pa.types.is_time(kind):
+        if (dates := _dates(column)) is not None:
+            return _integers(dates), {"ns": 1e-9, "us": 1e-6}[dates.type.unit]
+        if pa.types.is_time(kind):
             return _integers(pc.cast(column, pa.time64("ns"))), 1e-9
-        elif pa.types.is_duration(kind):
+        if pa.types.is_duration(kind):
             return _integers(pc.cast(column, pa.duration("ns"))), 1e-9
-        elif pa.types.is_integer(kind):
+        if pa.types.is_integer(kind):
             return np.asarray(column.to_numpy(zero_copy_only=False)), 1.0
     remedy = "order the rows by numbers or by dates such as 2026-01-31T12:00, or remove the row"
     return numbers(path, table, name, remedy=remedy), 1.0
+
+
+def dates(path: AnyPath, table: pa.Table, name: str) -> pa.Array:
+    """Converts a column of dates to time stamps; those with an offset of their own are in UTC.
+
+    Raises:
+        DataError: naming file and column.
+    """
+    found = _dates(table[name].combine_chunks())
+    if found is None or found.null_count:
+        raise DataError(
+            f"{path}, column {name}: tasks.calendar needs dates in every row, such as "
+            f"2026-01-31T12:00, but the column is of {table[name].type}; leave tasks.calendar out, "
+            "or write the dates as these"
+        )
+    return found
+
+
+def _dates(column: pa.Array) -> pa.Array | None:
+    """A column of dates, or of texts that are dates, as time stamps; None for another one."""
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (is_text or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return None
+    zone = kind.tz if pa.types.is_timestamp(kind) else None
+    # Nanoseconds end in 2262; dates with an offset of their own need a zone to be in.
+    for unit, tz in [(unit, tz) for tz in (zone, "UTC") for unit in ("ns", "us")]:
+        try:
+            return _converted(column, pa.timestamp(unit, tz))
+        except (pa.ArrowException, ValueError):
+            continue
+    return None
 
 
 def _refuse_nested(path: AnyPath, place: AnyPath) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from raymeta.data.calendar import calendar_columns
 from raymeta.data.ragged import Ragged
 from raymeta.data.readers.arrow import (
     categories,
+    dates,
     labels,
     numbers,
     read_columns,
@@ -34,6 +36,7 @@ class TableReader:
     time: str | None = None
     groups: tuple[str, ...] = ()
     may_miss: bool = False
+    calendar: tuple[str, ...] = ()  # of the column `time`, two columns each behind the features
     categories: tuple[str, ...] = ()
 
     @property
@@ -49,7 +52,7 @@ class TableReader:
         Returns:
             The sequences in the order of their first rows, their steps ordered by time.  The axes
             of `groups` are the columns of the sequence and of the groups.  A missing number is NaN.
-            Behind the features stand the codes of the categories.
+            Behind the features stand the calendar's columns, and then the codes of the categories.
 
         Raises:
             DataError: naming the file, and column and row where there is one.
@@ -65,11 +68,16 @@ class TableReader:
         refuse_missing(path, table.schema.names, self.columns)
         if table.num_rows == 0:
             raise DataError(f"{path}: has no rows")
-        x = np.empty((table.num_rows, len(self.features) + len(self.categories)))
+        end = len(self.features) + 2 * len(self.calendar)
+        x = np.empty((table.num_rows, end + len(self.categories)))
         for place, name in enumerate(self.features):
             x[:, place] = numbers(path, table, name, may_miss=self.may_miss)
+        if self.calendar:
+            assert self.time is not None, "a calendar is of the column of times"
+            stamps = dates(path, table, self.time)
+            x[:, len(self.features) : end] = calendar_columns(stamps, self.calendar)
         levels: dict[float, str] = {}
-        for place, name in enumerate(self.categories, start=len(self.features)):
+        for place, name in enumerate(self.categories, start=-len(self.categories)):
             numbered, texts = categories(path, table, name)
             codes = np.array([*map(level_code, texts), np.nan])  # the last is of a missing value
             x[:, place] = codes[numbered]

@@ -58,6 +58,7 @@ class Case:
             ReferenceNetwork(**asdict(SPEC)),
             5,
             regression=problem != "classification",
+            num_levels=len(self.problem.levels) or 1,
             padded=True,
             every_class=True,
         ).to(CPU, dtype)
