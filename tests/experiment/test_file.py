@@ -352,8 +352,8 @@ def test_a_key_of_another_source_is_not_suggested_to_itself(refusal: Refusal) ->
         ),
         pytest.param(
             "name: a\ntasks:\n  source: pne\n",
-            "tasks.source must be one of pen, python, sentiment, sinusoid, table, text, but got 'pne' "
-            "(own.yaml, line 3)",
+            "tasks.source must be one of pen, python, sentiment, sinusoid, table, text, but got "
+            "'pne' (own.yaml, line 3)",
         ),
         pytest.param(
             "name: a\ntasks: pen\n",
