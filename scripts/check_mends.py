@@ -134,6 +134,14 @@ MENDS = {
         "place_of_the_lock",
         is_quick=True,
     ),
+    "own-code": Mend(
+        "raymeta/data/readers/python.py",
+        "    if hashlib.sha256(content).hexdigest() not in allowed_code():\n",
+        "    if False:\n",
+        "tests/test_strangers.py",
+        "strangers_run",
+        is_quick=True,
+    ),
     "data-links": Mend(
         "raymeta/experiment/data_files.py",
         "        refuse_outside(folder, file)\n",

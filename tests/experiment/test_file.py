@@ -347,13 +347,13 @@ def test_a_key_of_another_source_is_not_suggested_to_itself(refusal: Refusal) ->
         ("tasks: {source: pen}\n", "name is required, but is not given"),
         pytest.param(
             "name: a\ntasks: {}\n",
-            "tasks.source is required: one of pen, sentiment, sinusoid, table, text "
+            "tasks.source is required: one of pen, python, sentiment, sinusoid, table, text "
             "(own.yaml, line 2)",
         ),
         pytest.param(
             "name: a\ntasks:\n  source: pne\n",
-            "tasks.source must be one of pen, sentiment, sinusoid, table, text, but got 'pne' "
-            "(own.yaml, line 3)",
+            "tasks.source must be one of pen, python, sentiment, sinusoid, table, text, but got "
+            "'pne' (own.yaml, line 3)",
         ),
         pytest.param(
             "name: a\ntasks: pen\n",

@@ -252,7 +252,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own.py").write_text(CODE)
     (tmp_path / "own.yaml").write_text(OWN.format(folder=tmp_path))
     rows = [
-        f"{who}-{number},{who},{('a', 'b')[number % 2]},{who + number + step / 7}"
+        f"{who}-{number},{who},{('a', 'b')[number % 2]},{50 * who + number + step / 7}"
         for who in range(6)
         for number in range(12)
         for step in range(3)
