@@ -160,7 +160,7 @@ def worker(file: Path, num_steps: int) -> None:
         waited[0] += time.perf_counter() - began
         return drawn
 
-    trainer.train(2)  # compilers and caches
+    trainer.train(min(2, num_steps))  # compilers and caches
     TaskDistribution.episodes = timed  # type: ignore[assignment,method-assign]
     start = time.perf_counter()
     trainer.train(num_steps)
@@ -216,7 +216,7 @@ def measure(folder: Path, num_rows: int, num_steps: int) -> dict[str, Any]:
     made_s = time.perf_counter() - start
     log = folder / "log.txt"
     inspect = ended([sys.executable, "-m", "raymeta", "inspect", str(file)], log)
-    first, again = (workers(file, 1, 1)[0][0]["start_s"] for _ in range(2))
+    first, again = (workers(file, 1, 0)[0][0]["start_s"] for _ in range(2))
     found: dict[str, Any] = {
         "rows": pq.read_metadata(file.parent / "rows.parquet").num_rows,
         "file_mb": (file.parent / "rows.parquet").stat().st_size / 1e6,
@@ -229,7 +229,7 @@ def measure(folder: Path, num_rows: int, num_steps: int) -> dict[str, Any]:
     }
     found["numbers_mb"] = found["rows"] * len(SENSORS) * 8 / 1e6
     for count in WORKERS:
-        _, small_own, small_share = workers(small, count, num_steps)
+        _, small_own, small_share = workers(small, count, 0)
         said, own, share = workers(file, count, num_steps)
         found |= {
             f"own_{count}_mb": (own - small_own) / 1e6,
