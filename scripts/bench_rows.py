@@ -5,7 +5,7 @@ every time.  Each part is measured in a process of its own:
 
 - the seconds and the peak memory of `raymeta inspect`;
 - the seconds until a worker holds its tasks, at first and again;
-- what 1 and 4 workers that are to train hold in memory, beyond what they hold of a table of four
+- what 1 and 4 workers that are to train hold in memory, beyond what they hold of a table of ten
   people: what each has written itself, and their shares of the pages that they share (PSS);
 - the share of the time of meta-steps that waits for episodes.
 
@@ -38,7 +38,7 @@ SENSORS = ("ax", "ay", "az", "gx", "gy", "gz")
 WINDOWS_EACH = 39  # of a person and an activity
 PERSON_ROWS = ACTIVITIES * WINDOWS_EACH * STEPS
 BLOCK = 2048  # windows made at a time
-FEWEST = 4 * PERSON_ROWS
+FEWEST = 10 * PERSON_ROWS  # a table that is large enough to be mapped too
 HELD_OUT = 0.1  # of the people, for validation and for the test
 INSPECT_LIMIT_S = 60.0
 WAIT_LIMIT = 0.05
@@ -160,7 +160,7 @@ def worker(file: Path, num_steps: int) -> None:
         waited[0] += time.perf_counter() - began
         return drawn
 
-    trainer.train(2)  # compilers and caches
+    trainer.train(min(2, num_steps))  # compilers and caches
     TaskDistribution.episodes = timed  # type: ignore[assignment,method-assign]
     start = time.perf_counter()
     trainer.train(num_steps)
@@ -216,7 +216,7 @@ def measure(folder: Path, num_rows: int, num_steps: int) -> dict[str, Any]:
     made_s = time.perf_counter() - start
     log = folder / "log.txt"
     inspect = ended([sys.executable, "-m", "raymeta", "inspect", str(file)], log)
-    first, again = (workers(file, 1, 1)[0][0]["start_s"] for _ in range(2))
+    first, again = (workers(file, 1, 0)[0][0]["start_s"] for _ in range(2))
     found: dict[str, Any] = {
         "rows": pq.read_metadata(file.parent / "rows.parquet").num_rows,
         "file_mb": (file.parent / "rows.parquet").stat().st_size / 1e6,
@@ -227,9 +227,10 @@ def measure(folder: Path, num_rows: int, num_steps: int) -> dict[str, Any]:
         "first_start_s": first,
         "next_start_s": again,
     }
+    workers(small, 1, 0)  # prepares it
     found["numbers_mb"] = found["rows"] * len(SENSORS) * 8 / 1e6
     for count in WORKERS:
-        _, small_own, small_share = workers(small, count, num_steps)
+        _, small_own, small_share = workers(small, count, 0)
         said, own, share = workers(file, count, num_steps)
         found |= {
             f"own_{count}_mb": (own - small_own) / 1e6,

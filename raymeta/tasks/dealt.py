@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Protocol
+from weakref import WeakValueDictionary
 
+from raymeta.data.files import stamps
 from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_units
 from raymeta.episodes import SPLITS, Split
@@ -64,6 +68,30 @@ class Dealt:
         if ways >= 1:
             examples = min(num_examples, *(own[-1] for own in counts))
         return ways, examples
+
+
+class _Deals(Protocol):
+    def __call__(self, settings: TableTasks, *, sealed: bool = False) -> Dealt: ...
+
+
+_HELD: WeakValueDictionary[tuple[object, ...], Dealt] = WeakValueDictionary()
+
+
+def once_while_held(deals: _Deals) -> _Deals:
+    """Deals a table once as long as somebody holds what was dealt, and its files stay the same.
+
+    `raymeta inspect` holds it while the loader asks again; nobody does in training.
+    """
+
+    @wraps(deals)
+    def deal(settings: TableTasks, *, sealed: bool = False) -> Dealt:
+        key = (deals, settings.model_dump_json(), sealed, stamps(settings.data_files()))
+        found = _HELD.get(key)
+        if found is None:
+            found = _HELD[key] = deals(settings, sealed=sealed)
+        return found
+
+    return deal
 
 
 def sizes(

@@ -24,7 +24,7 @@ from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed
 from raymeta.episodes import SPLITS, Episode, InputSpec, Split, TargetScale, TaskDistribution
 from raymeta.errors import DataError
-from raymeta.tasks.dealt import Dealt, deal_groups, splits_of
+from raymeta.tasks.dealt import Dealt, deal_groups, once_while_held, splits_of
 from raymeta.tasks.preparation import Prepared, windows_of
 from raymeta.tasks.ready import Ready, ready_table, recorded_last
 from raymeta.tasks.sampling import unit_ids
@@ -129,6 +129,7 @@ class RegressionSampler:
         return replace(episode, support_y=y[:shots], query_y=y[shots:], way_classes=None)
 
 
+@once_while_held
 def deal_regression(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     """Reads a table and deals its sequences into splits, whether or not they serve any episodes.
 

@@ -23,7 +23,7 @@ from raymeta.data.sequences import Sequences
 from raymeta.data.splits import Deal, deal_sealed, deal_units
 from raymeta.episodes import SPLITS, Examples, InputSpec, Legend, Split, TaskDistribution
 from raymeta.errors import DataError, RunError, shown
-from raymeta.tasks.dealt import Dealt, deal_groups, sizes, splits_of
+from raymeta.tasks.dealt import Dealt, deal_groups, once_while_held, sizes, splits_of
 from raymeta.tasks.forecast import deal_forecast, load_forecast
 from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.levels import known_levels
@@ -194,6 +194,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
     )
 
 
+@once_while_held
 def deal_table(settings: TableTasks, *, sealed: bool = False) -> Dealt:
     """Reads a table and deals its sequences into splits, whether or not they serve any episodes.
 
