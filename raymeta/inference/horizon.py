@@ -28,7 +28,8 @@ class Known:
     """A table of what is known of the steps to come; `place` is what messages call it.
 
     It has the columns of the series, of the times if the experiment names one, and those of
-    `tasks.known`.  Rows of other series, and of other times, are not read.
+    `tasks.known`.  Rows of other series, and of other times, are not read; without times there must
+    be no other rows.
     """
 
     table: pa.Table
@@ -59,7 +60,9 @@ class Known:
         found = {}
         for series, steps in ahead.items():
             mine = rows.get(series, np.zeros(0, np.int64))
-            chosen = steps.rows(mine, None if clock is None else clock.iloc[mine])
+            times = None if clock is None else clock.iloc[mine]
+            self._refuse_doubtful(tasks, series, times, len(mine))
+            chosen = steps.rows(mine, times)
             for step, row in enumerate(chosen, start=1):
                 bare = None if row is None else np.isnan(values[row])
                 if bare is not None and not bare.any():
@@ -73,6 +76,22 @@ class Known:
                 )
             found[series] = values[chosen]
         return found
+
+    def _refuse_doubtful(
+        self, tasks: TableTasks, series: str, clock: pd.Series | None, num_rows: int
+    ) -> None:
+        """Refuses rows of a series of which it is open to which step they belong."""
+        if clock is None and num_rows > tasks.horizon:
+            raise DataError(
+                f"{self.place}, series {shown(series)}: has {num_rows} rows, but the experiment "
+                f"names no column of times (tasks.time): give the {tasks.horizon} steps to come "
+                "alone, in their order"
+            )
+        if clock is not None and (twice := clock[clock.duplicated()]).size:
+            raise DataError(
+                f"{self.place}, column {tasks.time}, series {shown(series)}: has the time "
+                f"{twice.iloc[0]} twice; remove one of the rows"
+            )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def test_quantiles_have_the_crps_and_the_share_within_their_intervals(monkeypatc
     y = own.tasks.episodes("test", range(6)).query.y.numpy()
     actual = past.base + past.unit * y
     assert (result.metric, result.higher_is_better) == ("scaled CRPS", False)
+    assert [row.name for row in result.rows] == ["tuned", "naive"]
     for row, outputs in zip(result.rows, kept.values(), strict=True):
         ordered = np.sort(outputs.numpy().reshape(6, 1, 12, 4), axis=-1)
         quantiles = past.base[..., None] + past.unit[..., None] * ordered

@@ -334,6 +334,10 @@ def without_step(frame: pd.DataFrame) -> pd.DataFrame:
             coming().assign(price=lambda f: f["price"].where(f["day"] != "2026-04-01")),
             r"known, column price, series 'new 0', step 2 of 4 \(2026-04-01.*value is missing",
         ),
+        (
+            pd.concat([coming(), coming().tail(1)]),
+            r"known, column day, series 'new 2': has the time 2026-04-05.* twice",
+        ),
         (coming(shops=2), r"series 'new 2', step 1 of 4.*there is no row"),
         (coming(days=1), r"series 'new 0', step 4 of 4.*there is no row"),
         (coming().drop(columns="price"), "has no column 'price'"),
@@ -384,6 +388,19 @@ def test_uneven_times_have_no_calendar_but_known_values_in_their_order(
         even, known=later.assign(day=pd.date_range("2026-03-31", periods=4))
     )
     np.testing.assert_allclose(found, wanted.point, rtol=1e-9)
+
+
+def test_without_times_the_known_rows_are_those_of_the_horizon(tmp_path: Path) -> None:
+    tasks = ["tasks.features=[]", "tasks.known=[price]", "tasks.time=null"]
+    run = forecast_run(tmp_path / "run", "learner=maml", *tasks)
+    forecaster = raymeta.load_forecaster(str(run.path))
+    inside = coming()[lambda f: f["day"].between("2026-03-31", "2026-04-03")]
+    found = forecaster.forecast(history(), known=inside).point
+    arrays = [group[["sales", "price"]].to_numpy() for _, group in history().groupby("shop")]
+    ahead = [group[["price"]].to_numpy() for _, group in inside.groupby("shop")]
+    np.testing.assert_allclose(found, forecaster.forecast(arrays, known=ahead).point, rtol=1e-9)
+    with pytest.raises(DataError, match=r"series 'new 0': has 12 rows.*give the 4 steps to come"):
+        forecaster.forecast(history(), known=coming())
 
 
 def test_a_network_without_known_columns_takes_none(forecaster: Forecaster) -> None:

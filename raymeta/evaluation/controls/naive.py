@@ -93,7 +93,7 @@ class Naive(Control):
 
     name = "naive"
     label = "the last value"
-    problems = frozenset({"forecast"})
+    problems = frozenset({"forecast", "quantiles"})
 
     def judge(self, contest: Contest) -> Judgement:
         """The scores of the last value."""
@@ -105,7 +105,7 @@ class SeasonalNaive(Control):
 
     name = "seasonal_naive"
     label = "the last season"
-    problems = frozenset({"forecast"})
+    problems = frozenset({"forecast", "quantiles"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
         """Not for seasons of one step, where it equals `Naive`."""
@@ -124,7 +124,7 @@ class MovedSeason(Control):
 
     name = "moved_season"
     label = "the last season, moved by the last change"
-    problems = frozenset({"forecast"})
+    problems = frozenset({"forecast", "quantiles"})
 
     def judge(self, contest: Contest) -> Judgement:
         """The scores of the moved season."""

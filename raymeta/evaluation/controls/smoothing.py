@@ -34,7 +34,7 @@ _OUTSIDE = 2 * NormalDist().cdf(-1)  # of the interval of one standard deviation
 class _Fitted(Control):
     """A method that is fitted to each past by itself."""
 
-    problems = frozenset({"forecast"})
+    problems = frozenset({"forecast", "quantiles"})
 
     def lacks(self) -> str | None:
         """Names statsmodels if it is missing."""

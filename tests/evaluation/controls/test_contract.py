@@ -24,11 +24,14 @@ from raymeta.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 ALWAYS = {"unadapted", "default", "random", "joint"}
+OF_FORECASTS = ALWAYS | {"naive", "seasonal_naive", "moved_season", "ets", "theta"}
+# Shipped experiments, with what is changed in them, and the controls that serve them.
 SERVING = {
     "pen-maml": ALWAYS | {"class_mean", "dtw", "minirocket"},
     "sentiment": ALWAYS | {"class_mean", "words"},
     "sinusoid": ALWAYS | {"support_mean", "kernel_ridge"},
-    "employment": ALWAYS | {"naive", "seasonal_naive", "moved_season", "ets", "theta"},
+    "employment": OF_FORECASTS,
+    "employment tasks.quantiles=[0.1,0.5,0.9]": OF_FORECASTS,
 }
 PAIRS = [
     (name, control)
@@ -57,7 +60,7 @@ def networks_for(control: Control, own: Network) -> dict[str, Network]:
 def test_a_control_scores_every_episode_of_the_tasks_it_serves(
     name, control, untrained, contest_of
 ):
-    own = untrained(name)
+    own = untrained(*name.split())
     contest = contest_of(own, **networks_for(control, own))
     judgement = control.judge(contest)
     queries = own.tasks.episodes("test", range(5)).query.y.shape[:2]
@@ -74,7 +77,7 @@ def test_a_control_scores_every_episode_of_the_tasks_it_serves(
 
 @pytest.mark.parametrize(("name", "control"), UNTRAINED, ids=named)
 def test_scores_do_not_depend_on_how_many_episodes_follow(name, control, untrained, contest_of):
-    own = untrained(name)
+    own = untrained(*name.split())
     few = control.judge(contest_of(own, num_episodes=3))
     many = control.judge(contest_of(own, num_episodes=6))
     torch.testing.assert_close(few.scores, many.scores[:3])
@@ -82,7 +85,7 @@ def test_scores_do_not_depend_on_how_many_episodes_follow(name, control, untrain
 
 @pytest.mark.parametrize(("name", "control"), TRAINED, ids=named)
 def test_a_trained_control_has_the_network_that_it_announces(name, control, untrained):
-    own = untrained(name)
+    own = untrained(*name.split())
     params = control.train(own.tasks, own.recipe, CPU)
     announced = init_params(control.network_spec(own.tasks, own.recipe), torch.Generator())
     assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in announced.items()}
@@ -97,7 +100,7 @@ def test_controls_have_names_and_labels_of_their_own():
 
 @pytest.mark.parametrize("name", SERVING)
 def test_controls_serve_their_problem_and_kind_of_input(name, untrained):
-    tasks = untrained(name).tasks
+    tasks = untrained(*name.split()).tasks
     found = {control.name for control in controls.CONTROLS if control.serves(tasks)}
     assert found == SERVING[name]
 
