@@ -60,13 +60,9 @@ class _FewShot(BaseEstimator):
         return validate_data(self, X, reset=reset, dtype="numeric")
 
     def __sklearn_tags__(self) -> Any:
-        """Inputs of three axes too; and any score, since the data may be of another world."""
+        """Inputs of three axes too."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.target_tags.required = True
-        for kind in (tags.classifier_tags, tags.regressor_tags):
-            if kind is not None:
-                kind.poor_score = True
         return tags
 
 
@@ -120,6 +116,12 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         check_is_fitted(self)
         return self.adapted_.predict_proba(self._examples(X, reset=False), axes=self.axes)
 
+    def __sklearn_tags__(self) -> Any:
+        """Any score, since the data may be of another world."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
+
 
 class FewShotRegressor(RegressorMixin, _FewShot):
     """A run's network as a regressor: `fit` adapts it to the examples of a new task.
@@ -142,6 +144,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         x = self._examples(X, reset=True)
         if y is None:
             _refuse_without_targets(X)
+        elif np.ndim(y) == 2 and np.shape(y)[1] == 1:
+            y = column_or_1d(y, warn=True)
         self._fit(x, y)
         return self
 
@@ -149,6 +153,12 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         """The value of each example, `[N]` or `[N, O]`."""
         check_is_fitted(self)
         return self.adapted_.predict(self._examples(X, reset=False), axes=self.axes)
+
+    def __sklearn_tags__(self) -> Any:
+        """Any score, since the data may be of another world."""
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True
+        return tags
 
 
 def _refuse_without_targets(X: Any) -> None:
