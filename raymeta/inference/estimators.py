@@ -76,8 +76,9 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         runs_dir: where runs are looked for by name.
 
     `X` is a list of arrays `[T, C]` of different lengths, an array `[N, T, C]`, a list of texts, or
-    a DataFrame with the experiment's columns and one row a time step.  An array `[N, T]` is for
-    networks of one channel; as scikit-learn has it, T is the same in `fit` and `predict`.
+    a DataFrame with the experiment's columns and one row a time step.  An array `[N, T]`, or a list
+    of `[T]`, is for networks of one channel; where all T are the same, they are so in `fit` and
+    `predict`, as scikit-learn has it.
 
     Attributes:
         classes_: `[K]`, sorted.
@@ -167,7 +168,18 @@ def _refuse_without_targets(X: Any) -> None:
 
 
 def _is_list_of_examples(X: Any) -> bool:
-    """Whether it is a list of texts, or of arrays with two axes each."""
-    if not isinstance(X, list | tuple) or not X:
+    """Whether it is a list of texts, of arrays with two axes each, or of ones of many lengths.
+
+    An array of objects is such a list if it has one axis and no bare numbers.
+    """
+    if isinstance(X, np.ndarray):
+        if X.dtype != object or X.ndim != 1:
+            return False
+    elif not isinstance(X, list | tuple):
         return False
-    return isinstance(X[0], str) or np.ndim(X[0]) == 2
+    if not len(X) or not all(hasattr(one, "__len__") and getattr(one, "ndim", 1) for one in X):
+        return False
+    if isinstance(X, np.ndarray) or isinstance(X[0], str | pd.DataFrame):
+        return True
+    is_nested = any(np.ndim(step) > 0 for one in X for step in one[:1])
+    return is_nested or len({len(one) for one in X}) > 1

@@ -99,6 +99,34 @@ def test_an_estimator_adapts_as_the_model_does_and_survives_clone_and_pickle(run
     np.testing.assert_array_equal(other.predict_proba(swapped), adapted.predict_proba(x))
 
 
+def objects(x: list[np.ndarray]) -> np.ndarray:
+    found = np.empty(len(x), dtype=object)
+    found[:] = x
+    return found
+
+
+def test_ragged_signals_and_arrays_of_objects_are_taken_as_the_model_takes_them(
+    run_of: RunOf,
+) -> None:
+    run = str(run_of("table-1", "learner=prototypes").path)
+    x, y = signals(8)
+    one = [signal[:, 0] for signal in x]
+    assert len({len(signal) for signal in one}) > 1
+    wanted = raymeta.load(run).adapt(one, y).predict_proba(one)
+    columns = [signal[:, None] for signal in one]
+    for form in (one, [s.tolist() for s in one], objects(one), columns, objects(columns)):
+        estimator = raymeta.FewShotClassifier(run).fit(form, y)
+        np.testing.assert_array_equal(estimator.predict_proba(form), wanted)
+    estimator = raymeta.FewShotClassifier(run)
+    assert cross_val_score(estimator, one, y, cv=2).shape == (2,)
+    assert cross_val_score(estimator, objects(one), y, cv=2).shape == (2,)
+    texts = raymeta.FewShotClassifier(
+        str(run_of("sentiment", "learner=maml", "tasks.num_shots=1").path)
+    )
+    words = np.array(["good", "bad"], dtype=object)
+    assert texts.fit(words, [1, 0]).predict(words).shape == (2,)
+
+
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
 def test_pipelines_cross_validation_and_searches_take_it(run_of: RunOf) -> None:
     run = str(run_of("table", "learner=prototypes", seeds=2).path)
