@@ -52,8 +52,8 @@ def read_examples(
 
     Args:
         x: numbers as a list of arrays `[T, C]` of different lengths or as an array `[N, T, C]`; an
-            array `[N, T]` if there is one channel; texts as a list; a DataFrame; or examples that
-            were read before.
+            array `[N, T]` if there is one channel; a list of DataFrames with a column for each
+            channel; texts as a list; one DataFrame of all; or examples that were read before.
         inputs: of the networks that will read them.
         axes: the order of the axes; None for `NTC`, where the shape leaves no doubt.
         with_targets: also reads the column of targets, which only a DataFrame has.
@@ -213,7 +213,7 @@ def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
             f"x must be a DataFrame or a table with the column {inputs.time!r}: the network reads "
             "the times of the steps (tasks.missing, tasks.time_differences), which arrays lack"
         )
-    arrays = _numbers(x, len(inputs.channels), axes)
+    arrays = _numbers(x, inputs.channels, axes)
     if not arrays:
         raise DataError("x must hold one example at least, but is empty (0 sample(s))")
     names = [f"example {number}" for number in range(1, len(arrays) + 1)]
@@ -231,7 +231,7 @@ def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
     return RawExamples(found, names)
 
 
-def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
+def _numbers(x: Any, channels: Sequence[str], axes: Axes | None) -> list[np.ndarray]:
     """The arrays of all examples as float64, two axes each, in the order that they have."""
     if hasattr(x, "detach"):  # a tensor
         x = x.detach().cpu().numpy()
@@ -243,10 +243,12 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
         )
     if is_array and x.ndim not in (2, 3):
         raise DataError(f"x must be an array [N, T, C], but has the shape {list(x.shape)}")
-    arrays = []
+    arrays, num_channels = [], len(channels)
     for number, one in enumerate(x, start=1):
+        is_frame = isinstance(one, pd.DataFrame)
+        own = _named_channels(one, channels, Path(f"example {number}"), axes) if is_frame else one
         try:
-            array = np.asarray(one)
+            array = np.asarray(own)
             if array.dtype == "O" and any(isinstance(v, str | bytes) for v in array.flat):
                 raise DataError(f"example {number}: must be numbers [T, C], but holds text")
             # Numbers in texts and dates would be converted without a word.
@@ -264,6 +266,22 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
             )
         arrays.append(array)
     return arrays
+
+
+def _named_channels(
+    frame: pd.DataFrame, channels: Sequence[str], place: AnyPath, axes: Axes | None
+) -> np.ndarray:
+    """One example `[T, C]` of a frame with a column for each channel, in the network's order.
+
+    Columns that were never named are taken as they stand.
+    """
+    if axes is not None:
+        raise DataError(f"axes are for arrays, but {place} is a DataFrame and axes={axes!r}")
+    if isinstance(frame.columns, pd.RangeIndex):
+        return frame.to_numpy()
+    names = [str(name) for name in frame.columns]
+    refuse_missing(place, names, channels)
+    return frame.iloc[:, [names.index(name) for name in channels]].to_numpy()
 
 
 def _order_of(arrays: Sequence[np.ndarray], inputs: Inputs) -> Axes:
