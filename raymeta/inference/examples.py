@@ -91,7 +91,7 @@ def table_examples(
     Warns:
         DataWarning: a category has a level that training lacked.
     """
-    _refuse_computed(inputs, place, with_targets=with_targets)
+    refuse_computed(inputs, place, with_targets=with_targets)
     check_columns(table.schema.names, inputs, place, with_targets=with_targets)
     if inputs.text is not None:
         return _of_text_table(table, inputs, place, with_targets)
@@ -148,7 +148,12 @@ def check_columns(
     refuse_missing(place, names, needed_columns(inputs, with_targets=with_targets))
 
 
-def _refuse_computed(inputs: Inputs, place: AnyPath, *, with_targets: bool) -> None:
+def refuse_computed(inputs: Inputs, place: AnyPath, *, with_targets: bool) -> None:
+    """Refuses to read the targets of a table that has none.
+
+    Raises:
+        DataError: saying where they must come from.
+    """
     if with_targets and inputs.is_target_computed:
         raise DataError(
             f"{place}: no column has the targets, which training computed from whole sequences and "
@@ -171,7 +176,7 @@ def _of_text_table(
 
 def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExamples:
     names = [str(name) for name in frame.columns]
-    _refuse_computed(inputs, _DATAFRAME, with_targets=with_targets)
+    refuse_computed(inputs, _DATAFRAME, with_targets=with_targets)
     check_columns(names, inputs, _DATAFRAME, with_targets=with_targets)
     columns = needed_columns(inputs, with_targets=with_targets)
     try:

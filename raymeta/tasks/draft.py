@@ -71,6 +71,7 @@ _ONLY = {
 _REST_OF_TABLE = Template("""
 $learner
 
+# For answers while a sequence is under way: bidirectional: false, and a learner but alignment.
 model: {cell: gru, hidden_size: 64, bidirectional: true, pooling: attention}
 
 training:
