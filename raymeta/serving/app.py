@@ -15,10 +15,10 @@ import hmac
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import ray
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError, WorkerCrashedError
@@ -120,9 +120,31 @@ _PREDICT = _described(
             "items": {"type": "array", "items": {"type": "number"}},
         },
         "ids": {"type": "array", "items": {"type": "string"}},
+        "sets": {
+            "type": "array",
+            "description": "with coverage: the classes in each prediction set",
+            "items": {"type": "array", "items": {}},
+        },
+        **{
+            name: {
+                "type": "array",
+                "description": "with coverage: this end of each interval; null if it is infinite",
+                "items": {},
+            }
+            for name in ("lower", "upper")
+        },
     },
     200,
 )
+
+# As text: a number that is none gets our own message.
+_Coverage = Annotated[
+    str | None,
+    Query(
+        description="adds prediction sets or intervals that hold the truth with this probability "
+        "over new tasks, such as 0.9"
+    ),
+]
 
 # Their pages of documentation load scripts from elsewhere; the schema needs nobody.
 api = FastAPI(title="raymeta", version="1", docs_url=None, redoc_url=None)
@@ -207,13 +229,13 @@ class Door:
         return await self._served(request, "adapt", work)
 
     @api.post("/tasks/{task_id}/predict", openapi_extra=_PREDICT)
-    async def predict(self, task_id: str, request: Request) -> Response:
+    async def predict(self, task_id: str, request: Request, coverage: _Coverage = None) -> Response:
         """Predicts the class and its probabilities, or the value, of a task's examples."""
 
         async def work() -> Answer:
             body = await self._body(request)
             kinds = [request.headers.get(name) for name in ("content-type", "accept")]
-            return await self._ask("predict", task_id, body, *kinds)
+            return await self._ask("predict", task_id, body, *kinds, coverage)
 
         return await self._served(request, "predict", work)
 

@@ -9,6 +9,7 @@ Shape legend: N examples, T time steps, C channels, K classes, O outputs.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,15 +95,38 @@ def examples_of(
     return raw
 
 
-def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
+def coverage_of(text: str | None) -> float | None:
+    """Reads the `coverage` that a request's address asks for.
+
+    Raises:
+        DataError: it is no number within (0, 1).
+    """
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise DataError(f"coverage must be a number > 0 and < 1, but got {shown(text)}")
+    return found
+
+
+def answer_of(
+    adapted: Adapted, raw: RawExamples, kind: str, coverage: float | None = None
+) -> bytes:
     """Writes the predictions for examples as a body.
 
     JSON has `predictions` `[N]` or `[N, O]`; for classes also `classes` `[K]` and `probabilities`
-    `[N, K]`; and `ids` `[N]` where the examples have them.  Arrow has the columns that `raymeta
-    predict` writes.
+    `[N, K]`; and `ids` `[N]` where the examples have them.  With `coverage` it also has the classes
+    in each prediction set, `sets` `[N]`, or the ends of intervals, `lower` and `upper` `[N]` or
+    `[N, O]`, null where they are infinite.  Arrow has the columns that `raymeta predict` writes.
+
+    Raises:
+        DataError: the network's run was not calibrated, so that it has no sets or intervals.
     """
     if kind == ARROW:
-        table = predictions(adapted, raw)
+        table = predictions(adapted, raw, coverage)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -110,11 +134,17 @@ def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
     found: dict[str, Any] = {}
     if adapted.labels is None:
         found["predictions"] = adapted.predict_raw(raw).tolist()
+        if coverage is not None:
+            for name, end in zip(("lower", "upper"), adapted.interval(raw, coverage), strict=True):
+                found[name] = np.where(np.isfinite(end), end, None).tolist()
     else:
         probabilities = adapted.probabilities(raw)
         found["predictions"] = adapted.labels[probabilities.argmax(axis=1)].tolist()
         found["classes"] = adapted.labels.tolist()
         found["probabilities"] = probabilities.tolist()
+        if coverage is not None:
+            members = adapted.set_members(raw, coverage)
+            found["sets"] = [adapted.labels[row].tolist() for row in members]
     if raw.ids:
         found["ids"] = list(raw.ids)
     return json.dumps(found, ensure_ascii=False).encode()

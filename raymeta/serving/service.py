@@ -19,6 +19,7 @@ from raymeta.serving.bodies import (
     JSON,
     RequestError,
     answer_of,
+    coverage_of,
     examples_of,
     media_type,
 )
@@ -71,16 +72,22 @@ class Service:
         return self._answered(work)
 
     def predict(
-        self, task_id: str, body: bytes, content_type: str | None, accept: str | None
+        self,
+        task_id: str,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        coverage: str | None = None,
     ) -> Answer:
-        """Predicts the examples in a body with a kept task."""
+        """Predicts the examples in a body, with a coverage also their sets or intervals."""
 
         def work() -> Answer:
             adapted = self.tasks.get(task_id)
             kind = media_type(accept, "Accept")
             sent = media_type(content_type, "Content-Type")
+            wanted = coverage_of(coverage)
             raw = examples_of(body, sent, adapted.trained.inputs, self.limits, with_targets=False)
-            return Answer(200, kind, answer_of(adapted, raw, kind))
+            return Answer(200, kind, answer_of(adapted, raw, kind, wanted))
 
         return self._answered(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import raymeta
 from raymeta.cli import app
 from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
+from raymeta.evaluation.calibration import Calibration
 from raymeta.serving import server
 from raymeta.serving.app import TOKEN_VARIABLE, build
 from raymeta.serving.bodies import ARROW, JSON
@@ -99,6 +101,49 @@ def test_every_source_is_served_as_it_predicts_in_process(service_of: Any, sourc
         return
     assert found["predictions"] == adapted.predict(x).tolist()
     np.testing.assert_allclose(found["probabilities"], adapted.predict_proba(x), rtol=1e-9)
+
+
+def test_a_coverage_gives_sets_or_intervals_in_json_as_in_arrow(
+    service_of: Any, source: str
+) -> None:
+    service = service_of(source)
+    is_regression = source == "sinusoid"
+    rows = tuple(tuple(row) for row in np.random.default_rng(0).uniform(size=(19, 3)).tolist())
+    known = Calibration(residuals=(rows,)) if is_regression else Calibration(1.0, rows)
+    refused = service.predict(
+        keep(service, source), body_of(source, 4, 1, with_targets=False), JSON, None, "0.9"
+    )
+    assert refused.status == 400
+    assert "was not calibrated" in error(refused)
+
+    service = Service(replace(service.model, calibration=known), service.tasks, service.limits)
+    task_id, x = keep(service, source), task_of(source, 4, 1)[0]
+    body = body_of(source, 4, 1, with_targets=False)
+    adapted = service.tasks.get(task_id)
+    for coverage in (0.5, 0.99):  # the second has no threshold
+        found = json.loads(service.predict(task_id, body, JSON, None, str(coverage)).body)
+        arrow = service.predict(task_id, body, JSON, ARROW, str(coverage)).body
+        table = pa.ipc.open_stream(arrow).read_all()
+        if is_regression:
+            ends = dict(
+                zip(("lower", "upper"), adapted.predict_interval(x, coverage=coverage), strict=True)
+            )
+            for name, end in ends.items():
+                wanted = end.tolist() if coverage == 0.5 else [None] * 4
+                assert found[name] == wanted
+                np.testing.assert_array_equal(table[name].to_numpy(), end)
+            continue
+        sets = adapted.predict_set(x, coverage=coverage)
+        assert found["sets"] == [one.tolist() for one in sets]
+        members = [[table[f"in_set_{k}"][n].as_py() for k in found["classes"]] for n in range(4)]
+        assert found["sets"] == [
+            [k for k, is_in in zip(found["classes"], row, strict=True) if is_in] for row in members
+        ]
+    for wrong in ("1", "nan", "much", ""):
+        answer = service.predict(task_id, body, JSON, None, wrong)
+        assert answer.status == 400
+        assert "coverage must be a number > 0 and < 1" in error(answer)
+    assert "sets" not in json.loads(service.predict(task_id, body, JSON, None).body)
 
 
 def test_a_task_is_reported_with_its_end_and_its_warnings(service_of: Any) -> None:
