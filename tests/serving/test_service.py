@@ -146,6 +146,80 @@ def test_a_coverage_gives_sets_or_intervals_in_json_as_in_arrow(
     assert "sets" not in json.loads(service.predict(task_id, body, JSON, None).body)
 
 
+def batch_of(source: str, *sizes: int) -> bytes:
+    bodies = [
+        json.loads(body_of(source, size, seed, with_targets=True))
+        for seed, size in enumerate(sizes)
+    ]
+    return json.dumps({"tasks": bodies}).encode()
+
+
+def test_many_tasks_are_adapted_at_once_as_each_alone(service_of: Any, source: str) -> None:
+    service = service_of(source)
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, batch_of(source, 10, 10, 12), JSON)
+    assert answer.status == 201, answer.body
+    told = json.loads(answer.body)
+    assert [task["num_examples"] for task in told["tasks"]] == [10, 10, 12]
+    queries = body_of(source, 4, 9, with_targets=False)
+    for seed, task in enumerate(told["tasks"]):
+        assert end_of(task["id"]) == end_of(first)
+        alone = service.model.adapt(*task_of(source, task["num_examples"], seed))
+        found = json.loads(service.predict(task["id"], queries, JSON, None).body)
+        x = task_of(source, 4, 9)[0]
+        if alone.labels is None:
+            np.testing.assert_allclose(found["predictions"], alone.predict(x), rtol=1e-6)
+        else:
+            np.testing.assert_allclose(found["probabilities"], alone.predict_proba(x), atol=1e-6)
+            assert task["classes"] == alone.labels.tolist()
+    # To be asked twice, as after the death of a replica, takes no more room.
+    again = json.loads(service.adapt_many(first, batch_of(source, 10, 10, 12), JSON).body)
+    assert [t["id"] for t in again["tasks"]] == [t["id"] for t in told["tasks"]]
+    assert service.tasks.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "message"),
+    [
+        ({"tasks": []}, JSON, 400, "tasks must be a list of tasks"),
+        ({"tasks": {}}, JSON, 400, "tasks must be a list of tasks"),
+        ({"x": [], "y": []}, JSON, 400, "tasks is required"),
+        ({"tasks": [1]}, JSON, 400, "task 1: must be an object with x and y, but is 1"),
+        ({"tasks": [{"x": [[[1, 2]]]}]}, JSON, 400, "task 1: the body: y is required"),
+        ("good, bad", JSON, 400, "task 2: y must have 2 classes at least"),
+        ("good, good, good, good", JSON, 400, "at most 3 tasks, but the request has 4"),
+        ("good, good, long", JSON, 400, "at most 20 examples in a request, but task 3"),
+        ("good", ARROW, 415, "many tasks at once must be sent as application/json"),
+    ],
+)
+def test_a_broken_batch_keeps_none_of_its_tasks(
+    service_of: Any, body: Any, kind: str, status: int, message: str
+) -> None:
+    service = service_of(batch_examples=20)
+    if isinstance(body, str):
+        good, long = (json.loads(body_of("table", num, with_targets=True)) for num in (5, 12))
+        bad = {**good, "y": ["a"] * 5}
+        named = {"good": good, "bad": bad, "long": long}
+        body = {"tasks": [named[name] for name in body.split(", ")]}
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, json.dumps(body).encode(), kind)
+    assert answer.status == status, answer.body
+    assert message in error(answer)
+    assert service.tasks.count() == 0
+
+
+def test_a_batch_waits_until_there_is_room_for_all_of_it(service_of: Any) -> None:
+    service = service_of()
+    keep(service)
+    service.tasks.clock.now += 10
+    keep(service)
+    first = new_id(KEEP_S, service.tasks.clock())
+    full = service.adapt_many(first, batch_of("table", 10, 10, 10), JSON)
+    assert full.status == 429
+    assert f"delete 2, or wait {KEEP_S} s until so many have ended" in error(full)
+    assert service.tasks.count() == 2
+
+
 def test_a_task_is_reported_with_its_end_and_its_warnings(service_of: Any) -> None:
     service = service_of()
     task_id = new_id(KEEP_S, service.tasks.clock())
