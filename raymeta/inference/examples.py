@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raymeta.data.readers.arrow import refuse_missing
 from raymeta.data.readers.table import TableReader
+from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.inputs import Inputs
@@ -113,6 +114,7 @@ def table_examples(
     )
     table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
+    _check_times(found, inputs, place)
     x, y = list(found.x), np.array(found.classes) if with_targets else None
     if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
@@ -129,6 +131,23 @@ def table_examples(
         x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]
     ids = found.groups[sequence] if inputs.sequence is not None else ()
     return RawExamples(x, list(found.ids), ids, y)
+
+
+def _check_times(found: Sequences, inputs: Inputs, place: AnyPath) -> None:
+    """Refuses dates where training had numbers, whose unit nobody knows, and the reverse."""
+    wanted = inputs.times_are_dates
+    if wanted is None or found.are_dates is None or found.are_dates == wanted:
+        return
+    kinds = ("numbers", "dates")
+    remedy = (
+        "give dates such as 2026-01-31T12:00, whose differences it reads in seconds"
+        if wanted
+        else "give numbers in the unit of the training data"
+    )
+    raise DataError(
+        f"{place}, column {inputs.time}: holds {kinds[found.are_dates]}, but the network was "
+        f"trained on {kinds[wanted]}; {remedy}"
+    )
 
 
 def needed_columns(inputs: Inputs, *, with_targets: bool) -> list[str]:

@@ -185,7 +185,9 @@ def answer_of(
         found["predictions"] = adapted.predict_raw(raw).tolist()
         if coverage is not None:
             for name, end in zip(("lower", "upper"), adapted.interval(raw, coverage), strict=True):
-                found[name] = np.where(np.isfinite(end), end, None).tolist()
+                known = end.astype(object)
+                known[~np.isfinite(end)] = None
+                found[name] = known.tolist()
     else:
         probabilities = adapted.probabilities(raw)
         found["predictions"] = adapted.labels[probabilities.argmax(axis=1)].tolist()

@@ -161,7 +161,7 @@ def test_a_run_is_calibrated_and_its_sets_cover_held_out_tasks(tmp_path: Path) -
     # Two writers and ten characters are another distribution: nothing is promised there, but told.
     sets = report.meta_test.sets
     assert sets is not None
-    assert sets.found.mean == pytest.approx(covered["test"], abs=1e-6)
+    assert sets.found.mean == pytest.approx(covered["test"], abs=0.01)
     assert (sets.wanted, sets.num_tasks, sets.num_classes) == (0.9, 100, 5)
     assert sets.val_units["writer"] == report.meta_test.units["writer"]
     assert 1 <= sets.size <= 5
