@@ -14,9 +14,9 @@ import torch
 from raymeta.errors import RunError, SearchError
 from raymeta.evaluation.calibration import (
     CALIBRATION_FILE,
+    certainty_of_classes,
     interval_coverage,
     keep_calibrations,
-    reliability,
 )
 from raymeta.evaluation.drawings import (
     DRAWINGS_FILE,
@@ -280,8 +280,8 @@ def judge(
         watcher.phase("calibrating")
         calibration = keep_calibrations(run, together)
         if problem == "classification":
-            found = reliability(together, calibration, num_episodes)
-            result = replace(result, reliability=found)
+            found, sets = certainty_of_classes(together, calibration, num_episodes)
+            result = replace(result, reliability=found, sets=sets)
             drawings = draw_classification(together, calibration, num_episodes)
         else:
             covered = interval_coverage(together, calibration, num_episodes)

@@ -46,7 +46,10 @@ def serve(
         bool, typer.Option("--no-token", help="Serve everybody on this machine (loopback only).")
     ] = False,
     max_body_mib: Annotated[float, typer.Option(min=0.001, max=1024, help="Limit of a body.")] = 8,
-    max_examples: Annotated[int, typer.Option(min=1, help="Limit of a request.")] = 1000,
+    max_examples: Annotated[int, typer.Option(min=1, help="Limit of a task.")] = 1000,
+    max_batch_examples: Annotated[
+        int, typer.Option(min=1, help="Limit of all tasks of a request together.")
+    ] = 10_000,
     max_steps: Annotated[int, typer.Option(min=1, help="Limit of an example.")] = 10_000,
     max_classes: Annotated[int, typer.Option(min=2, help="Limit of a task.")] = 100,
     ensemble: EnsembleOption = True,
@@ -69,6 +72,7 @@ def serve(
     limits = Limits(
         body_bytes=int(max_body_mib * 2**20),
         examples=max_examples,
+        batch_examples=max_batch_examples,
         time_steps=max_steps,
         classes=max_classes,
     )

@@ -24,10 +24,11 @@ class Sequences:
     `classes` are the labels, as text.  `groups` maps an axis, such as `writer`, to the unit of each
     sequence on it.  `ids` say where each one was read: file, and line or row.  `texts` has each
     sequence as it is written (text only).  `times` `[T]` has the time of each step since the first
-    one, where the data have times, `targets` `[T]` the number to be predicted at each step, where
-    it is a number.  A category has the code of its level (`level_code`) in `x`, NaN where it is
-    missing; `levels` has the text of each code.  `warnings` are for the user: what the reader
-    accepted but could not take as it is.
+    one, where the data have times: in seconds if they `are_dates`, in their own unit if they are
+    numbers, None if they differ from file to file.  `targets` `[T]` has the number to be predicted
+    at each step, where it is a number.  A category has the code of its level (`level_code`) in `x`,
+    NaN where it is missing; `levels` has the text of each code.  `warnings` are for
+    the user: what the reader accepted but could not take as it is.
     """
 
     x: Sequence[np.ndarray]
@@ -39,6 +40,7 @@ class Sequences:
     times: Sequence[np.ndarray] = ()
     targets: Sequence[np.ndarray] = ()
     levels: Mapping[float, str] = field(default_factory=dict)
+    are_dates: bool | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -68,6 +70,7 @@ class Sequences:
             times=_selected(self.times, kept) if self.times else (),
             targets=_selected(self.targets, kept) if self.targets else (),
             levels=self.levels,
+            are_dates=self.are_dates,
         )
         if "contents" in vars(self):  # known already
             vars(found)["contents"] = tuple(self.contents[row] for row in kept)
@@ -82,6 +85,7 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
     """Concatenates the sequences of several files, which have the same group axes."""
     if len(parts) == 1:
         return parts[0]
+    kinds = {part.are_dates for part in parts}
     return Sequences(
         x=concatenated(part.x for part in parts),
         classes=tuple(label for part in parts for label in part.classes),
@@ -95,6 +99,7 @@ def joined(parts: Sequence[Sequences]) -> Sequences:
         times=concatenated(part.times for part in parts),
         targets=concatenated(part.targets for part in parts),
         levels={code: text for part in parts for code, text in part.levels.items()},
+        are_dates=kinds.pop() if len(kinds) == 1 else None,
     )
 
 

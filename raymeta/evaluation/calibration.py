@@ -23,13 +23,13 @@ from torch import Tensor
 from raymeta.episodes import Split
 from raymeta.errors import DataError, RunError
 from raymeta.evaluation.controls.contract import Network
-from raymeta.evaluation.scores import NUM_BINS, Coverage, Reliability, Score
+from raymeta.evaluation.scores import NUM_BINS, Coverage, Reliability, Score, SetCoverage
 from raymeta.run_folder import Run
 from raymeta.training.curves import EVALUATION_CHUNK
 
 CALIBRATION_FILE = "calibration.json"
 NUM_EPISODES = 100  # meta-validation episodes for the temperature, and as many for the threshold
-TESTED_COVERAGE = 0.9  # of the intervals that the meta-test judges
+TESTED_COVERAGE = 0.9  # of the sets and intervals that the meta-test judges
 _LARGEST = 20.0  # temperature, and the inverse of the smallest
 Rows = tuple[tuple[float, ...], ...]  # a number for each query [M] of each episode [E]
 
@@ -122,6 +122,10 @@ def task_quantile(rows: Rows, coverage: float) -> float:
     those of meta-validation; queries of a task may depend on each other in any way (Lee, Barber and
     Willett 2023, "Distribution-free inference with hierarchical data", theorem 1).  The probability
     is over new tasks: within a single one it may be more or less.
+
+    Episodes of a few units (persons, writers) are no independent tasks: a hundred of two persons
+    say little more of a third than those two do.  The promise then holds for further episodes of
+    the same units; `Coverage.val_units` and `SetCoverage.val_units` say how many there were.
     """
     values = np.array(rows)
     ordered = np.sort(values, axis=None)
@@ -233,20 +237,41 @@ def interval_coverage(
     widths = half.mean().item(), half.min().item(), half.max().item()
     num_tasks = len((calibration.residuals or ((),))[0])
     unit = "" if own is None else f"the unit of {own.name}"
-    return Coverage(coverage, share, num_tasks, *widths, unit)
+    val_units = dict(tasks.query_units("val", num_tasks).counts)
+    return Coverage(coverage, share, num_tasks, *widths, unit, val_units)
 
 
-def reliability(
-    networks: Sequence[Network], calibration: Calibration, num_episodes: int
-) -> Reliability:
-    """The expected calibration error on the first meta-test episodes."""
+def certainty_of_classes(
+    networks: Sequence[Network],
+    calibration: Calibration,
+    num_episodes: int,
+    coverage: float = TESTED_COVERAGE,
+) -> tuple[Reliability, SetCoverage]:
+    """The expected calibration error on the first meta-test episodes, and what the sets hold there.
+
+    Raises:
+        DataError: as `Calibration.threshold`.
+    """
     logits, targets = query_logits(networks, "test", range(num_episodes))
-    temperature = calibration.temperature
+    temperature, tasks = calibration.temperature, networks[0].tasks
+    answers = _probabilities(logits, temperature)  # [E, M, K]
     with_it, without = (
-        calibration_error(_probabilities(logits, t).flatten(0, 1), targets.flatten())
-        for t in (temperature, 1.0)
+        calibration_error(found.flatten(0, 1), targets.flatten())
+        for found in (answers, _probabilities(logits, 1.0))
     )
-    return Reliability(temperature, with_it, without)
+    members = 1 - answers <= calibration.threshold(coverage)
+    holds = members.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    num_tasks = len(calibration.misfits or ())
+    sets = SetCoverage(
+        wanted=coverage,
+        found=Score.over(holds.double(), tasks.query_units("test", num_episodes)),
+        size=members.double().sum(dim=-1).mean().item(),
+        num_classes=answers.shape[-1],
+        num_tasks=num_tasks,
+        # The temperature and the threshold have as many episodes each.
+        val_units=dict(tasks.query_units("val", 2 * num_tasks).counts),
+    )
+    return Reliability(temperature, with_it, without), sets
 
 
 def calibration_error(probabilities: Tensor, targets: Tensor) -> float:

@@ -99,9 +99,10 @@ class Coverage:
     """How many of the meta-test's values are in the intervals around the answers.
 
     The intervals should hold the share `wanted`; they hold `found`, over units.  They come from
-    `num_tasks` tasks of meta-validation.  `half_width` is the mean of half their widths,
-    `narrowest` and `widest` are the ends of those halves, all in `unit`; empty for the targets' own
-    unit without a name.
+    `num_tasks` tasks of meta-validation, of so many units of each axis as `val_units` says: tasks
+    of two persons are not independent, however many they are.  `half_width` is the mean of half
+    their widths, `narrowest` and `widest` are the ends of those halves, all in `unit`; empty for
+    the targets' own unit without a name.
     """
 
     wanted: float
@@ -111,6 +112,7 @@ class Coverage:
     narrowest: float
     widest: float
     unit: str = ""
+    val_units: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Coverage:
@@ -124,10 +126,40 @@ class Coverage:
             narrowest=float(content.get("narrowest", mean)),
             widest=float(content.get("widest", mean)),
             unit=str(content.get("unit", MASE_UNIT)),
+            val_units=_units(content),
         )
 
 
 MASE_UNIT = "units of MASE"  # a series' mean error of the season before
+
+
+@dataclass(frozen=True)
+class SetCoverage:
+    """How many of the meta-test's queries have their class in their prediction set.
+
+    The sets should hold the share `wanted` of the classes; they hold `found`, over units, and have
+    `size` of the `num_classes` classes of a task on average.  `num_tasks` and `val_units` are as in
+    `Coverage`.
+    """
+
+    wanted: float
+    found: Score
+    size: float
+    num_classes: int
+    num_tasks: int
+    val_units: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> SetCoverage:
+        """Reads plain values."""
+        return cls(
+            wanted=float(content["wanted"]),
+            found=_score(content["found"]),
+            size=float(content["size"]),
+            num_classes=int(content["num_classes"]),
+            num_tasks=int(content["num_tasks"]),
+            val_units=_units(content),
+        )
 
 
 @dataclass(frozen=True)
@@ -164,9 +196,9 @@ class MetaTest:
     After a refit from several seeds `rows[0]` is the mean over them, and their ensemble has a row.
 
     `units` counts the units of every axis that are new at deployment.  `reliability` is of the
-    classes' probabilities as `predict_proba` gives them, `coverage` of the intervals of values and
-    forecasts, `unlike` of the support examples of all but forecasts; None of other problems and of
-    runs of earlier versions.
+    classes' probabilities as `predict_proba` gives them, `sets` of their prediction sets,
+    `coverage` of the intervals of values and forecasts, `unlike` of the support examples of all but
+    forecasts; None of other problems and of runs of earlier versions.
     """
 
     metric: str
@@ -178,6 +210,7 @@ class MetaTest:
     reliability: Reliability | None = None
     coverage: Coverage | None = None
     unlike: UnlikeTraining | None = None
+    sets: SetCoverage | None = None
 
     @property
     def controls(self) -> tuple[Row, ...]:
@@ -203,7 +236,7 @@ class MetaTest:
     def to_json(self) -> dict[str, Any]:
         """Converts to plain values for `from_json`; numbers that are not finite become None."""
         content: dict[str, Any] = _without_nan(asdict(self))
-        for name in ("reliability", "coverage", "unlike"):
+        for name in ("reliability", "coverage", "unlike", "sets"):
             if content[name] is None:
                 del content[name]
         return content
@@ -232,6 +265,8 @@ class MetaTest:
             further["coverage"] = Coverage.from_json(found)
         if found := content.get("unlike"):
             further["unlike"] = UnlikeTraining.from_json(found)
+        if found := content.get("sets"):
+            further["sets"] = SetCoverage.from_json(found)
         return cls(**{"units": {}, **content, "rows": rows, **further})
 
 
@@ -249,6 +284,10 @@ def _score(content: dict[str, float | None]) -> Score:
     if mean is None:
         return Score(math.nan, math.nan)
     return Score(mean, half_width)
+
+
+def _units(content: Mapping[str, Any]) -> dict[str, int]:
+    return {str(axis): int(count) for axis, count in content.get("val_units", {}).items()}
 
 
 def _number(value: float | None) -> float:

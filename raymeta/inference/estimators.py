@@ -60,13 +60,9 @@ class _FewShot(BaseEstimator):
         return validate_data(self, X, reset=reset, dtype="numeric")
 
     def __sklearn_tags__(self) -> Any:
-        """Inputs of three axes too; and any score, since the data may be of another world."""
+        """Inputs of three axes too."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.target_tags.required = True
-        for kind in (tags.classifier_tags, tags.regressor_tags):
-            if kind is not None:
-                kind.poor_score = True
         return tags
 
 
@@ -80,8 +76,9 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         runs_dir: where runs are looked for by name.
 
     `X` is a list of arrays `[T, C]` of different lengths, an array `[N, T, C]`, a list of texts, or
-    a DataFrame with the experiment's columns and one row a time step.  An array `[N, T]` is for
-    networks of one channel; as scikit-learn has it, T is the same in `fit` and `predict`.
+    a DataFrame with the experiment's columns and one row a time step.  An array `[N, T]`, or a list
+    of `[T]`, is for networks of one channel; where all T are the same, they are so in `fit` and
+    `predict`, as scikit-learn has it.
 
     Attributes:
         classes_: `[K]`, sorted.
@@ -120,6 +117,12 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         check_is_fitted(self)
         return self.adapted_.predict_proba(self._examples(X, reset=False), axes=self.axes)
 
+    def __sklearn_tags__(self) -> Any:
+        """Any score, since the data may be of another world."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
+
 
 class FewShotRegressor(RegressorMixin, _FewShot):
     """A run's network as a regressor: `fit` adapts it to the examples of a new task.
@@ -142,6 +145,8 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         x = self._examples(X, reset=True)
         if y is None:
             _refuse_without_targets(X)
+        elif np.ndim(y) == 2 and np.shape(y)[1] == 1:
+            y = column_or_1d(y, warn=True)
         self._fit(x, y)
         return self
 
@@ -150,6 +155,12 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         check_is_fitted(self)
         return self.adapted_.predict(self._examples(X, reset=False), axes=self.axes)
 
+    def __sklearn_tags__(self) -> Any:
+        """Any score, since the data may be of another world."""
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True
+        return tags
+
 
 def _refuse_without_targets(X: Any) -> None:
     if not isinstance(X, pd.DataFrame):  # in the words that scikit-learn looks for
@@ -157,7 +168,18 @@ def _refuse_without_targets(X: Any) -> None:
 
 
 def _is_list_of_examples(X: Any) -> bool:
-    """Whether it is a list of texts, or of arrays with two axes each."""
-    if not isinstance(X, list | tuple) or not X:
+    """Whether it is a list of texts, of arrays with two axes each, or of ones of many lengths.
+
+    An array of objects is such a list if it has one axis and no bare numbers.
+    """
+    if isinstance(X, np.ndarray):
+        if X.dtype != object or X.ndim != 1:
+            return False
+    elif not isinstance(X, list | tuple):
         return False
-    return isinstance(X[0], str) or np.ndim(X[0]) == 2
+    if not len(X) or not all(hasattr(one, "__len__") and getattr(one, "ndim", 1) for one in X):
+        return False
+    if isinstance(X, np.ndarray) or isinstance(X[0], str | pd.DataFrame):
+        return True
+    is_nested = any(np.ndim(step) > 0 for one in X for step in one[:1])
+    return is_nested or len({len(one) for one in X}) > 1

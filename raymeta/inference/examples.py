@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raymeta.data.readers.arrow import refuse_missing
 from raymeta.data.readers.table import TableReader
+from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.inputs import Inputs
@@ -52,8 +53,8 @@ def read_examples(
 
     Args:
         x: numbers as a list of arrays `[T, C]` of different lengths or as an array `[N, T, C]`; an
-            array `[N, T]` if there is one channel; texts as a list; a DataFrame; or examples that
-            were read before.
+            array `[N, T]` if there is one channel; a list of DataFrames with a column for each
+            channel; texts as a list; one DataFrame of all; or examples that were read before.
         inputs: of the networks that will read them.
         axes: the order of the axes; None for `NTC`, where the shape leaves no doubt.
         with_targets: also reads the column of targets, which only a DataFrame has.
@@ -91,7 +92,7 @@ def table_examples(
     Warns:
         DataWarning: a category has a level that training lacked.
     """
-    _refuse_computed(inputs, place, with_targets=with_targets)
+    refuse_computed(inputs, place, with_targets=with_targets)
     check_columns(table.schema.names, inputs, place, with_targets=with_targets)
     if inputs.text is not None:
         return _of_text_table(table, inputs, place, with_targets)
@@ -113,6 +114,7 @@ def table_examples(
     )
     table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
+    _check_times(found, inputs, place)
     x, y = list(found.x), np.array(found.classes) if with_targets else None
     if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
@@ -129,6 +131,23 @@ def table_examples(
         x = [np.c_[steps, times] for steps, times in zip(x, found.times, strict=True)]
     ids = found.groups[sequence] if inputs.sequence is not None else ()
     return RawExamples(x, list(found.ids), ids, y)
+
+
+def _check_times(found: Sequences, inputs: Inputs, place: AnyPath) -> None:
+    """Refuses dates where training had numbers, whose unit nobody knows, and the reverse."""
+    wanted = inputs.times_are_dates
+    if wanted is None or found.are_dates is None or found.are_dates == wanted:
+        return
+    kinds = ("numbers", "dates")
+    remedy = (
+        "give dates such as 2026-01-31T12:00, whose differences it reads in seconds"
+        if wanted
+        else "give numbers in the unit of the training data"
+    )
+    raise DataError(
+        f"{place}, column {inputs.time}: holds {kinds[found.are_dates]}, but the network was "
+        f"trained on {kinds[wanted]}; {remedy}"
+    )
 
 
 def needed_columns(inputs: Inputs, *, with_targets: bool) -> list[str]:
@@ -148,7 +167,12 @@ def check_columns(
     refuse_missing(place, names, needed_columns(inputs, with_targets=with_targets))
 
 
-def _refuse_computed(inputs: Inputs, place: AnyPath, *, with_targets: bool) -> None:
+def refuse_computed(inputs: Inputs, place: AnyPath, *, with_targets: bool) -> None:
+    """Refuses to read the targets of a table that has none.
+
+    Raises:
+        DataError: saying where they must come from.
+    """
     if with_targets and inputs.is_target_computed:
         raise DataError(
             f"{place}: no column has the targets, which training computed from whole sequences and "
@@ -171,7 +195,7 @@ def _of_text_table(
 
 def _of_frame(frame: pd.DataFrame, inputs: Inputs, with_targets: bool) -> RawExamples:
     names = [str(name) for name in frame.columns]
-    _refuse_computed(inputs, _DATAFRAME, with_targets=with_targets)
+    refuse_computed(inputs, _DATAFRAME, with_targets=with_targets)
     check_columns(names, inputs, _DATAFRAME, with_targets=with_targets)
     columns = needed_columns(inputs, with_targets=with_targets)
     try:
@@ -213,7 +237,7 @@ def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
             f"x must be a DataFrame or a table with the column {inputs.time!r}: the network reads "
             "the times of the steps (tasks.missing, tasks.time_differences), which arrays lack"
         )
-    arrays = _numbers(x, len(inputs.channels), axes)
+    arrays = _numbers(x, inputs.channels, axes)
     if not arrays:
         raise DataError("x must hold one example at least, but is empty (0 sample(s))")
     names = [f"example {number}" for number in range(1, len(arrays) + 1)]
@@ -231,7 +255,7 @@ def _of_arrays(x: Any, inputs: Inputs, axes: Axes | None) -> RawExamples:
     return RawExamples(found, names)
 
 
-def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
+def _numbers(x: Any, channels: Sequence[str], axes: Axes | None) -> list[np.ndarray]:
     """The arrays of all examples as float64, two axes each, in the order that they have."""
     if hasattr(x, "detach"):  # a tensor
         x = x.detach().cpu().numpy()
@@ -243,10 +267,12 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
         )
     if is_array and x.ndim not in (2, 3):
         raise DataError(f"x must be an array [N, T, C], but has the shape {list(x.shape)}")
-    arrays = []
+    arrays, num_channels = [], len(channels)
     for number, one in enumerate(x, start=1):
+        is_frame = isinstance(one, pd.DataFrame)
+        own = _named_channels(one, channels, Path(f"example {number}"), axes) if is_frame else one
         try:
-            array = np.asarray(one)
+            array = np.asarray(own)
             if array.dtype == "O" and any(isinstance(v, str | bytes) for v in array.flat):
                 raise DataError(f"example {number}: must be numbers [T, C], but holds text")
             # Numbers in texts and dates would be converted without a word.
@@ -264,6 +290,22 @@ def _numbers(x: Any, num_channels: int, axes: Axes | None) -> list[np.ndarray]:
             )
         arrays.append(array)
     return arrays
+
+
+def _named_channels(
+    frame: pd.DataFrame, channels: Sequence[str], place: AnyPath, axes: Axes | None
+) -> np.ndarray:
+    """One example `[T, C]` of a frame with a column for each channel, in the network's order.
+
+    Columns that were never named are taken as they stand.
+    """
+    if axes is not None:
+        raise DataError(f"axes are for arrays, but {place} is a DataFrame and axes={axes!r}")
+    if isinstance(frame.columns, pd.RangeIndex):
+        return frame.to_numpy()
+    names = [str(name) for name in frame.columns]
+    refuse_missing(place, names, channels)
+    return frame.iloc[:, [names.index(name) for name in channels]].to_numpy()
 
 
 def _order_of(arrays: Sequence[np.ndarray], inputs: Inputs) -> Axes:

@@ -17,7 +17,12 @@ import pyarrow.parquet
 from raymeta.data.readers.arrow import read_columns
 from raymeta.errors import DataError
 from raymeta.inference.adapted import Adapted
-from raymeta.inference.examples import RawExamples, needed_columns, table_examples
+from raymeta.inference.examples import (
+    RawExamples,
+    needed_columns,
+    refuse_computed,
+    table_examples,
+)
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.inputs import Inputs
 
@@ -54,6 +59,8 @@ def table_of_examples(
     place = path if place is None else place
     if not path.is_file():
         raise DataError(f"{place}: cannot be read: no such file")
+    # Before the columns: that of the targets would be reported as missing.
+    refuse_computed(inputs, place, with_targets=with_targets)
     table = read_columns(path, needed_columns(inputs, with_targets=with_targets), place)
     return table_examples(table, inputs, place, with_targets=with_targets)
 

@@ -59,7 +59,7 @@ def known(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def values_array(y: Any, num_examples: int, num_outputs: int) -> Tensor:
     """Targets of a regression as float64 `[N, O]`."""
     try:
-        values = np.asarray(y, dtype=np.float64)
+        values = np.array(y, dtype=np.float64)  # a copy: what is given may not be writable
     except (TypeError, ValueError) as error:
         raise DataError(f"y must be numbers: {error!s:.200}") from None
     if values.ndim == 1 and num_outputs == 1:

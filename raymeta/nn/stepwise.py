@@ -47,7 +47,10 @@ def first_state(spec: NetworkSpec, params: Mapping[str, Tensor], num_examples: i
         ValueError: the network cannot run step by step.
     """
     if spec.bidirectional:
-        raise ValueError("a bidirectional network reads a sequence from its end too")
+        raise ValueError(
+            "a bidirectional network reads a sequence from its end too (one that was trained with "
+            "model.bidirectional: false does not)"
+        )
     if spec.stacked_steps > 1:
         raise ValueError(f"it reads {spec.stacked_steps} time steps at once (model.stacked_steps)")
     if spec.num_features is None or spec.layer_dtype is not None:

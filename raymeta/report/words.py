@@ -168,6 +168,13 @@ def certainty_lines(result: MetaTest) -> list[str]:
             f"bins) with temperature {classes.temperature:.2f} from meta-validation, "
             f"{classes.error_without:.3f} without"
         )
+    if (sets := result.sets) is not None:
+        share = plus_minus(sets.found.mean, sets.found.half_width)
+        lines.append(
+            f"sets of {100 * sets.wanted:.0f} %, from {sets.num_tasks} tasks of meta-validation"
+            f"{_of_units(sets.val_units)}, hold {share} of the classes, and have "
+            f"{_plain(sets.size, 3)} of {sets.num_classes} classes on average"
+        )
     if (values := result.coverage) is not None:
         share = plus_minus(values.found.mean, values.found.half_width)
         unit = f" in {values.unit}" if values.unit else ""
@@ -177,7 +184,8 @@ def certainty_lines(result: MetaTest) -> list[str]:
             width = f"{width} on average ({ends})"
         lines.append(
             f"intervals of {100 * values.wanted:.0f} %, from {values.num_tasks} tasks of "
-            f"meta-validation, hold {share} of the values, and are {width} wide{unit}"
+            f"meta-validation{_of_units(values.val_units)}, hold {share} of the values, and are "
+            f"{width} wide{unit}"
         )
     if (tasks := result.unlike) is not None:
         lines.append(
@@ -187,6 +195,12 @@ def certainty_lines(result: MetaTest) -> list[str]:
             f"{_plain(tasks.threshold, 3)})"
         )
     return lines
+
+
+def _of_units(counts: Mapping[str, int]) -> str:
+    """Of how many units the tasks are: few of them make tasks that depend on each other."""
+    found = ", ".join(f"{count} × {axis}" for axis, count in counts.items())
+    return f" ({found})" if found else ""
 
 
 def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:

@@ -12,13 +12,14 @@ examples.  HTTP takes most of a request's time (`scripts/bench_serving_http.py`)
 import asyncio
 import hashlib
 import hmac
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import ray
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError, WorkerCrashedError
@@ -28,7 +29,8 @@ from starlette.exceptions import HTTPException
 
 from raymeta.errors import ResourceError
 from raymeta.inference.files import load
-from raymeta.serving.bodies import ARROW, JSON, RequestError, too_large
+from raymeta.serving import openapi
+from raymeta.serving.bodies import RequestError, too_large
 from raymeta.serving.service import Answer, Service, error_answer
 from raymeta.serving.settings import Limits, ServeSettings
 from raymeta.serving.tasks import KeptTasks, new_id
@@ -43,86 +45,8 @@ _AT_ONCE = 2  # requests that a replica has taken, one of which is under way
 
 _CPUS = ({"num_cpus": 0}, {"num_cpus": 1})  # of the door, and of a replica
 
-_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_EXAMPLES = {
-    "type": "array",
-    "description": "an example each: a list of time steps, each a list with a number for each "
-    "channel; or a text",
-    "items": {
-        "oneOf": [
-            {
-                "type": "array",
-                "items": {"type": "array", "items": {"type": "number"}},
-            },
-            {"type": "string"},
-        ]
-    },
-}
-_TARGETS = {
-    "type": "array",
-    "description": "the class of each example (text or whole number), or its number(s)",
-    "items": {},
-}
-
-
-def _described(needed: dict[str, Any], answer: dict[str, Any], status: int) -> dict[str, Any]:
-    """Describes a request and its answers in OpenAPI's terms."""
-    schema = {
-        "type": "object",
-        "properties": needed,
-        "required": list(needed),
-        "additionalProperties": False,
-    }
-    told = {"application/json": {"schema": _ERROR}}
-    content: dict[str, Any] = {JSON: {"schema": {"type": "object", "properties": answer}}}
-    if status == 200:
-        content[ARROW] = _BINARY
-    return {
-        "requestBody": {"required": True, "content": {JSON: {"schema": schema}, ARROW: _BINARY}},
-        "responses": {
-            str(status): {"description": "done", "content": content},
-            "400": {"description": "an example or a label breaks a rule", "content": told},
-            "401": {"description": "the token is missing or wrong", "content": told},
-            "404": {"description": "there is no such task (any more)", "content": told},
-            "413": {"description": "the body is too large", "content": told},
-            "429": {"description": "too many tasks or requests", "content": told},
-        },
-    }
-
-
-_ADAPT = _described(
-    {"x": _EXAMPLES, "y": _TARGETS},
-    {
-        "id": {"type": "string"},
-        "classes": {"type": "array", "items": {}, "nullable": True},
-        "familiarity": {
-            "type": "object",
-            "nullable": True,
-            "properties": {
-                **{name: {"type": "number"} for name in ("distance", "threshold", "p_value")},
-                "is_unlike_training": {"type": "boolean"},
-            },
-        },
-        "expires": {"type": "string", "format": "date-time"},
-        "num_examples": {"type": "integer"},
-        "warnings": {"type": "array", "items": {"type": "string"}},
-    },
-    201,
-)
-_PREDICT = _described(
-    {"x": _EXAMPLES},
-    {
-        "predictions": {"type": "array", "items": {}},
-        "classes": {"type": "array", "items": {}},
-        "probabilities": {
-            "type": "array",
-            "items": {"type": "array", "items": {"type": "number"}},
-        },
-        "ids": {"type": "array", "items": {"type": "string"}},
-    },
-    200,
-)
+# As text: a number that is none gets our own message.
+_Coverage = Annotated[str | None, Query(description=openapi.COVERAGE)]
 
 # Their pages of documentation load scripts from elsewhere; the schema needs nobody.
 api = FastAPI(title="raymeta", version="1", docs_url=None, redoc_url=None)
@@ -137,7 +61,10 @@ def _response(answer: Answer) -> Response:
 
 @api.exception_handler(HTTPException)
 async def _no_such_route(_: Request, error: HTTPException) -> Response:
-    routes = "POST /tasks, POST /tasks/ID/predict, GET or DELETE /tasks/ID, GET /model"
+    routes = (
+        "POST /tasks, POST /tasks/batch, POST /tasks/ID/predict, GET or DELETE /tasks/ID, "
+        "GET /model"
+    )
     return _response(error_answer(f"{error.detail}; there are {routes}", error.status_code))
 
 
@@ -192,7 +119,7 @@ class Door:
         )
         self._tasks = Gauge("raymeta_tasks_kept", "Tasks kept now", registry=self._registry)
 
-    @api.post("/tasks", status_code=201, openapi_extra=_ADAPT)
+    @api.post("/tasks", status_code=201, openapi_extra=openapi.ADAPT)
     async def adapt(self, request: Request) -> Response:
         """Adapts to the support examples of a new task, and keeps the task for a time."""
 
@@ -206,14 +133,28 @@ class Door:
 
         return await self._served(request, "adapt", work)
 
-    @api.post("/tasks/{task_id}/predict", openapi_extra=_PREDICT)
-    async def predict(self, task_id: str, request: Request) -> Response:
+    @api.post("/tasks/batch", status_code=201, openapi_extra=openapi.ADAPT_MANY)
+    async def adapt_many(self, request: Request) -> Response:
+        """Adapts to the support examples of many tasks at once: all of them are kept, or none."""
+
+        async def work() -> Answer:
+            body = await self._body(request)
+            kind = request.headers.get("content-type")
+            answer = await self._ask("adapt_many", new_id(self._keep_for_s), body, kind)
+            if answer.status == 201:
+                self._adaptations.inc(len(json.loads(answer.body)["tasks"]))
+            return answer
+
+        return await self._served(request, "adapt_many", work)
+
+    @api.post("/tasks/{task_id}/predict", openapi_extra=openapi.PREDICT)
+    async def predict(self, task_id: str, request: Request, coverage: _Coverage = None) -> Response:
         """Predicts the class and its probabilities, or the value, of a task's examples."""
 
         async def work() -> Answer:
             body = await self._body(request)
             kinds = [request.headers.get(name) for name in ("content-type", "accept")]
-            return await self._ask("predict", task_id, body, *kinds)
+            return await self._ask("predict", task_id, body, *kinds, coverage)
 
         return await self._served(request, "predict", work)
 

@@ -9,6 +9,7 @@ Shape legend: N examples, T time steps, C channels, K classes, O outputs.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,25 +85,97 @@ def examples_of(
     if kind == ARROW:
         raw = table_examples(_table(body, limits), inputs, _PLACE, with_targets=with_targets)
     else:
-        raw = _of_json(body, inputs, limits, with_targets=with_targets)
+        raw = _of_object(_object(body), inputs, limits, with_targets=with_targets)
+    _check_sizes(raw, limits, with_targets=with_targets)
+    return raw
+
+
+def supports_of(body: bytes, kind: str, inputs: Inputs, limits: Limits) -> list[RawExamples]:
+    """Reads the support examples of many tasks in a body.
+
+    Args:
+        body: JSON `{"tasks": [{"x": …, "y": …}, …]}`, each as for `examples_of`.
+        kind: its media type.
+        inputs: of the networks that will read them.
+        limits: of the request.
+
+    Raises:
+        DataError: naming the task, the example, the rule, what was found and the remedy.
+    """
+    if kind != JSON:
+        raise RequestError(f"many tasks at once must be sent as {JSON}, but got {kind}", 415)
+    if len(body) > limits.body_bytes:
+        raise too_large(limits)
+    found = _object(body)
+    _check_keys(found, {"tasks"})
+    tasks = found["tasks"]
+    if not isinstance(tasks, list) or not tasks:
+        raise DataError(f"{_PLACE}: tasks must be a list of tasks, but is {shown(tasks)}")
+    read, count = list[RawExamples](), 0
+    for number, task in enumerate(tasks, start=1):
+        try:
+            raw = _support_of(task, inputs, limits)
+        except DataError as error:
+            raise DataError(f"task {number}: {error}") from None
+        count += len(raw)
+        if count > limits.batch_examples:
+            raise DataError(
+                f"there may be at most {limits.batch_examples} examples in a request, but task "
+                f"{number} is beyond; send fewer tasks at a time"
+            )
+        read.append(raw)
+    return read
+
+
+def _support_of(task: Any, inputs: Inputs, limits: Limits) -> RawExamples:
+    if not isinstance(task, dict):
+        raise DataError(f"must be an object with x and y, but is {shown(task)}")
+    raw = _of_object(task, inputs, limits, with_targets=True)
+    _check_sizes(raw, limits, with_targets=True)
+    return raw
+
+
+def _check_sizes(raw: RawExamples, limits: Limits, *, with_targets: bool) -> None:
     _at_most(len(raw), limits.examples, "examples")
     for name, x in zip(raw.names, raw.x, strict=True):
         unit = "characters" if isinstance(x, str) else "time steps"
         _at_most(len(x), limits.time_steps, unit, f"{name}: ")
     if with_targets and raw.y is not None and np.asarray(raw.y).dtype.kind in "UTOiub":
         _at_most(len(set(np.asarray(raw.y).ravel().tolist())), limits.classes, "classes")
-    return raw
 
 
-def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
+def coverage_of(text: str | None) -> float | None:
+    """Reads the `coverage` that a request's address asks for.
+
+    Raises:
+        DataError: it is no number within (0, 1).
+    """
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise DataError(f"coverage must be a number > 0 and < 1, but got {shown(text)}")
+    return found
+
+
+def answer_of(
+    adapted: Adapted, raw: RawExamples, kind: str, coverage: float | None = None
+) -> bytes:
     """Writes the predictions for examples as a body.
 
     JSON has `predictions` `[N]` or `[N, O]`; for classes also `classes` `[K]` and `probabilities`
-    `[N, K]`; and `ids` `[N]` where the examples have them.  Arrow has the columns that `raymeta
-    predict` writes.
+    `[N, K]`; and `ids` `[N]` where the examples have them.  With `coverage` it also has the classes
+    in each prediction set, `sets` `[N]`, or the ends of intervals, `lower` and `upper` `[N]` or
+    `[N, O]`, null where they are infinite.  Arrow has the columns that `raymeta predict` writes.
+
+    Raises:
+        DataError: the network's run was not calibrated, so that it has no sets or intervals.
     """
     if kind == ARROW:
-        table = predictions(adapted, raw)
+        table = predictions(adapted, raw, coverage)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -110,11 +183,19 @@ def answer_of(adapted: Adapted, raw: RawExamples, kind: str) -> bytes:
     found: dict[str, Any] = {}
     if adapted.labels is None:
         found["predictions"] = adapted.predict_raw(raw).tolist()
+        if coverage is not None:
+            for name, end in zip(("lower", "upper"), adapted.interval(raw, coverage), strict=True):
+                known = end.astype(object)
+                known[~np.isfinite(end)] = None
+                found[name] = known.tolist()
     else:
         probabilities = adapted.probabilities(raw)
         found["predictions"] = adapted.labels[probabilities.argmax(axis=1)].tolist()
         found["classes"] = adapted.labels.tolist()
         found["probabilities"] = probabilities.tolist()
+        if coverage is not None:
+            members = adapted.set_members(raw, coverage)
+            found["sets"] = [adapted.labels[row].tolist() for row in members]
     if raw.ids:
         found["ids"] = list(raw.ids)
     return json.dumps(found, ensure_ascii=False).encode()
@@ -127,7 +208,7 @@ def too_large(limits: Limits) -> RequestError:
     )
 
 
-def _of_json(body: bytes, inputs: Inputs, limits: Limits, *, with_targets: bool) -> RawExamples:
+def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -136,13 +217,22 @@ def _of_json(body: bytes, inputs: Inputs, limits: Limits, *, with_targets: bool)
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise DataError(f"{_PLACE}: is no JSON: {reason:.200}") from None
     if not isinstance(found, dict):
-        raise DataError(f"{_PLACE}: must be an object with x, but is {shown(found)}")
-    wanted = {"x", "y"} if with_targets else {"x"}
+        raise DataError(f"{_PLACE}: must be an object, but is {shown(found)}")
+    return found
+
+
+def _check_keys(found: dict[str, Any], wanted: set[str]) -> None:
     for key in sorted(wanted - found.keys()):
         raise DataError(f"{_PLACE}: {key} is required, but is not given")
     for key in sorted(found.keys() - wanted):
         rule = "the targets belong to the support examples" if key == "y" else "remove it"
         raise DataError(f"{_PLACE}: {shown(key)} is not a known key; {rule}")
+
+
+def _of_object(
+    found: dict[str, Any], inputs: Inputs, limits: Limits, *, with_targets: bool
+) -> RawExamples:
+    _check_keys(found, {"x", "y"} if with_targets else {"x"})
     x, y = found["x"], found.get("y")
     if not isinstance(x, list):
         raise DataError(f"{_PLACE}: x must be a list of examples, but is {shown(x)}")

@@ -6,12 +6,14 @@ import json
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from raymeta.errors import DataError, DataWarning, RaymetaError
+from raymeta.inference.adapted import Adapted
 from raymeta.inference.examples import needed_columns
 from raymeta.inference.model import Model
 from raymeta.serving.bodies import (
@@ -19,11 +21,13 @@ from raymeta.serving.bodies import (
     JSON,
     RequestError,
     answer_of,
+    coverage_of,
     examples_of,
     media_type,
+    supports_of,
 )
 from raymeta.serving.settings import Limits
-from raymeta.serving.tasks import KeptTasks, end_of
+from raymeta.serving.tasks import KeptTasks, end_of, ids_of_batch
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,37 +60,68 @@ class Service:
         """
 
         def work() -> Answer:
-            self.tasks.check_room(task_id)
+            self.tasks.check_room({task_id})
             kind = media_type(content_type, "Content-Type")
             inputs = self.model.trained.inputs
             raw = examples_of(body, kind, inputs, self.limits, with_targets=True)
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", DataWarning)
+            with _told() as messages:
                 adapted = self.model.adapt_to(raw)
             self.tasks.keep(task_id, adapted)
-            messages = [str(w.message) for w in told if issubclass(w.category, DataWarning)]
-            found = {**self._facts(task_id), "num_examples": len(raw), "warnings": messages}
+            found = {**_facts(task_id, adapted), "num_examples": len(raw), "warnings": messages}
             return _json(found, 201)
 
         return self._answered(work)
 
+    def adapt_many(self, first_id: str, body: bytes, content_type: str | None) -> Answer:
+        """Adapts to the support examples of many tasks in a body, and keeps all of them or none.
+
+        Their ids are made of `first_id`, so that to be asked twice does no harm.
+        """
+
+        def work() -> Answer:
+            kind = media_type(content_type, "Content-Type")
+            raws = supports_of(body, kind, self.model.trained.inputs, self.limits)
+            ids = ids_of_batch(first_id, len(raws))
+            self.tasks.check_room(set(ids))
+            with _told() as messages:
+                adapted = self.model.adapt_many((raw, None) for raw in raws)
+            try:
+                for task_id, own in zip(ids, adapted, strict=True):
+                    self.tasks.keep(task_id, own)
+            except (RaymetaError, OSError):
+                self.tasks.forget(ids)
+                raise
+            found = [
+                {**_facts(task_id, own), "num_examples": len(raw)}
+                for task_id, own, raw in zip(ids, adapted, raws, strict=True)
+            ]
+            return _json({"tasks": found, "warnings": messages}, 201)
+
+        return self._answered(work)
+
     def predict(
-        self, task_id: str, body: bytes, content_type: str | None, accept: str | None
+        self,
+        task_id: str,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        coverage: str | None = None,
     ) -> Answer:
-        """Predicts the examples in a body with a kept task."""
+        """Predicts the examples in a body, with a coverage also their sets or intervals."""
 
         def work() -> Answer:
             adapted = self.tasks.get(task_id)
             kind = media_type(accept, "Accept")
             sent = media_type(content_type, "Content-Type")
+            wanted = coverage_of(coverage)
             raw = examples_of(body, sent, adapted.trained.inputs, self.limits, with_targets=False)
-            return Answer(200, kind, answer_of(adapted, raw, kind))
+            return Answer(200, kind, answer_of(adapted, raw, kind, wanted))
 
         return self._answered(work)
 
     def task(self, task_id: str) -> Answer:
         """Describes a kept task."""
-        return self._answered(lambda: _json(self._facts(task_id)))
+        return self._answered(lambda: _json(_facts(task_id, self.tasks.get(task_id))))
 
     def delete(self, task_id: str) -> Answer:
         """Removes a task."""
@@ -123,20 +158,6 @@ class Service:
 
         return self._answered(work)
 
-    def _facts(self, task_id: str) -> dict[str, Any]:
-        adapted = self.tasks.get(task_id)
-        labels, familiarity = adapted.labels, adapted.familiarity
-        end = end_of(task_id)
-        assert end is not None, "the task was found"
-        return {
-            "id": task_id,
-            "classes": None if labels is None else labels.tolist(),
-            "familiarity": None
-            if familiarity is None
-            else {**familiarity.to_json(), "is_unlike_training": familiarity.is_unlike_training},
-            "expires": datetime.fromtimestamp(end, UTC).isoformat(timespec="seconds"),
-        }
-
     def _answered(self, work: Callable[[], Answer]) -> Answer:
         """Runs `work` alone and returns its answer: the numerics fill a core by themselves."""
         with self._lock:
@@ -149,6 +170,31 @@ class Service:
             except (RaymetaError, OSError) as error:  # of the server's own files: not for strangers
                 _LOG.error("a task could not be kept or read: %s", type(error).__name__)
                 return error_answer("the server could not keep or read its tasks; try again", 503)
+
+
+def _facts(task_id: str, adapted: Adapted) -> dict[str, Any]:
+    labels, familiarity = adapted.labels, adapted.familiarity
+    end = end_of(task_id)
+    assert end is not None, "the task was found"
+    return {
+        "id": task_id,
+        "classes": None if labels is None else labels.tolist(),
+        "familiarity": None
+        if familiarity is None
+        else {**familiarity.to_json(), "is_unlike_training": familiarity.is_unlike_training},
+        "expires": datetime.fromtimestamp(end, UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """Collects the warnings of data, each once, at its end."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
+        yield messages
+    found = (str(w.message) for w in told if issubclass(w.category, DataWarning))
+    messages += dict.fromkeys(found)
 
 
 def error_answer(message: str, status: int) -> Answer:

@@ -12,7 +12,8 @@ class Limits(Section):
     """The limits of a request; a text has one time step a character."""
 
     body_bytes: int = Field(8 << 20, ge=1)
-    examples: int = Field(1000, ge=1)
+    examples: int = Field(1000, ge=1, description="of a task")
+    batch_examples: int = Field(10_000, ge=1, description="of all tasks of a request together")
     time_steps: int = Field(10_000, ge=1)
     classes: int = Field(100, ge=2)
 

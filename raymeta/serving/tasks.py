@@ -6,11 +6,12 @@ any task, and tasks outlive replicas and updates.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -30,6 +31,19 @@ def new_id(keep_for_s: float, now: float | None = None) -> str:
     """Makes an id that nobody can guess and that tells when its task expires."""
     ends = int(((time.time() if now is None else now) + keep_for_s) * 1000)
     return f"{ends:012x}-{secrets.token_hex(12)}"
+
+
+def ids_of_batch(first: str, count: int) -> list[str]:
+    """Makes the ids of tasks that are adapted together: always the same ones of a first id.
+
+    Who knows some of them can guess neither the others nor the first.
+    """
+    end, _, _ = first.partition("-")
+    made = (
+        hashlib.blake2b(f"{first} {number}".encode(), digest_size=12).hexdigest()
+        for number in range(count)
+    )
+    return [f"{end}-{name}" for name in made]
 
 
 def end_of(task_id: str) -> float | None:
@@ -54,8 +68,8 @@ class KeptTasks:
     clock: Callable[[], float] = time.time
     _open: OrderedDict[str, Adapted] = field(default_factory=OrderedDict)
 
-    def check_room(self, task_id: str) -> None:
-        """Refuses a task beyond the limit, after it has removed expired ones.
+    def check_room(self, task_ids: Collection[str]) -> None:
+        """Refuses tasks beyond the limit, after it has removed expired ones.
 
         Raises:
             RequestError: saying when there will be room.
@@ -64,13 +78,19 @@ class KeptTasks:
         for kept, end in self._ids():
             if end <= self.clock():
                 self._remove(kept)
-            elif kept != task_id:  # asked again, it takes no more room
+            elif kept not in task_ids:  # asked again, it takes no more room
                 ends.append(end)
-        if len(ends) >= self.most:
-            wait = max(1, round(min(ends) - self.clock()))
+        if len(task_ids) > self.most:
             raise RequestError(
-                f"as many tasks are kept as may be ({self.most}); delete one, or wait {wait} s "
-                "until the first ends",
+                f"there may be at most {self.most} tasks, but the request has {len(task_ids)}"
+            )
+        beyond = len(ends) + len(task_ids) - self.most
+        if beyond > 0:
+            wait = max(1, round(sorted(ends)[beyond - 1] - self.clock()))
+            which = ("one", "the first ends") if beyond == 1 else (beyond, "so many have ended")
+            raise RequestError(
+                f"as many tasks are kept as may be ({self.most}); delete {which[0]}, or wait "
+                f"{wait} s until {which[1]}",
                 429,
             )
 
@@ -114,6 +134,11 @@ class KeptTasks:
         """
         self.get(task_id)
         self._remove(task_id)
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """Removes those of the tasks that are kept."""
+        for task_id in task_ids:
+            self._remove(task_id)
 
     def count(self) -> int:
         """Counts the tasks that have not expired."""

@@ -77,6 +77,7 @@ _MORE_OF_FORECAST = """\
 _REST_OF_TABLE = Template("""
 $learner
 
+# For answers while a sequence is under way: bidirectional: false, and a learner but alignment.
 model: {cell: gru, hidden_size: 64, bidirectional: true, pooling: attention}
 
 training:

@@ -28,7 +28,8 @@ class Inputs:
     An example is numbers `[T, C]` with the `channels` in this order, or a text if there are none.
     `prepare` converts it to the network's input by the same functions as in training.  Numbers may
     be missing (NaN) if `may_miss`.  If `is_timed`, one more column holds the time of each step
-    since the first, which only a table can tell.
+    since the first, which only a table can tell; `times_are_dates` says whether those of training
+    were dates or plain numbers (None: not known), where the network reads how long they take.
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
@@ -69,6 +70,7 @@ class Inputs:
     is_target_computed: bool = False
     may_miss: bool = False
     is_timed: bool = False
+    times_are_dates: bool | None = None
     levels: Levels = field(default_factory=dict)
 
 

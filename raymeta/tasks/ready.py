@@ -68,6 +68,11 @@ class Ready:
         spectra = [settings.spectrum, *([None] if settings.spectrum is not None else [])]
         views = tuple(prepared(settings, dealt.chosen, spectrum) for spectrum in spectra)
         found = tuple(fingerprint(dealt.chosen, facts(own, dealt)) for own in views)
+        # After the fingerprint, which runs have that began before this was kept.
+        if (are_dates := dealt.chosen["train"].are_dates) is not None and settings.reads_times:
+            views = tuple(
+                replace(own, facts={**own.facts, "times_are_dates": are_dates}) for own in views
+            )
         unknown = unknown_in_splits(settings, dealt.chosen, views[0].facts)
         return cls(replace(dealt, warnings=(*dealt.warnings, *unknown)), views, found)
 

@@ -190,6 +190,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         features=() if is_plain else tuple(features),
         may_miss=settings.missing != "refuse",
         is_timed=fills_in and settings.time is not None,
+        times_are_dates=facts.get("times_are_dates"),  # unknown to runs of before
         levels=levels,
     )
 

@@ -261,6 +261,11 @@ class TableTasks(FileTasks):
         return (*self.features, *self.categories)
 
     @property
+    def reads_times(self) -> bool:
+        """Whether the network reads how long the times between steps are."""
+        return self.time is not None and (self.time_differences or self.missing == "mask")
+
+    @property
     def has_numbers(self) -> bool:
         """Whether a number is to be predicted, and nothing is forecast."""
         return not isinstance(self.target, str)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import raymeta
-from raymeta.episodes import Split
+from raymeta.episodes import Episode, InputSpec, Split, TaskDistribution
 from raymeta.errors import DataError, RunError
 from raymeta.evaluation.calibration import (
     CALIBRATION_FILE,
     NO_CALIBRATION,
     Calibration,
+    calibrate,
     calibration_error,
+    certainty_of_classes,
 )
+from raymeta.evaluation.controls.contract import Network
+from raymeta.experiment.file import load_experiment
 from raymeta.tasks.load import load_tasks
+from raymeta.training.recipe import initial_meta_params, recipe_for_inputs
+
+SMALL = ("model.hidden_size=6", "model.bidirectional=false", "search.space={}")
 
 
 def test_the_calibration_error_is_that_of_its_definition() -> None:
@@ -56,10 +65,66 @@ def test_new_tasks_are_covered_though_queries_of_a_task_are_alike(coverage: floa
     assert np.mean(found) < coverage + 1 / 20 + error  # no more than it must be
 
 
+NUM_WAYS = 5
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Draws episodes of persons, each noisy in his own way; a few persons, or always a new one."""
+
+    most: int | None = None
+
+    def __call__(self, split: Split, rng: np.random.Generator) -> Episode:
+        person = int(rng.integers(2**62 if self.most is None else self.most))
+        own = np.random.default_rng([person, len(split)])
+        noise, centres = own.gamma(1.0), own.normal(size=(NUM_WAYS, 1, 2))
+        y = np.arange(NUM_WAYS).repeat(4)
+        x = (centres[y] + noise * rng.normal(size=(len(y), 1, 2))).astype(np.float32)
+        is_query = np.arange(len(y)) % 4 > 1
+        return Episode(
+            support_x=x[~is_query],
+            support_y=y[~is_query],
+            query_x=x[is_query],
+            query_y=y[is_query],
+            query_units={"person": np.full(is_query.sum(), person)},
+        )
+
+
+def network_of(seed: int, most: int | None = None) -> Network:
+    spec = InputSpec("classification", NUM_WAYS, num_features=2)
+    experiment = load_experiment("pen", ["learner=prototypes", "model.stacked_steps=1", *SMALL])
+    recipe = recipe_for_inputs(experiment, spec)
+    tasks = TaskDistribution("persons", spec, seed, Persons(most))
+    return Network(tasks, recipe, initial_meta_params(recipe, torch.device("cpu")))
+
+
+def test_sets_cover_the_classes_of_many_new_persons() -> None:
+    found, sizes, num_worlds = [], [], 20
+    for seed in range(num_worlds):
+        network = network_of(seed)
+        _, sets = certainty_of_classes([network], calibrate([network]), 200)
+        found.append(sets.found.mean)
+        sizes.append(sets.size)
+        assert sets.val_units == {"person": 200}
+        assert sets.found.half_width is not None
+    # 4,000 persons beside those of twenty calibrations, whose quantiles differ by 0.02 or so.
+    error = 3 * np.std(found, ddof=1) / math.sqrt(num_worlds)
+    assert error < 0.025
+    assert 0.9 - error < np.mean(found) < 0.9 + 1 / 100 + error
+    assert 1 < np.mean(sizes) < NUM_WAYS
+
+
+def test_episodes_of_two_persons_are_told_as_such() -> None:
+    network = network_of(0, most=2)
+    _, sets = certainty_of_classes([network], calibrate([network]), 20)
+    assert sets.num_tasks == 100
+    assert sets.val_units == {"person": 2}
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_is_calibrated_and_its_sets_cover_held_out_tasks(tmp_path: Path) -> None:
-    overrides = {
+    overrides: dict[str, Any] = {
         "learner": "prototypes",
         "model.hidden_size": 16,
         "training.meta_steps": 60,
@@ -84,7 +149,8 @@ def test_a_run_is_calibrated_and_its_sets_cover_held_out_tasks(tmp_path: Path) -
     covered = {}
     starts: list[tuple[Split, int]] = [("val", 200), ("test", 0)]
     for split, start in starts:
-        episodes = tasks.episodes(split, range(start, start + 300))
+        num = 300 if split == "val" else overrides["evaluation.num_episodes"]
+        episodes = tasks.episodes(split, range(start, start + num))
         *_, logits = recipe.learner.query_outputs(
             recipe.spec, recipe.problem, model.networks[0], episodes.support, episodes.query, 0
         )
@@ -92,7 +158,13 @@ def test_a_run_is_calibrated_and_its_sets_cover_held_out_tasks(tmp_path: Path) -
         right = proba.gather(-1, episodes.query.y.unsqueeze(-1))
         covered[split] = (1 - right <= most).double().mean().item()
     assert covered["val"] == pytest.approx(0.9, abs=0.04)
-    assert covered["test"] > 0.75  # two writers, ten characters: not the same distribution
+    # Two writers and ten characters are another distribution: nothing is promised there, but told.
+    sets = report.meta_test.sets
+    assert sets is not None
+    assert sets.found.mean == pytest.approx(covered["test"], abs=0.01)
+    assert (sets.wanted, sets.num_tasks, sets.num_classes) == (0.9, 100, 5)
+    assert sets.val_units["writer"] == report.meta_test.units["writer"]
+    assert 1 <= sets.size <= 5
     (file := Path(str(report.run.path)) / CALIBRATION_FILE).unlink()
     assert raymeta.load(report.run.path).calibration == NO_CALIBRATION
     file.write_text("{}")

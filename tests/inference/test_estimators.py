@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,16 +12,19 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 
 import raymeta
 from raymeta.errors import DataError
 from tests.inference.conftest import RunOf
+from tests.inference.test_numbers import numbers_run
+from tests.tasks.test_regression import DOSES, doses
 
 # Check -> why it cannot hold.
-EXCEPTIONS = {
-    "check_classifier_data_not_an_array": "a DataFrame has one row a time step, not an example",
-}
+FRAMES = "a DataFrame has one row a time step, not an example"
+EXCEPTIONS = {"check_classifier_data_not_an_array": FRAMES}
+REGRESSOR_EXCEPTIONS = {"check_regressor_data_not_an_array": FRAMES}
 
 
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
@@ -35,6 +39,34 @@ def test_scikit_learns_own_checks_hold(run_of: RunOf) -> None:
     assert not failed
     assert {r["check_name"] for r in results if r["status"] == "xfail"} == EXCEPTIONS.keys()
     assert sum(r["status"] == "passed" for r in results) > 40
+
+
+@pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_scikit_learns_own_checks_of_regressors_hold(tmp_path: Path) -> None:
+    run = numbers_run(tmp_path / "run", DOSES, doses(), "learner=ridge")
+    results = check_estimator(
+        raymeta.FewShotRegressor(str(run.path)),
+        expected_failed_checks=REGRESSOR_EXCEPTIONS,
+        on_fail=None,
+    )
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}
+    assert not failed
+    found = {r["check_name"] for r in results if r["status"] == "xfail"}
+    assert found == REGRESSOR_EXCEPTIONS.keys()
+    assert sum(r["status"] == "passed" for r in results) > 40
+
+
+def test_the_estimators_promise_scikit_learn_no_score() -> None:
+    classifier = get_tags(raymeta.FewShotClassifier("run"))
+    regressor = get_tags(raymeta.FewShotRegressor("run"))
+    assert classifier.classifier_tags is not None
+    assert regressor.regressor_tags is not None
+    assert classifier.classifier_tags.poor_score
+    assert regressor.regressor_tags.poor_score
+    assert classifier.input_tags.three_d_array
+    assert regressor.target_tags.required
 
 
 def signals(num: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -65,6 +97,34 @@ def test_an_estimator_adapts_as_the_model_does_and_survives_clone_and_pickle(run
     swapped = [one.T for one in x]
     other = clone(estimator).set_params(axes="NCT").fit(swapped, y)
     np.testing.assert_array_equal(other.predict_proba(swapped), adapted.predict_proba(x))
+
+
+def objects(x: list[np.ndarray]) -> np.ndarray:
+    found = np.empty(len(x), dtype=object)
+    found[:] = x
+    return found
+
+
+def test_ragged_signals_and_arrays_of_objects_are_taken_as_the_model_takes_them(
+    run_of: RunOf,
+) -> None:
+    run = str(run_of("table-1", "learner=prototypes").path)
+    x, y = signals(8)
+    one = [signal[:, 0] for signal in x]
+    assert len({len(signal) for signal in one}) > 1
+    wanted = raymeta.load(run).adapt(one, y).predict_proba(one)
+    columns = [signal[:, None] for signal in one]
+    for form in (one, [s.tolist() for s in one], objects(one), columns, objects(columns)):
+        estimator = raymeta.FewShotClassifier(run).fit(form, y)
+        np.testing.assert_array_equal(estimator.predict_proba(form), wanted)
+    estimator = raymeta.FewShotClassifier(run)
+    assert cross_val_score(estimator, one, y, cv=2).shape == (2,)
+    assert cross_val_score(estimator, objects(one), y, cv=2).shape == (2,)
+    texts = raymeta.FewShotClassifier(
+        str(run_of("sentiment", "learner=maml", "tasks.num_shots=1").path)
+    )
+    words = np.array(["good", "bad"], dtype=object)
+    assert texts.fit(words, [1, 0]).predict(words).shape == (2,)
 
 
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")

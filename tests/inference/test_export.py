@@ -253,6 +253,11 @@ def test_the_graph_of_a_stream_takes_and_returns_its_state(
     [
         ("text", (), "texts cannot be exported: ONNX has no operation"),
         ("table", ("training.precision=bfloat16",), "precision bfloat16 cannot be exported"),
+        (
+            "table",
+            ("tasks.spectrum={frequencies: 4}", "tasks.max_steps=16"),
+            "tasks.spectrum cannot be exported: .*use raymeta predict",
+        ),
     ],
 )
 def test_what_has_no_onnx_form_is_refused_with_the_reason(

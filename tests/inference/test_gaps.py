@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from raymeta.errors import DataError
 from raymeta.inference.adapted import Adapted
 from raymeta.run_folder import Run
 from raymeta.tasks.load import load_tasks
-from tests.inference.conftest import TABLE, Cli, make_run, write_signals
+from tests.inference.conftest import TABLE, Cli, RunOf, make_run, write_signals
 
 WAYS = (
     pytest.param("interpolate", False, id="interpolate"),
@@ -122,6 +123,49 @@ def test_times_change_the_answers(gaps_run: GapsRun) -> None:
     np.testing.assert_allclose(moved, adapted.predict_proba(frame), rtol=1e-9)
     slower = adapted.predict_proba(frame.assign(second=frame["second"] * 3))
     assert not np.allclose(slower, moved)
+
+
+@pytest.mark.parametrize("of_dates", [False, True])
+def test_dates_and_numbers_are_not_taken_for_one_another(tmp_path: Path, of_dates: bool) -> None:
+    write_signals(tmp_path / "data", ("volt", "ampere"))
+    file = tmp_path / "data" / "signals.csv"
+    frame = frame_of(tmp_path)
+    dated = frame.assign(second=pd.Timestamp("2026-01-31") + pd.to_timedelta(frame["second"], "s"))
+    (dated if of_dates else frame).to_csv(file, index=False)
+    text = TABLE.format(folder=tmp_path / "data", features="volt, ampere")
+    (tmp_path / "own.yaml").write_text(text + "  time_differences: true\n")
+    run = make_run(tmp_path, str(tmp_path / "own.yaml"), "learner=prototypes")
+    model = raymeta.load(str(run.path))
+    kinds = sorted(frame["kind"].unique())[:3]
+    dated, frame = (own[own["kind"].isin(kinds)] for own in (dated, frame))
+    same, other = (dated, frame) if of_dates else (frame, dated)
+    adapted = model.adapt(same)
+    wanted = "holds numbers, but .* trained on dates; give dates such as"
+    if not of_dates:
+        wanted = "holds dates, but .* trained on numbers; give numbers in the unit"
+    for ask in (model.adapt, adapted.predict):
+        with pytest.raises(DataError, match=f"column second: {wanted}"):
+            ask(other)
+    # Networks of runs that did not keep it go on as they did.
+    known = dict(model.trained.identity.facts)
+    assert known.pop("times_are_dates") is of_dates
+    identity = replace(model.trained.identity, facts=known)
+    older = replace(model, trained=replace(model.trained, identity=identity))
+    assert len(older.adapt(same).predict(other.drop(columns="kind"))) == 18
+
+
+def test_times_that_are_not_read_may_be_of_any_kind(run_of: RunOf) -> None:
+    model = raymeta.load(str(run_of("table", "learner=prototypes").path))
+    frame = pd.DataFrame(
+        {
+            "recording": [1, 1, 2, 2],
+            "second": pd.to_datetime(["2026-01-31", "2026-02-01"] * 2),
+            "volt": [1.0, 2.0, 30.0, 40.0],
+            "ampere": 0.5,
+        }
+    )
+    found = model.adapt(frame, ["low", "high"]).predict(frame)
+    assert found.tolist() == ["low", "high"]
 
 
 def test_arrays_have_no_times(gaps_run: GapsRun) -> None:

@@ -215,6 +215,22 @@ def test_a_frame_that_does_not_fit_gets_one_message(
         adapted.predict(frame, axes="NTC")
 
 
+def test_a_list_of_frames_is_read_by_the_names_of_their_columns(model: Model) -> None:
+    x, kinds = ragged(6), [0, 0, 1, 1, 2, 2]
+    adapted = model.adapt(x, kinds)
+    wanted = adapted.predict_proba(x)
+    swapped = [pd.DataFrame({"ampere": a, "more": "?", "volt": v}) for v, a in (o.T for o in x)]
+    np.testing.assert_array_equal(adapted.predict_proba(swapped), wanted)
+    np.testing.assert_array_equal(model.adapt(swapped, kinds).predict_proba(x), wanted)
+    # Columns without names stand in the order of the channels.
+    np.testing.assert_array_equal(adapted.predict_proba([pd.DataFrame(o) for o in x]), wanted)
+    bad = [*swapped[:1], swapped[1].rename(columns={"volt": "Volt"})]
+    with pytest.raises(DataError, match=r"example 2.*no column 'volt'.*did you mean 'Volt'"):
+        adapted.predict(bad)
+    with pytest.raises(DataError, match="example 1 is a DataFrame"):
+        adapted.predict(swapped, axes="NCT")
+
+
 def test_sentences_keep_the_classes_of_training(run_of: RunOf) -> None:
     model = raymeta.load(str(run_of("sentiment", MAML, "tasks.num_shots=1").path))
     texts = ["Truly great phone!", "It broke after a day."]

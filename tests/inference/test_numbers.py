@@ -166,10 +166,16 @@ def test_what_has_no_form_yet_is_refused(adapted: Adapted, model: Model, tmp_pat
             one.export(tmp_path / "a.onnx")
 
 
-def test_remaining_lives_are_given_beside_the_examples(tmp_path: Path) -> None:
-    model = raymeta.load(str(numbers_run(tmp_path / "run", LIVES, pumps(), "learner=ridge").path))
+def test_remaining_lives_are_given_beside_the_examples(tmp_path: Path, run_cli: Cli) -> None:
+    run = numbers_run(tmp_path / "run", LIVES, pumps(), "learner=ridge")
+    model = raymeta.load(str(run.path))
     with pytest.raises(DataError, match=r"give them beside the examples, as model\.adapt"):
         model.adapt(pumps())
+    file = tmp_path / "five.csv"
+    pumps().to_csv(file, index=False)
+    code, _, error = run_cli("adapt", str(run.path), "--support", str(file), "-o", "a.raymeta")
+    assert code == 1
+    assert "give them beside the examples, as model.adapt(x, y)" in error.replace("\n", " ")
     x: list[Any] = [
         own[["heat", "noise"]].to_numpy()[-5 - left :][:5]
         for left, (_, own) in enumerate(pumps().groupby("pump"))

@@ -59,7 +59,8 @@ def test_streams_end_where_training_ended(run_of: RunOf) -> None:
 
 def test_what_needs_whole_sequences_is_refused(run_of: RunOf) -> None:
     both = run_of("table", "learner=prototypes", "model.bidirectional=true")
-    with pytest.raises(DataError, match=r"a bidirectional network reads .* from its end too; use"):
+    said = r"from its end too \(.*trained with model\.bidirectional: false .*; use predict"
+    with pytest.raises(DataError, match=said):
         raymeta.load(str(both.path)).adapt(X, Y).stream()
     aligned = raymeta.load(str(run_of("table", "learner=alignment").path)).adapt(X, Y)
     with pytest.raises(DataError, match=r"learner alignment compares whole sequences, .* predict"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from raymeta.evaluation.scores import (
     Reliability,
     Row,
     Score,
+    SetCoverage,
     UnlikeTraining,
 )
 from raymeta.experiment.file import load_experiment
@@ -262,6 +264,16 @@ def test_calibration_and_measures_in_own_units_are_reported_where_there_are_some
     )
     even = replace(told, coverage=replace(coverage, narrowest=30.25, widest=30.25, unit=""))
     assert certainty_lines(even)[0].endswith("and are ± 30.2 wide")
+    few_persons = replace(told, coverage=replace(coverage, val_units={"person": 2}))
+    assert "100 tasks of meta-validation (2 × person), hold" in certainty_lines(few_persons)[0]
+    sets = SetCoverage(0.9, Score(0.871, 0.031), 2.345, 5, 100, {"writer": 2, "shape": 10})
+    told = replace(judged, sets=sets)
+    (line,) = certainty_lines(told)
+    assert line == (
+        "sets of 90 %, from 100 tasks of meta-validation (2 × writer, 10 × shape), hold 0.871 ± "
+        "0.031 of the classes, and have 2.35 of 5 classes on average"
+    )
+    assert MetaTest.from_json(json.loads(json.dumps(told.to_json()))) == told
     own = replace(row("tuned", 0.8), own_units={"sMAPE in %": Score(12.345678, 0.25)})
     few = replace(FEW, own_units={"sMAPE in %": Score(13.0, None)})
     head, rows = own_units_table(replace(judged, rows=(own, BEATEN, few)))

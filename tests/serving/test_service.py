@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import raymeta
 from raymeta.cli import app
 from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
+from raymeta.evaluation.calibration import Calibration
 from raymeta.serving import server
 from raymeta.serving.app import TOKEN_VARIABLE, build
 from raymeta.serving.bodies import ARROW, JSON
@@ -99,6 +101,123 @@ def test_every_source_is_served_as_it_predicts_in_process(service_of: Any, sourc
         return
     assert found["predictions"] == adapted.predict(x).tolist()
     np.testing.assert_allclose(found["probabilities"], adapted.predict_proba(x), rtol=1e-9)
+
+
+def test_a_coverage_gives_sets_or_intervals_in_json_as_in_arrow(
+    service_of: Any, source: str
+) -> None:
+    service = service_of(source)
+    is_regression = source == "sinusoid"
+    rows = tuple(tuple(row) for row in np.random.default_rng(0).uniform(size=(19, 3)).tolist())
+    known = Calibration(residuals=(rows,)) if is_regression else Calibration(1.0, rows)
+    refused = service.predict(
+        keep(service, source), body_of(source, 4, 1, with_targets=False), JSON, None, "0.9"
+    )
+    assert refused.status == 400
+    assert "was not calibrated" in error(refused)
+
+    service = Service(replace(service.model, calibration=known), service.tasks, service.limits)
+    task_id, x = keep(service, source), task_of(source, 4, 1)[0]
+    body = body_of(source, 4, 1, with_targets=False)
+    adapted = service.tasks.get(task_id)
+    for coverage in (0.5, 0.99):  # the second has no threshold
+        found = json.loads(service.predict(task_id, body, JSON, None, str(coverage)).body)
+        arrow = service.predict(task_id, body, JSON, ARROW, str(coverage)).body
+        table = pa.ipc.open_stream(arrow).read_all()
+        if is_regression:
+            ends = dict(
+                zip(("lower", "upper"), adapted.predict_interval(x, coverage=coverage), strict=True)
+            )
+            for name, end in ends.items():
+                wanted = end.tolist() if coverage == 0.5 else [None] * 4
+                assert found[name] == wanted
+                np.testing.assert_array_equal(table[name].to_numpy(), end)
+            continue
+        sets = adapted.predict_set(x, coverage=coverage)
+        assert found["sets"] == [one.tolist() for one in sets]
+        members = [[table[f"in_set_{k}"][n].as_py() for k in found["classes"]] for n in range(4)]
+        assert found["sets"] == [
+            [k for k, is_in in zip(found["classes"], row, strict=True) if is_in] for row in members
+        ]
+    for wrong in ("1", "nan", "much", ""):
+        answer = service.predict(task_id, body, JSON, None, wrong)
+        assert answer.status == 400
+        assert "coverage must be a number > 0 and < 1" in error(answer)
+    assert "sets" not in json.loads(service.predict(task_id, body, JSON, None).body)
+
+
+def batch_of(source: str, *sizes: int) -> bytes:
+    bodies = [
+        json.loads(body_of(source, size, seed, with_targets=True))
+        for seed, size in enumerate(sizes)
+    ]
+    return json.dumps({"tasks": bodies}).encode()
+
+
+def test_many_tasks_are_adapted_at_once_as_each_alone(service_of: Any, source: str) -> None:
+    service = service_of(source)
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, batch_of(source, 10, 10, 12), JSON)
+    assert answer.status == 201, answer.body
+    told = json.loads(answer.body)
+    assert [task["num_examples"] for task in told["tasks"]] == [10, 10, 12]
+    queries = body_of(source, 4, 9, with_targets=False)
+    for seed, task in enumerate(told["tasks"]):
+        assert end_of(task["id"]) == end_of(first)
+        alone = service.model.adapt(*task_of(source, task["num_examples"], seed))
+        found = json.loads(service.predict(task["id"], queries, JSON, None).body)
+        x = task_of(source, 4, 9)[0]
+        if alone.labels is None:
+            np.testing.assert_allclose(found["predictions"], alone.predict(x), rtol=1e-6)
+        else:
+            np.testing.assert_allclose(found["probabilities"], alone.predict_proba(x), atol=1e-6)
+            assert task["classes"] == alone.labels.tolist()
+    # To be asked twice, as after the death of a replica, takes no more room.
+    again = json.loads(service.adapt_many(first, batch_of(source, 10, 10, 12), JSON).body)
+    assert [t["id"] for t in again["tasks"]] == [t["id"] for t in told["tasks"]]
+    assert service.tasks.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "message"),
+    [
+        ({"tasks": []}, JSON, 400, "tasks must be a list of tasks"),
+        ({"tasks": {}}, JSON, 400, "tasks must be a list of tasks"),
+        ({"x": [], "y": []}, JSON, 400, "tasks is required"),
+        ({"tasks": [1]}, JSON, 400, "task 1: must be an object with x and y, but is 1"),
+        ({"tasks": [{"x": [[[1, 2]]]}]}, JSON, 400, "task 1: the body: y is required"),
+        ("good, bad", JSON, 400, "task 2: y must have 2 classes at least"),
+        ("good, good, good, good", JSON, 400, "at most 3 tasks, but the request has 4"),
+        ("good, good, long", JSON, 400, "at most 20 examples in a request, but task 3"),
+        ("good", ARROW, 415, "many tasks at once must be sent as application/json"),
+    ],
+)
+def test_a_broken_batch_keeps_none_of_its_tasks(
+    service_of: Any, body: Any, kind: str, status: int, message: str
+) -> None:
+    service = service_of(batch_examples=20)
+    if isinstance(body, str):
+        good, long = (json.loads(body_of("table", num, with_targets=True)) for num in (5, 12))
+        bad = {**good, "y": ["a"] * 5}
+        named = {"good": good, "bad": bad, "long": long}
+        body = {"tasks": [named[name] for name in body.split(", ")]}
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, json.dumps(body).encode(), kind)
+    assert answer.status == status, answer.body
+    assert message in error(answer)
+    assert service.tasks.count() == 0
+
+
+def test_a_batch_waits_until_there_is_room_for_all_of_it(service_of: Any) -> None:
+    service = service_of()
+    keep(service)
+    service.tasks.clock.now += 10
+    keep(service)
+    first = new_id(KEEP_S, service.tasks.clock())
+    full = service.adapt_many(first, batch_of("table", 10, 10, 10), JSON)
+    assert full.status == 429
+    assert f"delete 2, or wait {KEEP_S} s until so many have ended" in error(full)
+    assert service.tasks.count() == 2
 
 
 def test_a_task_is_reported_with_its_end_and_its_warnings(service_of: Any) -> None:

@@ -98,11 +98,12 @@ class TableReader:
                     f"{shown(values[codes[first[own[row]]]])}; give every sequence an id of its own"
                 )
             facts[name] = tuple(values[code] for code in codes[first])
-        lengths, clock = np.bincount(own), None
+        lengths, clock, are_dates = np.bincount(own), None, None
         if self.time is None:
             self._refuse_parted(path, own, names)
         else:
             at, unit = times(path, table, self.time)
+            are_dates = unit != 1  # numbers keep their own unit
             order = self._order(path, own, names, at)
             # Within a sequence: whole numbers of nanoseconds since 1970 are too long for a float.
             clock = (at - at[order][np.cumsum(lengths) - lengths][own]) * unit
@@ -118,6 +119,7 @@ class TableReader:
             ids=tuple(f"{path.name}, sequence {shown(name)}" for name in names),
             times=() if clock is None else Ragged.contiguous(clock, lengths),
             levels=levels,
+            are_dates=are_dates,
         )
 
     @staticmethod

@@ -64,6 +64,11 @@ def check_exportable(trained: Trained) -> None:
             "a network that was trained with tasks.categories cannot be exported: ONNX graphs here "
             "take numbers alone, and the lookup of levels has no form yet; use raymeta predict"
         )
+    if isinstance(settings, TableTasks) and settings.spectrum is not None:
+        raise DataError(
+            "a network that was trained with tasks.spectrum cannot be exported: the amplitudes "
+            "that it reads have no ONNX form yet; use raymeta predict or raymeta serve"
+        )
     if isinstance(settings, TableTasks) and (
         settings.missing != "refuse" or settings.time_differences
     ):
