@@ -2,9 +2,10 @@
 
 The functions are those of the command line: `tune`, `train`, `evaluate`, `explain`,
 `write_report` and `compare`; `runs` lists the runs.  `load` opens a run's network, which adapts to
-new tasks; `load_adapted` reads an adapted network; `load_forecaster` opens a network that forecasts
-series; `FewShotClassifier` and `FewShotRegressor` wrap both as scikit-learn estimators.  All are
-imported on first use, since torch and Ray take seconds.
+new tasks, and `write_hub_folder` writes it for others; `load_adapted` reads an adapted network;
+`load_forecaster` opens a network that forecasts series; `FewShotClassifier` and `FewShotRegressor`
+wrap both as scikit-learn estimators.  All are imported on first use, since torch and Ray take
+seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from raymeta.api import compare, evaluate, explain, train, tune, write_report
     from raymeta.inference.estimators import FewShotClassifier, FewShotRegressor
     from raymeta.inference.files import load, load_adapted, load_forecaster
+    from raymeta.report.hub import write_hub_folder
     from raymeta.run_folder import runs
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "runs",
     "train",
     "tune",
+    "write_hub_folder",
     "write_report",
 ]
 
@@ -45,6 +48,7 @@ _HOMES = {
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",
+    "write_hub_folder": "raymeta.report.hub",
     "write_report": "raymeta.api",
 }
 

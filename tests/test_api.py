@@ -66,7 +66,8 @@ def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:
     assert not hasattr(raymeta, "list")
     assert set(raymeta.__all__) == {
         *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted", "load_forecaster"),
-        *("compare", "evaluate", "explain", "runs", "train", "tune", "write_report"),
+        *("compare", "evaluate", "explain", "runs", "train", "tune"),
+        *("write_hub_folder", "write_report"),
     }
     for name in raymeta.__all__:
         assert callable(getattr(raymeta, name))

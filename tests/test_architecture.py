@@ -139,6 +139,7 @@ KNOWN_TO = {
         "raymeta.cli",
         "raymeta.cli.cluster",
         "raymeta.cli.data",
+        "raymeta.cli.export",
         "raymeta.cli.inference",
         "raymeta.cli.local",
         "raymeta.cli.options",

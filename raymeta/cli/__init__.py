@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from raymeta.cli import cluster, data, inference, local, serving
+from raymeta.cli import cluster, data, export, inference, local, serving
 from raymeta.console.terminal import Terminal, prepare_streams, show_data_warnings
 from raymeta.errors import RaymetaError
 
@@ -29,7 +29,7 @@ app.command()(inference.predict)
 app.command()(inference.forecast)
 app.command()(inference.attribute)
 app.command()(inference.influence)
-app.command()(inference.export)
+app.command()(export.export)
 app.command()(serving.serve)
 app.command()(data.new)
 app.command()(data.inspect)

@@ -283,53 +283,6 @@ def influence(
     _write(influence_table(found, known, raw, inputs), output, written)
 
 
-def export(
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADAPTED", help="A file that `raymeta adapt` wrote; with --adapts a run."
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="FILE", help="Where the ONNX graph is written."),
-    ],
-    adapts: Annotated[
-        bool,
-        typer.Option(
-            "--adapts",
-            help="Of a run: one graph that adapts and predicts, from support examples, their "
-            "classes or values, and queries.",
-        ),
-    ] = False,
-    stream: Annotated[
-        bool,
-        typer.Option(
-            "--stream", help="Of an adapted network: one time step, its state in and out."
-        ),
-    ] = False,
-    ensemble: EnsembleOption = True,
-    runs_dir: RunsDirOption = str(DEFAULT_ROOT),
-) -> None:
-    """Write a network as an ONNX graph, the preparation of its examples included.
-
-    Inputs are `x`, double [examples, steps, channels], and `lengths`, the steps of each example;
-    outputs are `prediction` and `probabilities`.  It needs `pip install 'raymeta[onnx]'`.
-    """
-    console = open_console()
-    if adapts and stream:
-        raise DataError("--stream is of an adapted network, --adapts of a run; give one of them")
-    from raymeta.inference import files  # noqa: PLC0415  (torch takes seconds to import)
-
-    if adapts:
-        files.load(network, ensemble=ensemble, runs_dir=runs_dir).export(output)
-        what = "adapts to support_x and support_y, and predicts x"
-    else:
-        files.load_adapted(network).export(output, stream=stream)
-        what = "predicts a time step after another" if stream else "predicts x"
-    console.print(f"{output}: {what}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _likeness(familiarity: Familiarity | None) -> str:
     """What is known of the likeness of support examples to meta-training; warnings say more."""
     if familiarity is None:

@@ -161,15 +161,20 @@ class Reference:
             raise RunError(
                 f"{path}: is damaged ({error}); `raymeta evaluate` makes it anew"
             ) from error
-        size = description_size(spec, problem)
-        count = len(found.distances)
-        shapes = {"center": (size,), "whitener": (size, size), "distances": (count,)}
-        for name, value in vars(found).items():
-            if value.shape != shapes[name] or value.dtype != np.float64 or not count:
-                raise RunError(
-                    f"{path}: does not fit the run's network; `raymeta evaluate` makes it anew"
-                )
+        if not found.fits(spec, problem):
+            raise RunError(
+                f"{path}: does not fit the run's network; `raymeta evaluate` makes it anew"
+            )
         return found
+
+    def fits(self, spec: NetworkSpec, problem: str) -> bool:
+        """Whether it can be of such a network."""
+        size, count = description_size(spec, problem), self.distances.size
+        shapes = {"center": (size,), "whitener": (size, size), "distances": (count,)}
+        return count > 0 and all(
+            value.shape == shapes[name] and value.dtype == np.float64
+            for name, value in vars(self).items()
+        )
 
 
 def description_size(spec: NetworkSpec, problem: str) -> int:

@@ -17,8 +17,6 @@ from torch import Tensor
 from raymeta.errors import DataError
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, joint_scale
 from raymeta.evaluation.familiarity import Familiarity
-from raymeta.experiment.data_files import DATA
-from raymeta.experiment.file import with_values
 from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.stream import Stream
@@ -32,7 +30,7 @@ from raymeta.training.checkpoint import state_bytes
 
 ROLE = "adapted"  # of a file
 PREFIX = "network-"  # of the tensors of each network, before its number
-_SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluation"}
+PROGRAM_SUFFIX = ".pt2"  # of files for `torch.export.load`
 _CHUNK = 256  # examples answered at once; bounds memory, never changes an answer
 
 
@@ -264,35 +262,42 @@ class Adapted:
         write_file(path_at(path), self.to_bytes())
 
     def export(self, path: str | AnyPath, *, stream: bool = False) -> None:
-        """Writes it as an ONNX graph that takes what `predict` takes, preparation included.
+        """Writes it as a graph that takes what `predict` takes, preparation included.
 
-        `raymeta.inference.export.graphs` names the inputs and outputs.
+        `raymeta.inference.export.graphs` names the inputs and outputs of ONNX; a path that ends in
+        .pt2 gets a program of `torch.export`, see `raymeta.inference.export.program.program_bytes`:
+        such files are for those alone who trust their author.
 
         Args:
             path: of the file, or its URI.
-            stream: one time step with its state as inputs and outputs, as `stream` takes it.
+            stream: one time step with its state as inputs and outputs, as `stream` takes it; in
+                ONNX alone.
 
         Raises:
-            DataError: the network has no ONNX form, or onnx is not installed.
+            DataError: the network has no such form, or onnx is not installed.
             RunError: it cannot be written.
         """
+        temperature = self.calibration.temperature
+        if path_at(path).name.endswith(PROGRAM_SUFFIX):
+            from raymeta.inference.export.program import program_bytes  # noqa: PLC0415  (slow)
+
+            if stream:
+                raise DataError(f"{path}: .pt2 has no form for --stream; name a .onnx file")
+            program = program_bytes(self.trained, self.params, self.labels, temperature=temperature)
+            write_file(path_at(path), program)
+            return
         check_onnx()
         from raymeta.inference.export import graphs  # noqa: PLC0415  (an extra)
 
         graph = graphs.stream_graph if stream else graphs.adapted_graph
-        temperature = self.calibration.temperature
         content = graph(self.trained, self.params, self.labels, temperature=temperature)
         write_file(path_at(path), content)
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
-        experiment, labels = self.trained.experiment, self.labels
-        if experiment.tasks.data_dir is not None:
-            experiment = with_values(experiment, {"tasks.data_dir": DATA})
+        labels = self.labels
         facts: dict[str, Any] = {
-            "experiment": experiment.model_dump(
-                mode="json", include=_SECTIONS | {experiment.learner}
-            ),
+            "experiment": self.trained.settings,
             "data": dict(self.trained.identity.facts),
             "labels": None if labels is None else labels.tolist(),
             "num_outputs": self.trained.recipe.spec.num_outputs,

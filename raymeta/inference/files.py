@@ -1,4 +1,4 @@
-"""Models from run folders, and adapted networks from and to files of their own.
+"""Models from run folders and folders of the Hub's form; adapted networks from files of their own.
 
 Reading them needs no data of the training and runs no code: they are safetensors and JSON, checked
 by a SHA-256.
@@ -6,7 +6,10 @@ by a SHA-256.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.adapted import PREFIX, ROLE, Adapted
 from raymeta.inference.forecaster import Forecaster
+from raymeta.inference.hub import MODEL_FILE, HubFolder, is_hub_folder
 from raymeta.inference.model import Model
 from raymeta.inference.support import SUPPORT_PREFIX, Support
 from raymeta.inference.trained import Trained
@@ -43,7 +47,8 @@ def load(
     Neither the training's data nor Ray are needed, and no code in the folder is run.
 
     Args:
-        run: name or path of a run folder, or its URI.
+        run: name or path of a run folder, or its URI; or of a folder that `raymeta export RUN
+            --hub` wrote.
         ensemble: after a refit from several seeds, all of its networks answer together, as in the
             meta-test's row of the ensemble; False for the first alone, which takes less time.
         runs_dir: where runs are looked for by name.
@@ -52,6 +57,15 @@ def load(
         RunError: there is no such run, it has no network yet, or its files are damaged or do not
             belong together.
     """
+    folder = path_at(run)
+    if is_hub_folder(folder):
+        shared = HubFolder.read(folder)
+        trained, networks = _shared_networks(shared, folder, ensemble=ensemble)
+        _ = trained.inputs
+        spec, problem = trained.recipe.spec, trained.recipe.problem.name
+        with _damage_of(folder):
+            calibration = shared.calibration(len(networks))
+            return Model(trained, networks, calibration, shared.familiarity(spec, problem))
     found = Run.open(str(run), path_at(runs_dir))
     trained, networks = _networks(found, ensemble=ensemble)
     _ = trained.inputs  # refuses forecasts, and facts that do not fit
@@ -67,22 +81,75 @@ def load_forecaster(
 
     Arguments and errors are those of `load`.
     """
+    folder = path_at(run)
+    if is_hub_folder(folder):
+        shared = HubFolder.read(folder)
+        trained, networks = _shared_networks(shared, folder, ensemble=ensemble)
+        tasks = _forecast_tasks(trained, folder)
+        with _damage_of(folder):
+            errors = shared.forecast_errors(len(networks), tasks.horizon)
+        return Forecaster(trained, networks, tasks, errors)
     found = Run.open(str(run), path_at(runs_dir))
     trained, networks = _networks(found, ensemble=ensemble)
+    tasks = _forecast_tasks(trained, found.path)
+    errors = errors_of(found, len(networks), tasks.horizon)
+    return Forecaster(trained, networks, tasks, errors)
+
+
+def _forecast_tasks(trained: Trained, place: AnyPath) -> TableTasks:
+    """The tasks of a network that forecasts; refuses facts that do not fit them."""
     tasks = trained.experiment.tasks
     if not (isinstance(tasks, TableTasks) and tasks.kind == "forecast"):
-        raise RunError(f"{found.path}: its network makes no forecasts; raymeta.load opens it")
+        raise RunError(f"{place}: its network makes no forecasts; raymeta.load opens it")
     facts = dict(trained.identity.facts)
     levels, shares = facts.pop("levels", {}), facts.pop("shares", [])
     sizes = [len(entries) for entries in levels.values()]
     fits = sorted(levels) == sorted(tasks.categories) and sum(sizes) == len(shares)
     if facts != forecast_facts(tasks) or not fits:
         raise RunError(
-            f"{found.path}: the facts of its data do not fit the `tasks` settings; put back the "
-            "files of the run"
+            f"{place}: the facts of its data do not fit the `tasks` settings; put back the files "
+            "of the run"
         )
-    errors = errors_of(found, len(networks), tasks.horizon)
-    return Forecaster(trained, networks, tasks, errors)
+    return tasks
+
+
+def _shared_networks(
+    shared: HubFolder, folder: AnyPath, *, ensemble: bool
+) -> tuple[Trained, tuple[Params, ...]]:
+    """How the networks of a shared folder were trained, and their meta-parameters."""
+    file = folder / MODEL_FILE
+    with _damage_of(folder):
+        experiment = _experiment(shared.settings)
+    recipe = _recipe(experiment, shared.identity, file)
+    shared.identity.check(shared.identity.of_recipe(recipe), str(file))
+    networks = shared.networks if ensemble else shared.networks[:1]
+    for network in networks:
+        _check_network(network, recipe, file)
+    return Trained(experiment, shared.identity, recipe), networks
+
+
+@contextmanager
+def _damage_of(folder: AnyPath) -> Iterator[None]:
+    """Names the folder in errors about what its files hold."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder}: is damaged, or of another version of raymeta ({str(error)[:200]}); fetch "
+            "it again"
+        ) from error
+
+
+def _experiment(settings: Any) -> Experiment:
+    """The experiment of a file that travels.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return Experiment.model_validate(settings)
+    except (ValidationError, ExperimentError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def _networks(run: Run, *, ensemble: bool) -> tuple[Trained, tuple[Params, ...]]:
@@ -183,10 +250,7 @@ def load_adapted(path: str | AnyPath) -> Adapted:
 
 def _adapted(state: State, file: AnyPath) -> Adapted:
     facts = state.identity.facts
-    try:
-        experiment = Experiment.model_validate(facts["experiment"])
-    except (ValidationError, ExperimentError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+    experiment = _experiment(facts["experiment"])
     identity = replace(state.identity, facts=facts["data"])
     recipe = _recipe(experiment, identity, file)
     identity.check(identity.of_recipe(recipe), str(file))

@@ -19,7 +19,7 @@ from raymeta.episodes import Examples, batch_of
 from raymeta.errors import DataError, DataWarning, shown
 from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
 from raymeta.evaluation.familiarity import Reference, descriptions
-from raymeta.inference.adapted import Adapted, check_onnx
+from raymeta.inference.adapted import PROGRAM_SUFFIX, Adapted, check_onnx
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.influence import Influence, leave_one_out
 from raymeta.inference.support import Support
@@ -253,6 +253,8 @@ class Model:
             DataError: the network or its learner has no ONNX form, or onnx is not installed.
             RunError: it cannot be written.
         """
+        if path_at(path).name.endswith(PROGRAM_SUFFIX):
+            raise DataError(f"{path}: .pt2 is for an adapted network; name a .onnx file")
         check_onnx()
         from raymeta.inference.export.graphs import adapting_graph  # noqa: PLC0415  (an extra)
 

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from raymeta.episodes import Examples
+from raymeta.experiment.data_files import DATA
+from raymeta.experiment.file import with_values
 from raymeta.experiment.schema import Experiment
 from raymeta.inference.examples import RawExamples
 from raymeta.tasks.inputs import Inputs
 from raymeta.tasks.load import load_inputs
 from raymeta.training.identity import Identity
 from raymeta.training.recipe import Recipe
+
+_SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Trained:
     def inputs(self) -> Inputs:
         """What an example is."""
         return load_inputs(self.experiment.tasks, self.identity.facts)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The experiment as files that travel have it: plain values, without the data's place."""
+        experiment = self.experiment
+        if experiment.tasks.data_dir is not None:
+            experiment = with_values(experiment, {"tasks.data_dir": DATA})
+        return experiment.model_dump(mode="json", include=_SECTIONS | {experiment.learner})
 
     @property
     def is_classification(self) -> bool:

@@ -203,6 +203,22 @@ def _of_units(counts: Mapping[str, int]) -> str:
     return f" ({found})" if found else ""
 
 
+def score_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
+    """The meta-test, a row for the network and each control: heading and rows."""
+    rows = []
+    for row in result.rows:
+        details = [row.detail] if row.detail else []
+        if row.seeds:
+            details.append(f"{len(row.seeds)} seeds: {min(row.seeds):.3f} to {max(row.seeds):.3f}")
+        name = f"{row.label} ({'; '.join(details)})" if details else row.label
+        score = plus_minus(row.score.mean, row.score.half_width)
+        steps = "" if row.steps is None else str(row.steps)
+        ahead = "" if row.ahead is None else plus_minus(row.ahead.mean, row.ahead.half_width)
+        verdict = result.verdict(row) if row in result.controls else ""
+        rows.append([name, score, steps, ahead, verdict])
+    return ["", result.metric, "adaptation steps", "ahead of it by", "verdict"], rows
+
+
 def own_units_table(result: MetaTest) -> tuple[list[str], list[list[str]]]:
     """The measures in own units, of forecasts and numbers: heading and rows; empty for others."""
     names = list(result.rows[0].own_units)
@@ -284,11 +300,11 @@ def problem_words(experiment: Experiment) -> str:
     return f"regression from {tasks.num_shots} points"
 
 
-def asked(experiment: Experiment) -> list[str]:
-    """What an experiment is about, a line each."""
+def asked(experiment: Experiment, *, names_data: bool = True) -> list[str]:
+    """What an experiment is about, a line each; with the place of its data on this machine."""
     tasks, training, search = experiment.tasks, experiment.training, experiment.search
     lines = [f"{problem_words(experiment)} on tasks of the source {tasks.source}"]
-    if tasks.data_dir is not None:
+    if names_data and tasks.data_dir is not None:
         lines.append(f"data: {tasks.data_dir}")
     steps = f"{training.meta_steps} meta-steps of {training.meta_batch_size} episodes"
     learner = f"learner {experiment.learner}, a network of {experiment.model.cell} cells; {steps}"

@@ -6,7 +6,7 @@ import shlex
 
 from raymeta.console.text import clock_text, plus_minus, value_text
 from raymeta.evaluation.drawings import Drawings, DrawnForecast
-from raymeta.evaluation.scores import ENSEMBLE, MetaTest, Row
+from raymeta.evaluation.scores import MetaTest
 from raymeta.experiment.file import to_yaml
 from raymeta.experiment.schema import Experiment
 from raymeta.report import drawing_plots, model_plots, plots, trial_plots
@@ -23,6 +23,7 @@ from raymeta.report.words import (
     own_units_table,
     range_words,
     refit_lines,
+    score_table,
     trial_lines,
     verdict_lines,
 )
@@ -54,7 +55,7 @@ def report_summary(result: MetaTest, run: Run) -> str:
     page = Page(run.path.name)
     page.answer(answer(result))
     page.lines(verdict_lines(result))
-    _score_table(page, result)
+    page.table(*score_table(result))
     page.text(f"the whole report: {run.path / REPORT_FILE}", "dim")
     return page.fragment()
 
@@ -135,7 +136,7 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
             "Orange: the interval holds 0. Red: the control is better, left of 0."
         )
         page.plot(plots.lead_figure(result), "lead over each control with its interval")
-    _score_table(page, result)
+    page.table(*score_table(result))
     certainty = certainty_lines(result)
     if certainty:
         page.heading("How sure it is")
@@ -226,23 +227,6 @@ def _shown_forecasts(facts: RunFacts, drawn: DrawnForecast) -> dict[str, str]:
     controls = [row.label for row in rows if row.name in ("seasonal_naive", "naive", "ets")]
     found = [next(iter(drawn.forecasts), ""), *(c for c in controls if c in drawn.forecasts)]
     return dict(zip(found, (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE), strict=False))
-
-
-def _score_table(page: Page, result: MetaTest) -> None:
-    rows = [_row(result, row, number) for number, row in enumerate(result.rows)]
-    page.table(["", result.metric, "adaptation steps", "ahead of it by", "verdict"], rows)
-
-
-def _row(result: MetaTest, row: Row, number: int) -> list[str]:
-    details = [row.detail] if row.detail else []
-    if row.seeds:
-        details.append(f"{len(row.seeds)} seeds: {min(row.seeds):.3f} to {max(row.seeds):.3f}")
-    name = f"{row.label} ({'; '.join(details)})" if details else row.label
-    ahead = "" if row.ahead is None else plus_minus(row.ahead.mean, row.ahead.half_width)
-    is_control = number > 0 and row.name != ENSEMBLE
-    score = plus_minus(row.score.mean, row.score.half_width)
-    steps = "" if row.steps is None else str(row.steps)
-    return [name, score, steps, ahead, result.verdict(row) if is_control else ""]
 
 
 def _winner(page: Page, facts: RunFacts, best: Experiment) -> None:
