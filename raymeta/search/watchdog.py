@@ -31,6 +31,9 @@ from raymeta.trial.actor import own_values
 OWN_MULTIPLE, OTHERS_MULTIPLE = 10, 30
 LEAST_S, LEAST_FIRST_S = 60.0, 600.0  # starting a trial includes installing, compiling, pretraining
 FIRST_S = 1800.0  # before any trial has reported
+OWN_WAIT_S = (
+    5.0  # between two of Tune's calls: longer ones are the driver's own, such as for storage
+)
 WARN_SHARE = 0.5  # fraction of the deadline after which the view names the trial
 GRACE_S = 25.0  # after a signal; Slurm and Kubernetes kill after 30 s by default
 RAYLET_CHECK_S = 5.0
@@ -62,6 +65,7 @@ class Watchdog(tune.Callback):
     received: signal.Signals | None = None
     _silences: dict[str, _Silence] = field(default_factory=dict)
     _longest: float | None = None
+    _called_at: float | None = None  # by Tune, the last time
     _received_at: float = 0.0
     _reported: set[str] = field(default_factory=set)  # since the signal
 
@@ -72,10 +76,12 @@ class Watchdog(tune.Callback):
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
         """Starts the clock of a trial."""
+        self._leave_out_own_wait()
         self._silences[trial.trial_id] = _Silence(time.monotonic())
 
     def on_trial_result(self, *, trial: Trial, **_: Any) -> None:
         """Starts the clock of the next report."""
+        self._leave_out_own_wait()
         now = time.monotonic()
         silence = self._silences.setdefault(trial.trial_id, _Silence(now))
         took = now - silence.since
@@ -86,6 +92,7 @@ class Watchdog(tune.Callback):
 
     def on_step_begin(self, *, trials: Sequence[Trial], **_: Any) -> None:
         """Kills the actors of trials that missed their deadline."""
+        self._leave_out_own_wait()
         for trial in trials:
             silence = self._silences.get(trial.trial_id)
             if trial.status != Trial.RUNNING or silence is None:
@@ -103,6 +110,7 @@ class Watchdog(tune.Callback):
 
     def on_step_end(self, *, trials: Sequence[Trial], **_: Any) -> None:
         """Ends the search after a signal: when all running trials have reported, or in time."""
+        self._leave_out_own_wait()
         if self.received is None:
             return
         running = {t.trial_id for t in trials if t.status == Trial.RUNNING}
@@ -121,6 +129,14 @@ class Watchdog(tune.Callback):
         self.received = signal.Signals(number)
 
     # ------------------------------------------------------------------- within
+
+    def _leave_out_own_wait(self) -> None:
+        """Leaves the driver's own wait out of all clocks: reports lie unread meanwhile."""
+        now = time.monotonic()
+        if self._called_at is not None and now - self._called_at > OWN_WAIT_S:
+            for silence in self._silences.values():
+                silence.since = min(now, silence.since + now - self._called_at)
+        self._called_at = now
 
     def _limit_s(self, silence: _Silence) -> float:
         if self.report_timeout_s is not None:
