@@ -210,7 +210,7 @@ def _run(
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
-    """Turns SIGTERM and SIGHUP into KeyboardInterrupt outside of searches.
+    """Turns SIGTERM and SIGHUP, unless ignored (`nohup`), into KeyboardInterrupt.
 
     Yields:
         The signals received so far.
@@ -221,8 +221,11 @@ def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
         received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield received
     finally:

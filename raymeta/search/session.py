@@ -123,7 +123,7 @@ def _keeping_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
-                if callable(handler):
+                if callable(handler) or handler == signal.SIG_IGN:  # `nohup` ignores SIGHUP
                     signal.signal(number, handler)
 
 
