@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -29,7 +31,7 @@ from raymeta.console.tables import (
     print_report,
     print_runs,
 )
-from raymeta.errors import EndedBySignalError, RunError
+from raymeta.errors import REPEAT_S, EndedBySignalError, RunError
 from raymeta.run_folder import DEFAULT_ROOT, Run, runs
 from raymeta.storage.paths import path_at
 
@@ -216,10 +218,14 @@ def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
         The signals received so far.
     """
     received: list[signal.Signals] = []
+    received_at = -math.inf
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        raise KeyboardInterrupt
+        nonlocal received_at
+        if time.monotonic() - received_at > REPEAT_S:
+            received_at = time.monotonic()
+            received.append(signal.Signals(number))
+            raise KeyboardInterrupt
 
     before = {
         number: signal.signal(number, interrupt)

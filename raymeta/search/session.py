@@ -15,7 +15,7 @@ import ray
 
 from raymeta.data.readers.python import allowance
 from raymeta.errors import ResourceError
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
 from raymeta.ray_patches import without_idle_services
 from raymeta.storage.token import protect_token

@@ -23,6 +23,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from raymeta.errors import REPEAT_S
 from raymeta.search.progress import EventKind, Observer, TrialEvent, own_id
 from raymeta.trial.actor import own_values
 
@@ -35,7 +36,6 @@ OWN_WAIT_S = (
     5.0  # between two of Tune's calls: longer ones are the driver's own, such as for storage
 )
 WARN_SHARE = 0.5  # fraction of the deadline after which the view names the trial
-GRACE_S = 25.0  # after a signal; Slurm and Kubernetes kill after 30 s by default
 RAYLET_CHECK_S = 5.0
 RAYLET_EXIT_S = 20.0
 LOST_RAYLET = "Ray's process on this machine (raylet) has died"
@@ -57,11 +57,13 @@ class Watchdog(tune.Callback):
     Attributes:
         observer: is told of silent trials (`TrialEvent.kind` "silent" and "hung").
         report_timeout_s: seconds a report may take; None derives it from the reports so far.
+        grace_s: seconds after a signal in which trials may report once more.
         received: the signal that ends the search, if any.
     """
 
     observer: Observer
     report_timeout_s: float | None
+    grace_s: float
     received: signal.Signals | None = None
     _silences: dict[str, _Silence] = field(default_factory=dict)
     _longest: float | None = None
@@ -114,16 +116,18 @@ class Watchdog(tune.Callback):
         if self.received is None:
             return
         running = {t.trial_id for t in trials if t.status == Trial.RUNNING}
-        if running <= self._reported or time.monotonic() > self._received_at + GRACE_S:
+        if running <= self._reported or time.monotonic() > self._received_at + self.grace_s:
             self._reported = set()
             signal.raise_signal(signal.SIGINT)  # Tune saves its state and ends its actors
 
     # ------------------------------------------------------------------- signals
 
     def receive(self, number: int) -> None:
-        """Requests the end of the search; a second signal ends it at once."""
+        """Requests the end of the search; a second signal, some seconds later, ends it at once."""
         if self.received is not None:
-            os._exit(128 + number)
+            if time.monotonic() - self._received_at > REPEAT_S:
+                os._exit(128 + number)
+            return
         self._reported = set()
         self._received_at = time.monotonic()
         self.received = signal.Signals(number)

@@ -85,8 +85,8 @@ except KeyboardInterrupt:
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     command = ["env", "--default-signal=TERM", "--ignore-signal=HUP", sys.executable, "-c", HEEDING]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, env=environment, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "ready\n"

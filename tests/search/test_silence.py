@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from raymeta.errors import REPEAT_S
 from raymeta.search import watchdog
 from raymeta.search.progress import TrialEvent
 from raymeta.search.watchdog import OWN_WAIT_S, Watchdog, _Silence
@@ -23,7 +26,7 @@ class Search:
         self.events: list[TrialEvent] = []
         monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(watchdog, "ray", SimpleNamespace(kill=self.killed.append))
-        self.watchdog = Watchdog(self.events.append, report_timeout_s)
+        self.watchdog = Watchdog(self.events.append, report_timeout_s, grace_s=25)
         state = SimpleNamespace(ray_actor="the actor")
         self.trial: Any = SimpleNamespace(
             trial_id="one", status="RUNNING", config={}, temporary_state=state
@@ -88,6 +91,41 @@ def test_short_waits_of_the_driver_count(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_default_deadline_follows_the_reports_so_far(
     own_s: float | None, others_s: float | None, limit_s: float
 ) -> None:
-    found = Watchdog(lambda _: None, None, _longest=others_s)
+    found = Watchdog(lambda _: None, None, 25, _longest=others_s)
     assert found._limit_s(_Silence(0.0, own_s)) == limit_s
-    assert Watchdog(lambda _: None, 7.0, _longest=others_s)._limit_s(_Silence(0.0, own_s)) == 7.0
+    assert (
+        Watchdog(lambda _: None, 7.0, 25, _longest=others_s)._limit_s(_Silence(0.0, own_s)) == 7.0
+    )
+
+
+@pytest.mark.parametrize(("reports", "ended_s"), [(True, 0.2), (False, 7.0)])
+def test_after_a_signal_trials_may_report_once_more_within_the_grace(
+    monkeypatch: pytest.MonkeyPatch, reports: bool, ended_s: float
+) -> None:
+    search = Search(monkeypatch, report_timeout_s=None)
+    search.watchdog.grace_s = 7.0
+    raised: list[float] = []
+    monkeypatch.setattr(signal, "raise_signal", lambda _: raised.append(search.now))
+    search.watchdog.receive(signal.SIGTERM)
+    began = search.now
+    search.pass_time(0.1)
+    assert not raised
+    if reports:
+        search.watchdog.on_trial_result(trial=search.trial)
+    search.pass_time(10)
+    assert raised[0] - began == pytest.approx(ended_s, abs=STEP_S)
+
+
+def test_a_second_signal_ends_a_search_at_once_but_not_the_same_one_sent_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = Search(monkeypatch, report_timeout_s=None)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    search.watchdog.receive(signal.SIGTERM)
+    search.now += REPEAT_S / 2  # Ray sends it to a job, which passes it on
+    search.watchdog.receive(signal.SIGTERM)
+    assert codes == []
+    search.now += REPEAT_S
+    search.watchdog.receive(signal.SIGTERM)
+    assert codes == [128 + signal.SIGTERM]
