@@ -3,6 +3,10 @@
 Ray notices a process that dies, but not one that hangs: Tune would wait for its trial forever. So
 each report has a deadline. A trial that misses it is killed, and Tune restarts it from its last
 checkpoint, as after any lost process (`resources.max_failures`).
+
+A trial's clock starts with Tune's `on_trial_start`, after its set-up.  A process that hangs before
+that is not noticed: Tune hands out the trial's actor only then.  Earlier, private parts of Tune
+alone tell a trial that is being set up from one that waits for a node, and hold what could be killed.
 """
 
 from __future__ import annotations
