@@ -6,7 +6,8 @@ checkpoint, as after any lost process (`resources.max_failures`).
 
 A trial's clock starts with Tune's `on_trial_start`, after its set-up.  A process that hangs before
 that is not noticed: Tune hands out the trial's actor only then.  Earlier, private parts of Tune
-alone tell a trial that is being set up from one that waits for a node, and hold what could be killed.
+alone tell a trial that is being set up from one that waits for a node, and hold what could be
+killed.
 """
 
 from __future__ import annotations
