@@ -121,6 +121,7 @@ MENDS = {
         _REFUSED,
         "command_line and owner",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "fetched-links": Mend(
         "raymeta/deploy/jobs/fetch.py",
@@ -169,6 +170,7 @@ MENDS = {
         _REFUSED,
         "command_line and experiment",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "other-data": Mend(
         "raymeta/run_format.py",
@@ -177,6 +179,7 @@ MENDS = {
         _REFUSED,
         "command_line and data",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "other-version": Mend(
         "raymeta/run_format.py",
@@ -185,6 +188,7 @@ MENDS = {
         _REFUSED,
         "command_line and version",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "storage-away": Mend(
         "raymeta/storage/outage.py",
