@@ -82,7 +82,7 @@ def tune(
         resume: the name or path of a run to continue with its own experiment.
         name: of the run folder; by default the experiment's name with date and time.
         keep_data: copies `tasks.data_dir` into the run folder, so that the run can move.
-        trust: resumes a run folder of another user.
+        trust: resumes a run folder of another user, or with other trackers than it began with.
         watcher: receives the progress.
         verbose: shows Ray's own log as well.
 
@@ -141,7 +141,7 @@ def _resume(
         raise ExperimentError("a resumed run keeps its own settings; leave --set out")
     if asked is not None and load(asked).name != experiment.name:
         raise RunError(f"{run.path}: is a run of the experiment {experiment.name}, not of {asked}")
-    return running.resume(run, watcher, verbose)
+    return running.resume(run, watcher, verbose, trust=trust)
 
 
 def evaluate(
@@ -151,7 +151,7 @@ def evaluate(
     runs_dir: str | AnyPath = DEFAULT_ROOT,
     watcher: Watcher | None = None,
 ) -> Report:
-    """Repeats the meta-test of a finished search and replaces the run's results.
+    """Repeats the meta-test of a finished search and replaces the run's results; tells no tracker.
 
     Args:
         run: name or path.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import reprlib
 
+REPEAT_S = 5.0  # in which a signal is the same one, sent to each process of a tree
 MAX_MESSAGE = 1500  # characters
 _MAX_LINE = 600  # of a message that is too long
 _MAX_VALUE = 200

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from raymeta.errors import ResourceError
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 
 NODES_VARIABLE = "RAYMETA_NODES"  # tells a driver what its cluster may grow to
 WORKERS_VARIABLE = "RAYMETA_WORKERS"  # or, where that is not known, how many nodes are to join

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import uuid4
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from raymeta.errors import RunError
 from raymeta.experiment.schema import Experiment
+from raymeta.experiment.trackers import Trackers
 from raymeta.storage.bounds import JSON_BYTES
 from raymeta.storage.checksum import from_json
 from raymeta.storage.paths import AnyPath, read_regular
@@ -33,7 +34,7 @@ class RunOrigin:
     """What a run began with.
 
     `experiment` is its experiment as plain values, `data` the fingerprint of its data, `versions`
-    those of the libraries that its numbers depend on.
+    those of the libraries that its numbers depend on, `trackers` where its trials are told.
     """
 
     format: int
@@ -41,13 +42,15 @@ class RunOrigin:
     data: str
     versions: dict[str, str]
     id: str = ""
+    trackers: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def now(cls, experiment: Experiment, data: str) -> RunOrigin:
         """The origin of a run that begins here and now."""
         versions = {name: installed_version(name) for name in ("raymeta", *LIBRARIES)}
         name = f"{experiment.name}-{uuid4().hex[:8]}"
-        return cls(FORMAT, _plain(experiment), data, versions, name)
+        trackers = experiment.trackers.model_dump()
+        return cls(FORMAT, _plain(experiment), data, versions, name, trackers)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to plain values for `read_origin`."""
@@ -80,6 +83,22 @@ class RunOrigin:
             what = "was edited since the run began; new trials could not be compared with its own:"
             remedy = "undo that, or start a new run with the edited file"
             raise RunError("\n".join([f"{place}/experiment.yaml: {what}", *lines, *more, remedy]))
+
+    def check_trackers(self, trackers: Trackers, place: AnyPath) -> None:
+        """Refuses trackers that the run did not begin with; one may be left out.
+
+        Raises:
+            RunError: naming the tracker, and both values.
+        """
+        off = Trackers().model_dump()
+        for key, value in trackers.model_dump().items():
+            was = self.trackers.get(key, off[key])
+            if value not in (was, off[key]):
+                raise RunError(
+                    f"{place}/experiment.yaml: trackers.{key} is {_short(value)}, at the beginning "
+                    f"{_short(was)}; trackers get this user's keys and may write anywhere: undo "
+                    "that, or if you trust the file, add --trust"
+                )
 
     def check_environment(self, data: str, place: AnyPath) -> None:
         """Refuses other data and other versions than the run began with.

@@ -140,15 +140,24 @@ def start(
             TrialLog(run).begin(prepared.earlier, prepared.sources.trials)
             _search(prepared, run, watcher, trials_at_once)
     with run.locked():
-        return judge(run, watcher, None)
+        return judge(run, watcher, is_tracked=True)
 
 
-def resume(run: Run, watcher: Watcher, verbose: bool) -> Report:
-    """Continues a run; a refusal changes nothing."""
+def resume(run: Run, watcher: Watcher, verbose: bool, *, trust: bool = False) -> Report:
+    """Continues a run; a refusal changes nothing.
+
+    Args:
+        run: an interrupted one, or a finished one.
+        watcher: receives the progress.
+        verbose: shows Ray's own log as well.
+        trust: takes trackers that the run did not begin with.
+    """
     origin = run.origin
     experiment = run.experiment()
     if origin is not None:
         origin.check_experiment(run.unresolved_experiment(), run.path)
+        if not trust:
+            origin.check_trackers(experiment.trackers, run.path)
     trials = logged_trials(run)
     finished = load_report(run) if run.has_best else None
     has_failed = any(record.status == "failed" for record in trials.records.values())
@@ -179,7 +188,7 @@ def resume(run: Run, watcher: Watcher, verbose: bool) -> Report:
                         watcher.trial(event)
                 _search(prepared, run, watcher, trials_at_once)
     with run.locked():
-        return load_report(run) or judge(run, watcher, None)
+        return load_report(run) or judge(run, watcher, is_tracked=True)
 
 
 @contextmanager
@@ -246,11 +255,17 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
 
 
 def judge(
-    run: Run,
-    watcher: Watcher,
-    num_episodes: int | None,
+    run: Run, watcher: Watcher, num_episodes: int | None = None, *, is_tracked: bool = False
 ) -> Report:
-    """Meta-tests a run's network beside its controls; the results are written to the run."""
+    """Meta-tests a run's network beside its controls; the results are written to the run.
+
+    Args:
+        run: whose search has ended.
+        watcher: receives the progress.
+        num_episodes: of the meta-test; None for the experiment's number.
+        is_tracked: tells the experiment's trackers, which gives their servers this user's keys and
+            may write anywhere: only for a run that this user has begun or goes on with.
+    """
     start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     experiment, best = run.experiment(), run.best_experiment()
@@ -295,6 +310,7 @@ def judge(
     run.write_json(RESULTS_FILE, {"meta_test": result.to_json()})
     run.add_seconds(time.monotonic() - start)
     page = write_page(run)
-    track_meta_test(run, experiment, result, page, watcher.phase)
+    if is_tracked:
+        track_meta_test(run, experiment, result, page, watcher.phase)
     trials = logged_trials(run)
     return Report(run, experiment, best, trials.records, result, run.seconds, trials.ended_by)

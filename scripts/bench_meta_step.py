@@ -654,7 +654,8 @@ def growth(steps: int) -> float:
 def _train_rank(rank: int, world: int, port: int, steps: int, results: Any) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    group = join_group(rank, world, f"tcp://127.0.0.1:{port}", "gloo") if world > 1 else None
+    address = f"tcp://127.0.0.1:{port}"
+    group = join_group(rank, world, address, "gloo", timeout_s=300) if world > 1 else None
     experiment = load_experiment(
         "pen-maml",
         ["training.meta_batch_size=32", f"training.meta_steps={3 * steps}", "search.space={}"],

@@ -36,6 +36,9 @@ class Mend:
     tests: str
     chosen: str  # as `pytest -k`
     is_quick: bool = False
+    says: str = (
+        ""  # what the failing test must say: a test that ends for another reason is no proof
+    )
 
 
 _WATCHDOG = "raymeta/search/watchdog.py"
@@ -53,6 +56,15 @@ MENDS = {
     ),
     "hung-worker": Mend(
         _WATCHDOG, _DEADLINE, "        return math.inf\n", _ON_PROCESSES, "hung and rank"
+    ),
+    "own-wait": Mend(
+        _WATCHDOG,
+        "self._called_at > OWN_WAIT_S:",
+        "self._called_at > math.inf:",
+        "tests/search/test_silence.py",
+        "wait_of_the_driver",
+        is_quick=True,
+        says="assert ['the actor'] == []",
     ),
     "damaged-record": Mend(
         "raymeta/storage/journal.py",
@@ -109,6 +121,7 @@ MENDS = {
         _REFUSED,
         "command_line and owner",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "fetched-links": Mend(
         "raymeta/deploy/jobs/fetch.py",
@@ -165,6 +178,7 @@ MENDS = {
         _REFUSED,
         "command_line and experiment",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "other-data": Mend(
         "raymeta/run_format.py",
@@ -173,6 +187,7 @@ MENDS = {
         _REFUSED,
         "command_line and data",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "other-version": Mend(
         "raymeta/run_format.py",
@@ -181,6 +196,7 @@ MENDS = {
         _REFUSED,
         "command_line and version",
         is_quick=True,
+        says="Ray was asked for",
     ),
     "storage-away": Mend(
         "raymeta/storage/outage.py",
@@ -207,10 +223,37 @@ MENDS = {
     ),
     "SIGTERM-meta-test": Mend(
         "raymeta/cli/local.py",
-        "    before = {number: signal.signal(number, interrupt) for number in numbers}\n",
-        "    before: dict[int, object] = {}\n",
+        "        for number in (signal.SIGTERM, signal.SIGHUP)\n",
+        "        for number in ()\n",
         "tests/cli/test_signals.py",
         "SIGTERM and meta-test",
+    ),
+    "nohup": Mend(
+        "raymeta/cli/local.py",
+        "        if signal.getsignal(number) != signal.SIG_IGN\n",
+        "",
+        "tests/cli/test_signals.py",
+        "stays_ignored",
+        is_quick=True,
+        says="ended by SIGHUP",
+    ),
+    "passed-on": Mend(
+        "raymeta/deploy/jobs/driver.py",
+        "        for number in (signal.SIGTERM, signal.SIGHUP)\n",
+        "        for number in ()\n",
+        "tests/deploy/jobs/test_driver.py",
+        "passed_on_to_the_run",
+        is_quick=True,
+        says="assert -15 == ",
+    ),
+    "stop-wait": Mend(
+        "raymeta/deploy/jobs/client.py",
+        '["env_vars"] = {**wait, ',
+        '["env_vars"] = {',
+        "tests/deploy/jobs/test_submission.py",
+        "longer_than_its_grace",
+        is_quick=True,
+        says="KeyError: 'RAY_JOB_STOP_WAIT_TIME_S'",
     ),
     "tunnel": Mend(
         "raymeta/deploy/jobs/tunnel.py",
@@ -227,6 +270,60 @@ MENDS = {
         "tests/storage/test_paths.py",
         "cannot_be_reached",
         is_quick=True,
+    ),
+    "silent-storage": Mend(
+        "raymeta/storage/paths.py",
+        "        filesystem = _with_limits(filesystem)\n",
+        "        pass\n",
+        "tests/storage/test_paths.py",
+        "limits_of_a_storage",
+        is_quick=True,
+        says="assert (-1.0, -1.0) == (5, 10)",
+    ),
+    "trackers": Mend(
+        "raymeta/running.py",
+        "    if is_tracked:\n",
+        "    if True:\n",
+        "tests/test_strangers.py",
+        "tells_no_server",
+        is_quick=True,
+        says="['Bearer hush'",
+    ),
+    "unpickle": Mend(
+        "raymeta/training/checkpoint.py",
+        "        _check_header_length(read_regular(path, _LENGTH_BYTES), str(path))\n",
+        '        __import__("pickle").loads(read_regular(path))\n',
+        "tests/training/test_checkpoint.py",
+        "runs_no_code",
+        is_quick=True,
+        says="assert not True",
+    ),
+    "header": Mend(
+        "raymeta/training/checkpoint.py",
+        "    if fault:\n",
+        "    if False:\n",
+        "tests/training/test_checkpoint.py",
+        "huge_header and 94000000",
+        is_quick=True,
+        says="header must have at most 1,000,000 bytes",
+    ),
+    "run-name": Mend(
+        "raymeta/deploy/jobs/fetch.py",
+        "    if not is_run_name(job.run):\n",
+        "    if False:\n",
+        "tests/deploy/jobs/test_fetch.py",
+        "invalid_run_names_are_refused",
+        is_quick=True,
+        says="is not a name of a run",
+    ),
+    "loader-files": Mend(
+        "raymeta/experiment/data_files.py",
+        "    for file in experiment.tasks.data_files():\n",
+        '    for file in (p for p in folder.glob("**/*") if p.is_file()):\n',
+        "tests/experiment/test_data_files.py",
+        "takes_only_the_data_files",
+        is_quick=True,
+        says="data/.env",
     ),
     "pending-stopped": Mend(
         _WATCHDOG,
@@ -280,14 +377,20 @@ def run_without(name: str, mend: Mend, home: Path) -> bool:
         )
         code, lines = done.returncode, done.stdout.splitlines()
     except subprocess.TimeoutExpired:
-        code, lines = 1, [f"E   nothing after {TIMEOUT_S} s"]
+        code, lines = 124, [f"E   nothing after {TIMEOUT_S} s"]
     finally:
         file.write_text(whole)
-    said = next((line[1:].strip() for line in lines if line.startswith("E  ")), "")
-    verdict = "fails without its mend" if code == 1 else f"does not fail (exit code {code})"
+    told = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    said = next((line for line in told if mend.says in line), None)
+    if code != 1:
+        verdict = f"does not fail (exit code {code})"
+    elif said is None:
+        verdict = f"fails, but does not say {mend.says!r}"
+    else:
+        verdict = "fails without its mend"
     took = f"{time.monotonic() - began:.0f} s"
-    print(f"{name}: {mend.tests} {verdict}, {took}: {said[:200]}", flush=True)
-    return code == 1
+    print(f"{name}: {mend.tests} {verdict}, {took}: {(said or ' '.join(told))[:200]}", flush=True)
+    return code == 1 and said is not None
 
 
 def main() -> int:

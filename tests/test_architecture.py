@@ -117,6 +117,7 @@ KNOWN_TO = {
         "raymeta.experiment.json_schema",
         "raymeta.experiment.learners",
         "raymeta.experiment.messages",
+        "raymeta.experiment.resources",
         "raymeta.experiment.trackers",
         "raymeta.evaluation.drawings",
         "raymeta.inference.files",

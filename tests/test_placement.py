@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymeta.errors import ResourceError
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.placement import (
     STRATEGIES,
     Nodes,

@@ -26,6 +26,17 @@ from raymeta.search.trial_log import TrialLog, logged_trials
 from tests.search.helpers import tiny_experiment
 
 TIMEOUT_S = 120
+# The command line in a process of its own, where asking for Ray fails at once.
+WITHOUT_RAY = """
+import ray
+from raymeta.cli import main
+
+def refuse(*_, **__):
+    raise AssertionError("Ray was asked for")
+
+ray.init = refuse
+main()
+"""
 RUN_OF_0_1 = Path(__file__).parent / "run_of_0_1" / "old"
 
 
@@ -181,12 +192,12 @@ def test_the_command_line_refuses_a_changed_run_and_starts_no_ray(
         pytest.skip("only root gives files away")
     change(run)
     before = snapshot(run)
-    command = [sys.executable, "-m", "raymeta", "tune", "--resume", str(run.path)]
-    # A Ray that cannot be reached shows whether one was asked for.
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", WITHOUT_RAY, "tune", "--resume", str(run.path)]
+    environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, timeout=TIMEOUT_S
     )
+    assert "Ray was asked for" not in done.stderr
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

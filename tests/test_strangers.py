@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from raymeta.run_folder import Run, runs
 from raymeta.search.trial_log import logged_trials
 from raymeta.storage import bounds
 from raymeta.training.checkpoint import CHECKPOINT_NAME
+from tests.evaluation.test_sealed import run_of as untrained_run
 from tests.report.runs import finished_run
 
 DEADLINE_S = 10
@@ -186,6 +189,30 @@ def test_no_command_runs_the_code_of_a_strangers_run(
     with pytest.raises(DataError, match="has no column"):
         api.load_checked(str(tmp_path / "theirs.yaml"))
     assert (tmp_path / "ran").exists()
+
+
+def test_evaluating_a_strangers_run_tells_no_server_and_writes_nothing_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hush")
+    asked: list[str | None] = []
+
+    class Theirs(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        do_POST = do_GET  # noqa: N815  (named by the library)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Theirs) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for place in (f"http://127.0.0.1:{server.server_port}", str(tmp_path / "mine")):
+            run = untrained_run(tmp_path, "evaluation.sealed=false", f"trackers.mlflow={place}")
+            api.evaluate(str(run.path))
+            assert run.status == "done"
+        server.shutdown()
+    assert asked == []
+    assert not (tmp_path / "mine").exists()
 
 
 BOMB = b"[" + b"[]," * 5_000_000 + b"[]]"  # 15 MB that stand for half a GB

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -29,7 +31,7 @@ from raymeta.console.tables import (
     print_report,
     print_runs,
 )
-from raymeta.errors import EndedBySignalError, RunError
+from raymeta.errors import REPEAT_S, EndedBySignalError, RunError
 from raymeta.run_folder import DEFAULT_ROOT, Run, runs
 from raymeta.storage.paths import path_at
 
@@ -210,19 +212,26 @@ def _run(
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[list[signal.Signals]]:
-    """Turns SIGTERM and SIGHUP into KeyboardInterrupt outside of searches.
+    """Turns SIGTERM and SIGHUP, unless ignored (`nohup`), into KeyboardInterrupt.
 
     Yields:
         The signals received so far.
     """
     received: list[signal.Signals] = []
+    received_at = -math.inf
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        raise KeyboardInterrupt
+        nonlocal received_at
+        if time.monotonic() - received_at > REPEAT_S:
+            received_at = time.monotonic()
+            received.append(signal.Signals(number))
+            raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield received
     finally:

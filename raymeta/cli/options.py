@@ -45,7 +45,11 @@ KeepDataOption = Annotated[
     typer.Option("--keep-data", help="Copy tasks.data_dir into the run folder, to move with it."),
 ]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Resume a run folder that belongs to another user.")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Resume a run folder of another user, or with trackers it did not begin with.",
+    ),
 ]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show every validation, and Ray's own log.")

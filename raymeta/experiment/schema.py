@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from raymeta.acquisitions import AUTO, FOR_ONE_OBJECTIVE
 from raymeta.experiment.learners import Learners
 from raymeta.experiment.parameter import Parameter, Scalar, is_multiple
+from raymeta.experiment.resources import Resources
 from raymeta.experiment.trackers import Trackers
 from raymeta.meta.settings import SETTINGS
 from raymeta.problem import Problem, posed
@@ -87,47 +88,6 @@ class Training(Section):
         False, description="on a GPU, the whole meta-gradient as one CUDA graph per shape"
     )
     memory_gb: float = Field(4.0, gt=0, description="what a worker's meta-step may take, in 1e9 B")
-
-
-class Resources(Section):
-    """What one trial takes, and how many trials run at once."""
-
-    num_workers: int = Field(1, ge=1, description="data-parallel workers of a trial")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0, description="whole or a fraction; 0 trains on CPU")
-    accelerator_type: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_.-]+$", description="train on such GPUs alone, e.g. A100"
-    )
-    placement: Literal["pack", "one_node", "spread"] = Field(
-        "pack",
-        description="a trial's workers on as few nodes as there is room, on one and the same node, "
-        "or each on a node of its own",
-    )
-    max_concurrent_trials: int | None = Field(
-        None, ge=1, description="by default as many as there is room for when the search starts"
-    )
-    max_failures: int = Field(2, ge=0, description="restarts of a trial from its last checkpoint")
-    report_timeout_s: float | None = Field(
-        None,
-        gt=0,
-        description="seconds between two reports of a trial, after which it counts as hung and is "
-        "restarted; null: 10 times its longest so far, at least 60; for its first report 30 times "
-        "the longest of all trials, at least 600 (1800 before there is one)",
-    )
-
-    @model_validator(mode="after")
-    def _whole_gpus_above_one(self) -> Self:
-        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
-            raise ValueError(
-                f"gpus_per_worker must be a fraction up to 1 or a whole number, but got "
-                f"{self.gpus_per_worker}"
-            )
-        if self.accelerator_type is not None and self.gpus_per_worker == 0:
-            raise ValueError(
-                "accelerator_type needs gpus_per_worker above 0, but got "
-                f"(accelerator_type={self.accelerator_type}, gpus_per_worker=0)"
-            )
-        return self
 
 
 class Dimension(Section):

@@ -15,7 +15,7 @@ import ray
 
 from raymeta.data.readers.python import allowance
 from raymeta.errors import ResourceError
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, from_json, place_trials
 from raymeta.ray_patches import without_idle_services
 from raymeta.storage.token import protect_token
@@ -123,7 +123,7 @@ def _keeping_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
-                if callable(handler):
+                if callable(handler) or handler == signal.SIG_IGN:  # `nohup` ignores SIGHUP
                     signal.signal(number, handler)
 
 

@@ -174,7 +174,8 @@ def run_trials(
     log = TrialLog(run, watch)
     interrupted = [_interrupted(run, i, known.records[i]) for i in batch.unfinished]
     searcher = RecordingSearcher(batch.searcher, log, interrupted)
-    watchdog = Watchdog(observer, batch.experiment.resources.report_timeout_s)
+    resources = batch.experiment.resources
+    watchdog = Watchdog(observer, resources.report_timeout_s, resources.grace_s)
     callbacks: list[tune.Callback] = [Progress(observer, log, watch), watchdog]
     callbacks += loggers(batch.experiment, run, say)
     try:

@@ -3,6 +3,11 @@
 Ray notices a process that dies, but not one that hangs: Tune would wait for its trial forever. So
 each report has a deadline. A trial that misses it is killed, and Tune restarts it from its last
 checkpoint, as after any lost process (`resources.max_failures`).
+
+A trial's clock starts with Tune's `on_trial_start`, after its set-up.  A process that hangs before
+that is not noticed: Tune hands out the trial's actor only then.  Earlier, private parts of Tune
+alone tell a trial that is being set up from one that waits for a node, and hold what could be
+killed.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from raymeta.errors import REPEAT_S
 from raymeta.search.progress import EventKind, Observer, TrialEvent, own_id
 from raymeta.trial.actor import own_values
 
@@ -31,8 +37,10 @@ from raymeta.trial.actor import own_values
 OWN_MULTIPLE, OTHERS_MULTIPLE = 10, 30
 LEAST_S, LEAST_FIRST_S = 60.0, 600.0  # starting a trial includes installing, compiling, pretraining
 FIRST_S = 1800.0  # before any trial has reported
+OWN_WAIT_S = (
+    5.0  # between two of Tune's calls: longer ones are the driver's own, such as for storage
+)
 WARN_SHARE = 0.5  # fraction of the deadline after which the view names the trial
-GRACE_S = 25.0  # after a signal; Slurm and Kubernetes kill after 30 s by default
 RAYLET_CHECK_S = 5.0
 RAYLET_EXIT_S = 20.0
 LOST_RAYLET = "Ray's process on this machine (raylet) has died"
@@ -54,14 +62,17 @@ class Watchdog(tune.Callback):
     Attributes:
         observer: is told of silent trials (`TrialEvent.kind` "silent" and "hung").
         report_timeout_s: seconds a report may take; None derives it from the reports so far.
+        grace_s: seconds after a signal in which trials may report once more.
         received: the signal that ends the search, if any.
     """
 
     observer: Observer
     report_timeout_s: float | None
+    grace_s: float
     received: signal.Signals | None = None
     _silences: dict[str, _Silence] = field(default_factory=dict)
     _longest: float | None = None
+    _called_at: float | None = None  # by Tune, the last time
     _received_at: float = 0.0
     _reported: set[str] = field(default_factory=set)  # since the signal
 
@@ -72,10 +83,12 @@ class Watchdog(tune.Callback):
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:
         """Starts the clock of a trial."""
+        self._leave_out_own_wait()
         self._silences[trial.trial_id] = _Silence(time.monotonic())
 
     def on_trial_result(self, *, trial: Trial, **_: Any) -> None:
         """Starts the clock of the next report."""
+        self._leave_out_own_wait()
         now = time.monotonic()
         silence = self._silences.setdefault(trial.trial_id, _Silence(now))
         took = now - silence.since
@@ -86,6 +99,7 @@ class Watchdog(tune.Callback):
 
     def on_step_begin(self, *, trials: Sequence[Trial], **_: Any) -> None:
         """Kills the actors of trials that missed their deadline."""
+        self._leave_out_own_wait()
         for trial in trials:
             silence = self._silences.get(trial.trial_id)
             if trial.status != Trial.RUNNING or silence is None:
@@ -103,24 +117,35 @@ class Watchdog(tune.Callback):
 
     def on_step_end(self, *, trials: Sequence[Trial], **_: Any) -> None:
         """Ends the search after a signal: when all running trials have reported, or in time."""
+        self._leave_out_own_wait()
         if self.received is None:
             return
         running = {t.trial_id for t in trials if t.status == Trial.RUNNING}
-        if running <= self._reported or time.monotonic() > self._received_at + GRACE_S:
+        if running <= self._reported or time.monotonic() > self._received_at + self.grace_s:
             self._reported = set()
             signal.raise_signal(signal.SIGINT)  # Tune saves its state and ends its actors
 
     # ------------------------------------------------------------------- signals
 
     def receive(self, number: int) -> None:
-        """Requests the end of the search; a second signal ends it at once."""
+        """Requests the end of the search; a second signal, some seconds later, ends it at once."""
         if self.received is not None:
-            os._exit(128 + number)
+            if time.monotonic() - self._received_at > REPEAT_S:
+                os._exit(128 + number)
+            return
         self._reported = set()
         self._received_at = time.monotonic()
         self.received = signal.Signals(number)
 
     # ------------------------------------------------------------------- within
+
+    def _leave_out_own_wait(self) -> None:
+        """Leaves the driver's own wait out of all clocks: reports lie unread meanwhile."""
+        now = time.monotonic()
+        if self._called_at is not None and now - self._called_at > OWN_WAIT_S:
+            for silence in self._silences.values():
+                silence.since = min(now, silence.since + now - self._called_at)
+        self._called_at = now
 
     def _limit_s(self, silence: _Silence) -> float:
         if self.report_timeout_s is not None:

@@ -28,6 +28,8 @@ class StorageError(RunError, OSError):
     """A storage that cannot be reached or refuses access."""
 
 
+# Of Arrow's S3. Its own limits let a store that never answers hold a command for minutes.
+_CONNECT_S, _REQUEST_S = 5.0, 10.0
 _MAX_PATH, _MAX_NAME = 3000, 255  # characters, and bytes of a part: file systems take no more
 
 
@@ -302,5 +304,19 @@ def path_at(location: str | AnyPath) -> AnyPath:
         raise RunError(f"{shown}: name a bucket and a folder in it, such as s3://bucket/runs")
     if filesystem.type_name == "local":
         return Path(path)
+    if filesystem.type_name == "s3":
+        filesystem = _with_limits(filesystem)
     whole = f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
     return RemotePath(filesystem, path, whole.removesuffix(path), parts.query)
+
+
+def _with_limits(filesystem: FileSystem) -> FileSystem:
+    """The same S3 with time limits, which its URI cannot hold; three attempts a request.
+
+    The attempts are the default of Arrow's class, not of its URIs, and stay so when it is pickled.
+    """
+    from pyarrow.fs import S3FileSystem  # noqa: PLC0415  (it takes a while to import)
+
+    _, (options,) = filesystem.__reduce__()
+    limits = {"connect_timeout": _CONNECT_S, "request_timeout": _REQUEST_S}
+    return S3FileSystem(**{**options, **limits})

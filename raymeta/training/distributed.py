@@ -14,8 +14,6 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch import Tensor
 
-COLLECTIVE_TIMEOUT_S = 300
-
 
 @dataclass(frozen=True)
 class Group:
@@ -43,7 +41,9 @@ class Group:
         return self.sum(table)
 
 
-def join_group(rank: int, world_size: int, init_method: str, backend: str) -> Group:
+def join_group(
+    rank: int, world_size: int, init_method: str, backend: str, timeout_s: float
+) -> Group:
     """Joins the process group that every rank joins with the same `init_method`.
 
     Args:
@@ -52,13 +52,14 @@ def join_group(rank: int, world_size: int, init_method: str, backend: str) -> Gr
         init_method: as torch takes it, such as `tcp://HOST:PORT`, HOST being rank 0's.
         backend: `nccl` where each rank has a GPU of its own, `gloo` elsewhere (NCCL refuses two
             ranks on one device; gloo takes CUDA tensors by way of the host).
+        timeout_s: seconds that a rank waits for the others.
     """
     dist.init_process_group(
         backend,
         init_method=init_method,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        timeout=timedelta(seconds=timeout_s),
     )
     return Group(rank, world_size)
 

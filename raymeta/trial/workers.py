@@ -16,7 +16,8 @@ import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymeta.errors import TrainingError
-from raymeta.experiment.schema import Experiment, Resources
+from raymeta.experiment.resources import Resources
+from raymeta.experiment.schema import Experiment
 from raymeta.nn.native import keep_freed_memory
 from raymeta.training.distributed import Group, join_group
 from raymeta.training.trainer import Trainer, build_trainer
@@ -56,11 +57,13 @@ class Worker:
             probe.bind((host, 0))
             return f"tcp://{host}:{probe.getsockname()[1]}"
 
-    def join(self, rank: int, world_size: int, address: str, backend: str) -> None:
+    def join(
+        self, rank: int, world_size: int, address: str, backend: str, timeout_s: float
+    ) -> None:
         """Joins the trial's process group."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._group = join_group(rank, world_size, address, backend)
+        self._group = join_group(rank, world_size, address, backend, timeout_s)
 
     def start(self, experiment: Mapping[str, Any]) -> None:
         """Starts a configuration at step 0 and forgets the previous one."""
@@ -133,11 +136,12 @@ class WorkerGroup:
             self._actors.append(actor_class.options(**options).remote(num_threads, use_gpu))
         # NCCL refuses two ranks on one GPU.
         backend = "nccl" if resources.gpus_per_worker >= 1 else "gloo"
+        timeout_s = resources.collective_timeout_s
         self._nodes |= set(ray.get([actor.node.remote() for actor in self._actors]))
         address = ray.get(self._actors[0].free_address.remote())
         self._wait(
             [
-                actor.join.remote(rank, len(self._actors), address, backend)
+                actor.join.remote(rank, len(self._actors), address, backend, timeout_s)
                 for rank, actor in enumerate(self._actors)
             ]
         )

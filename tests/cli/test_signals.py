@@ -14,8 +14,6 @@ import pytest
 
 from tests.conftest import TINY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
 TIMEOUT_S = 240
 
 
@@ -47,6 +45,8 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command.communicate()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
@@ -67,3 +67,32 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(
     assert run.name in error
     for stack in ("Traceback", "***", "@ "):
         assert stack not in output + error
+
+
+HEEDING = """
+from raymeta.cli.local import _signals_as_interrupts
+
+try:
+    with _signals_as_interrupts() as received:
+        print("ready", flush=True)
+        while True:
+            print(input(), flush=True)
+except KeyboardInterrupt:
+    print(f"ended by {received[0].name}")
+"""
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    command = ["env", "--default-signal=TERM", "--ignore-signal=HUP", sys.executable, "-c", HEEDING]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write("goes on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "goes on\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "ended by SIGTERM\n"

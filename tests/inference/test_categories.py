@@ -197,7 +197,7 @@ def test_series_with_categories_are_forecast_as_in_training(tmp_path: Path, run_
     wanted = model._answers([cutter.question(x[-cutter.past :])])
     past = cutter.question(x[-cutter.past :]).query_past
     at = list(found.series).index(shop)
-    np.testing.assert_allclose(found.point[at], (past.base + past.unit * wanted)[0])
+    np.testing.assert_allclose(found.point[at], (past.base + past.unit * wanted.numpy())[0])
     other = model.forecast(frame.assign(offer="up"))
     assert np.abs(other.point - found.point).max() > 1e-6
     with pytest.warns(DataWarning, match="column offer: 'gift' did not occur"):

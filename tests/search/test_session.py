@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from raymeta.errors import ResourceError
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.placement import NODES_VARIABLE, WORKERS_VARIABLE, Nodes, to_json
 from raymeta.search import session
 from raymeta.search.session import start_ray
@@ -79,7 +79,7 @@ def test_as_many_trials_run_at_once_as_are_asked_for_or_fit(
 
 ENDING_RAY = """
 import os, signal, threading, time
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.search.session import start_ray, stop_ray
 
 received = []

@@ -27,9 +27,10 @@ from wandb.proto import wandb_internal_pb2
 
 import raymeta
 from raymeta import api
-from raymeta.errors import DataError, ExperimentError
+from raymeta.errors import DataError, ExperimentError, RunError
 from raymeta.experiment.file import load_experiment, to_yaml, with_values
 from raymeta.experiment.schema import Experiment
+from raymeta.experiment.trackers import Trackers
 from raymeta.report.facts import read_results
 from raymeta.report.write import REPORT_FILE
 from raymeta.run_folder import Run
@@ -394,9 +395,21 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(monkeypatch: pytest.Monk
     )
 
 
-def test_trackers_may_change_before_a_run_goes_on(tmp_path: Path) -> None:
-    run = Run.create(tmp_path, tiny_experiment(), "one", fingerprint="data")
-    edited = with_values(run.experiment(), {"trackers.tensorboard": True})
-    Path(str(run.experiment_file)).write_text(to_yaml(edited))
+def test_trackers_may_be_left_out_but_not_added_before_a_run_goes_on(tmp_path: Path) -> None:
+    begun = with_values(tiny_experiment(), {"trackers.mlflow": "http://127.0.0.1:1"})
+    run = Run.create(tmp_path, begun, "one", fingerprint="data")
     assert run.origin is not None
-    run.origin.check_experiment(run.unresolved_experiment(), run.path)
+    run.origin.check_trackers(begun.trackers, run.path)
+    run.origin.check_trackers(Trackers(), run.path)
+    for values in (
+        {"trackers.mlflow": "http://127.0.0.1:2"},
+        {"trackers.wandb": {"project": "theirs"}},
+    ):
+        edited = with_values(begun, values)
+        Path(str(run.experiment_file)).write_text(to_yaml(edited))
+        run.origin.check_experiment(run.unresolved_experiment(), run.path)
+        (key,) = values
+        with pytest.raises(RunError, match=f"{key} is .*, at the beginning .*add --trust"):
+            api.tune(resume=str(run.path))
+        with pytest.raises(RunError, match="its data are not those"):  # the next check
+            api.tune(resume=str(run.path), trust=True)

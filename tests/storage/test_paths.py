@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -13,6 +15,7 @@ from raymeta import api
 from raymeta.errors import RunError
 from raymeta.experiment.file import load_experiment
 from raymeta.run_folder import Run, runs
+from raymeta.storage import paths
 from raymeta.storage.paths import RemotePath, list_matching, path_at, remove_folder
 from raymeta.tasks.settings import PEN_DIR
 from tests.conftest import TINY
@@ -168,11 +171,49 @@ def test_a_search_on_data_in_a_bucket_is_kept_there_and_found_again(bucket: str)
 def test_a_storage_that_cannot_be_reached_is_one_message(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert_unreachable(address, command, monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["list", "evaluate", "explain", "tune"])
+def test_a_storage_that_never_answers_is_one_message_in_time(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_REQUEST_S", 1.0)  # a whole number: curl counts seconds
+    asked: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        Thread(target=accept_all, args=(silent, asked), daemon=True).start()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert_unreachable(address, command, monkeypatch)
+        assert 1 <= len(asked) <= ATTEMPTS  # with the limits of the product: half a minute
+        silent.shutdown(socket.SHUT_RDWR)
+    for connection in asked:
+        connection.close()
+
+
+ATTEMPTS = 3
+
+
+def accept_all(silent: socket.socket, asked: list[socket.socket]) -> None:
+    with suppress(OSError):  # the end of the test
+        while True:
+            asked.append(silent.accept()[0])
+
+
+def test_the_limits_of_a_storage_go_with_it_to_other_processes() -> None:
+    path = path_at("s3://bucket/runs?region=us-east-1")
+    assert isinstance(path, RemotePath)
+    for each in (path, pickle.loads(pickle.dumps(path))):  # noqa: S301  (our own)
+        _, (options,) = each.filesystem.__reduce__()
+        assert (options["connect_timeout"], options["request_timeout"]) == (5, 10)
+        assert ATTEMPTS * (5 + 10) < 60
+
+
+def assert_unreachable(address: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
     root = f"s3://bucket/runs?endpoint_override={address}&region=us-east-1"
     calls: dict[str, Callable[[], object]] = {
         "list": lambda: runs(root),

@@ -373,3 +373,35 @@ def test_meta_gradients_reach_the_vectors_of_all_levels(tmp_path: Path) -> None:
     moved = (trainer.meta_params["rnn.weight_ih_l0"] - before).abs().amax(dim=0)
     assert moved.shape == (4,)  # volt, and three levels
     assert bool((moved > 0).all())
+
+
+def test_levels_stand_beside_what_is_known_in_advance(tmp_path: Path) -> None:
+    frame = sales()
+    days = pd.Timestamp("2026-01-01") + pd.to_timedelta(frame.groupby("shop").cumcount(), unit="D")
+    frame["day"] = days.dt.strftime("%Y-%m-%d")
+    also = ("time=day", "features=[]", "known=[price]", "calendar=[weekday]")
+    tasks = load_tasks(forecast_on(tmp_path, frame, *(f"tasks.{text}" for text in also)))
+    shares, (test,) = (
+        tasks.facts["shares"],
+        [u for u, s in tasks.deal["shop"].items() if s == "test"],
+    )
+    episode = tasks.episode("test", 0)
+    cutter = tasks.sample_episode.cutter  # type: ignore[attr-defined]
+    (read, *_), cut = episode.query_x, int(episode.query_ids[0])
+    size, horizon = cutter.past, cutter.horizon
+    assert read.shape == (size + horizon, tasks.input_spec.num_features)
+    # The target and its change, 5 levels, the price, the weekday's sine and cosine, the mark.
+    _, levels, price, weekday, mark = np.split(read, [2, 7, 8, 10], axis=1)
+    own = frame[frame.shop == test].reset_index(drop=True)
+    one_hot = pd.get_dummies(own[["offer", "town"]]).to_numpy(float)[cut - size : cut]
+    np.testing.assert_allclose(levels[:size], one_hot - shares, atol=1e-6)
+    np.testing.assert_array_equal(levels[size:], 0)
+    past = own.price[cut - size : cut]
+    wanted = (own.price[cut - size : cut + horizon] - past.mean()) / past.std(ddof=0)
+    np.testing.assert_allclose(price[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    turn = 2 * np.pi * days[own.index].dt.weekday[cut - size : cut + horizon] / 7
+    np.testing.assert_allclose(weekday, np.stack([np.sin(turn), np.cos(turn)], 1), atol=1e-6)
+    np.testing.assert_array_equal(mark[:, 0], [0] * size + [1] * horizon)
+    series = tasks.sample_episode.x["test"][0]  # type: ignore[attr-defined]
+    asked = cutter.question(series[cut - size : cut], series[cut : cut + horizon, -3:])
+    np.testing.assert_array_equal(asked.query_x[0], read)

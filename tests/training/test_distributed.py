@@ -65,7 +65,7 @@ def work(
 ) -> None:
     """Runs one of the processes."""
     torch.set_num_threads(1)
-    group = join_group(rank, world_size, address, "gloo")
+    group = join_group(rank, world_size, address, "gloo", timeout_s=300)
     for name, result in train_all(experiments, group).items():
         save_file(result, folder / f"{name} {rank}")
     leave_group()

@@ -18,7 +18,7 @@ from ray.train._internal.session import _TrainingResult
 from safetensors.torch import load
 
 from raymeta.experiment.file import load_experiment
-from raymeta.experiment.schema import Resources
+from raymeta.experiment.resources import Resources
 from raymeta.storage.tune import run_storage
 from raymeta.training.checkpoint import CHECKPOINT_NAME
 from raymeta.training.trainer import build_trainer

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from raymeta.deploy.jobs.tunnel import tunnel
 from raymeta.errors import ClusterError
 from raymeta.experiment.data_files import DATA, copy_data
 from raymeta.experiment.file import to_yaml
+from raymeta.experiment.resources import Resources
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import check_run_name, is_run_name, run_name
 from raymeta.storage.atomic import write_file
@@ -39,7 +41,10 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"  # a cluster on this machine, or a tun
 _NO_PLACE = "names no storage on this cluster; submit with --runs-dir"
 _DRIVER = "raymeta.deploy.jobs.driver"
 _EXPERIMENT = "experiment.yaml"
-_PATIENCE_S = 30.0  # for a head to start, and for a job to end
+_PATIENCE_S = 30.0  # for a head to start
+_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # after which Ray kills a job that was told to end
+_SAVE_S = 15.0  # for Tune to save its state after the trials' last reports
+_KILL_S = 15.0  # for Ray to notice an end
 _RETRY_S, _GIVE_UP_S = 2.0, 600.0  # while the head cannot be reached
 _MOST_NODES = 10_000  # Ray's limit
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -60,6 +65,7 @@ class Job:
     began: datetime
     ended: datetime | None
     exit_code: int | None
+    grace_s: float = Resources().grace_s  # after SIGTERM
 
     @property
     def is_over(self) -> bool:
@@ -102,7 +108,10 @@ class Jobs:
             keep = ["--keep-data"] if (Path(folder) / DATA).exists() else []
             command = "tune" if experiment.search.space else "train"
             arguments = [name, command, _EXPERIMENT, *keep]
-            return self._start(name, name, _DRIVER, arguments, runs_dir, Path(folder), environment)
+            grace_s = experiment.resources.grace_s
+            return self._start(
+                name, name, _DRIVER, arguments, runs_dir, Path(folder), environment, grace_s
+            )
 
     def resume(
         self,
@@ -132,9 +141,9 @@ class Jobs:
             runs_dir = earlier[-1].runs_dir or None
         # The driver finds the run folder and resumes it.
         arguments = [run, "tune", *([TRUST] if trust else [])]
-        return self._start(
-            f"{run}-{len(earlier) + 1}", run, _DRIVER, arguments, runs_dir, None, environment
-        )
+        grace_s = earlier[-1].grace_s if earlier else Job.grace_s
+        name = f"{run}-{len(earlier) + 1}"
+        return self._start(name, run, _DRIVER, arguments, runs_dir, None, environment, grace_s)
 
     def all(self) -> list[Job]:
         """The jobs that raymeta submitted, oldest first."""
@@ -214,13 +223,14 @@ class Jobs:
         """Ends the driver and its trials; the run can be resumed.
 
         Returns:
-            The job after at most 30 s; unchanged if it had ended before.
+            The job after at most `resources.grace_s` and half a minute; unchanged if it had ended
+            before.
         """
         if job.is_over:
             return job
         with _as_cluster_errors(self.address):
             self._client.stop_job(job.job_id)
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + job.grace_s + _SAVE_S + _KILL_S
         while not (now := self.find(job.job_id)).is_over and time.monotonic() < deadline:
             time.sleep(0.2)
         return now
@@ -246,6 +256,7 @@ class Jobs:
         runs_dir: str | None,
         folder: Path | None,
         variables: Mapping[str, str] | None,
+        grace_s: float = Job.grace_s,
     ) -> Job:
         folder_of_runs = path_at(runs_dir) if runs_dir else None
         if isinstance(folder_of_runs, Path) and not folder_of_runs.is_absolute():
@@ -260,9 +271,9 @@ class Jobs:
         if folder is not None:
             environment["working_dir"] = str(folder)
         # A copy of the code runs there: its SHA-256 is allowed, wherever it lies.
-        told = {**allowance(), **(variables or {})}
-        if told:
-            environment["env_vars"] = told
+        wait = {_STOP_WAIT: str(math.ceil(grace_s + _SAVE_S))}
+        environment["env_vars"] = {**wait, **allowance(), **(variables or {})}
+        metadata = {"raymeta_run": run, "runs_dir": runs_dir or "", "grace_s": str(grace_s)}
         with _as_cluster_errors(self.address):
             deadline = time.monotonic() + _PATIENCE_S
             while True:
@@ -271,7 +282,7 @@ class Jobs:
                         entrypoint=entrypoint,
                         submission_id=job_id,
                         runtime_env=environment,
-                        metadata={"raymeta_run": run, "runs_dir": runs_dir or ""},
+                        metadata=metadata,
                     )
                     break
                 except RuntimeError as error:
@@ -352,7 +363,15 @@ def _job(details: JobDetails, lost_nodes: set[str | None]) -> Job:
         began=_time(details.start_time or 0),
         ended=_time(ended) if ended else None,
         exit_code=details.driver_exit_code,
+        grace_s=_grace_s(metadata),
     )
+
+
+def _grace_s(metadata: Mapping[str, str]) -> float:
+    """The `resources.grace_s` of a job; the default where it has none, or none that is valid."""
+    with suppress(KeyError, ValueError):
+        return Resources.model_validate({"grace_s": float(metadata["grace_s"])}).grace_s
+    return Job.grace_s
 
 
 def _time(milliseconds: int) -> datetime:

@@ -1,7 +1,8 @@
 """The entry point of a job: `python -m raymeta.deploy.jobs.driver RUNS_DIR NAME COMMAND …`.
 
 A driver may be killed: when memory runs out, by an operator, by a crash.  The user may be
-disconnected by then, so the job restarts the driver, which resumes from the run folder.
+disconnected by then, so the job restarts the driver, which resumes from the run folder.  A signal
+to end is passed on to the driver, which saves its state first.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from raymeta.errors import RaymetaError
 from raymeta.storage.paths import path_at
 
 MOST_STARTS = 10  # of one job; a driver killed so often will be killed again
 TRUST = "--trust"  # resumes the run folder of another user
-_WANTED = (signal.SIGTERM, signal.SIGINT)  # sent by `raymeta stop`
+_WANTED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # of `raymeta stop`, Slurm, a terminal
 
 
 def drive(
@@ -24,7 +26,7 @@ def drive(
     name: str,
     command: Sequence[str],
     *,
-    start: Callable[[Sequence[str]], int] = subprocess.call,
+    start: Callable[[Sequence[str]], int] | None = None,
 ) -> int:
     """Runs `raymeta COMMAND`, and resumes it if it is killed; returns the last exit code.
 
@@ -33,9 +35,9 @@ def drive(
         name: of the run.
         command: `tune` or `train`, with the arguments of the first start; none but `--trust` for a
             run that there is already.
-        start: runs a command and returns its exit code, negative for a signal.
+        start: runs a command and returns its exit code, negative for a signal; None for a process.
     """
-    code = 1
+    code, start = 1, start or _run
     trust = [TRUST] if TRUST in command else []
     for number in range(MOST_STARTS):
         begun = (path_at(runs_dir) / name / "experiment.yaml").is_file()
@@ -56,6 +58,33 @@ def drive(
             flush=True,
         )
     return code if code >= 0 else 128 - code
+
+
+def _run(command: Sequence[str]) -> int:
+    """Runs a command, and passes SIGTERM and SIGHUP on to it unless they are ignored (`nohup`)."""
+    process: subprocess.Popen[bytes] | None = None
+    received: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        process = subprocess.Popen(command)
+        for number in received:  # before there was a process
+            process.send_signal(number)
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # One that was killed after all, such as for its memory, is not started again.
+    return -received[0] if received and code < 0 else code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ FILES = {
     "local": "onprem.yaml",
     "slurm": "slurm.sbatch",
 }
+WITHOUT_VERSION = {"README.md", "SCALING.md", "aws-account.template"}
 # Odd values, each of which takes the place of every value in turn.
 ODD = ("[1]", "{a: 1}", "1.5", "-1", ".nan", "9" * 5000, "2020-01-01", "~")
 
@@ -49,6 +52,15 @@ def path(provider: Provider, tmp_path: Path) -> Path:
 def test_every_provider_has_a_shipped_file() -> None:
     assert set(FILES) == set(PROVIDERS)
     assert all((ROOT / "cluster" / name).is_file() for name in FILES.values())
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "cluster").iterdir()))
+def test_shipped_files_name_the_version_that_they_come_with(name: str) -> None:
+    text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"raymeta(?: |:|==)(\d+\.\d+\.\d+)", text)
+    assert set(named) <= {project["version"]}
+    assert named or name in WITHOUT_VERSION
 
 
 def test_each_file_is_of_its_provider(provider: Provider, path: Path) -> None:

@@ -389,6 +389,7 @@ def test_a_stopped_run_is_resumed_where_it_was(head: Head, jobs: Jobs) -> None:
         jobs.resume(job.run)
     stopped = jobs.stop(job)
     assert stopped.status == "STOPPED"
+    assert "ended by SIGTERM; go on with" in jobs.log(job)  # its state is saved
     before = completed(run)
     again = jobs.resume(job.run)
     assert again.job_id != job.job_id

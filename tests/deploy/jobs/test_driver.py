@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from raymeta.deploy.jobs.driver import MOST_STARTS, drive
 
@@ -79,3 +83,79 @@ def test_a_driver_that_is_always_killed_is_given_up(tmp_path: Path) -> None:
     code, commands = drive_with(tmp_path, *[-signal.SIGKILL] * (MOST_STARTS + 1))
     assert code == 128 + signal.SIGKILL
     assert len(commands) == MOST_STARTS
+
+
+DRIVER = """
+import sys
+from raymeta.deploy.jobs.driver import drive
+
+sys.executable = sys.argv[1]
+sys.exit(drive(sys.argv[2], "first", ["tune", "pen"]))
+"""
+RUN = """#!/bin/sh
+trap 'sleep 1; echo saved; exit CODE' TERM HUP
+echo ready
+for second in $(seq 600); do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_to_the_run_which_is_waited_for(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "raymeta").write_text(RUN.replace("CODE", str(128 + number)))
+    (tmp_path / "raymeta").chmod(0o755)
+    driver = [sys.executable, "-c", DRIVER, str(tmp_path / "raymeta"), str(tmp_path)]
+    heeding = ["env", "--default-signal=HUP,TERM", *driver]
+    with subprocess.Popen(heeding, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+        assert process.stdout.read() == "saved\n"
+
+
+FAKES = {
+    "activate": "",
+    "scontrol": "echo node",
+    "getent": "echo 10.0.0.1",
+    "srun": "exec sleep 60",
+    "ray": "trap 'echo Ray >>$HOME/ended; exit' TERM; for n in $(seq 600); do sleep 0.1; done",
+    "python": """
+case "$1" in
+-c) echo token ;;
+-) cat >/dev/null ;;
+*)
+  trap 'sleep 1; echo run >>$HOME/ended; exit 143' TERM
+  echo ready
+  for n in $(seq 600); do sleep 0.1; done ;;
+esac
+""",
+}
+
+
+def test_the_job_of_slurm_passes_a_signal_on_and_waits(tmp_path: Path) -> None:
+    """The script itself, with a Slurm, a Ray and a driver of a few lines each."""
+    bin_dir = tmp_path / "env" / "bin"
+    bin_dir.mkdir(parents=True)
+    for name, text in FAKES.items():
+        (bin_dir / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_dir / name).chmod(0o755)
+    script = Path(__file__).parents[3] / "cluster" / "slurm.sbatch"
+    environment = {
+        "PATH": f"{bin_dir}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NODELIST": "node",
+        "SLURM_NNODES": "1",
+    }
+    command = ["env", "--default-signal=HUP,TERM", "bash", str(script), "pen"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        assert "ready\n" in lines  # the lines before are read
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert (tmp_path / "ended").read_text().split() == ["run", "Ray"]  # which it needs to save
