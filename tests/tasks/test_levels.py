@@ -381,20 +381,22 @@ def test_levels_stand_beside_what_is_known_in_advance(tmp_path: Path) -> None:
     frame["day"] = days.dt.strftime("%Y-%m-%d")
     also = ("time=day", "features=[]", "known=[price]", "calendar=[weekday]")
     tasks = load_tasks(forecast_on(tmp_path, frame, *(f"tasks.{text}" for text in also)))
-    shares, (test,) = (
-        tasks.facts["shares"],
-        [u for u, s in tasks.deal["shop"].items() if s == "test"],
-    )
+    (test,) = [unit for unit, split in tasks.deal["shop"].items() if split == "test"]
     episode = tasks.episode("test", 0)
     cutter = tasks.sample_episode.cutter  # type: ignore[attr-defined]
+    assert episode.query_ids is not None
     (read, *_), cut = episode.query_x, int(episode.query_ids[0])
     size, horizon = cutter.past, cutter.horizon
     assert read.shape == (size + horizon, tasks.input_spec.num_features)
     # The target and its change, 5 levels, the price, the weekday's sine and cosine, the mark.
     _, levels, price, weekday, mark = np.split(read, [2, 7, 8, 10], axis=1)
     own = frame[frame.shop == test].reset_index(drop=True)
-    one_hot = pd.get_dummies(own[["offer", "town"]]).to_numpy(float)[cut - size : cut]
-    np.testing.assert_allclose(levels[:size], one_hot - shares, atol=1e-6)
+    one_hot = np.stack(
+        [own.offer == "down", own.offer == "same", own.offer == "up"]
+        + [own.town == "north", own.town == "south"],
+        axis=1,
+    )[cut - size : cut]
+    np.testing.assert_allclose(levels[:size], one_hot - tasks.facts["shares"], atol=1e-6)
     np.testing.assert_array_equal(levels[size:], 0)
     past = own.price[cut - size : cut]
     wanted = (own.price[cut - size : cut + horizon] - past.mean()) / past.std(ddof=0)
