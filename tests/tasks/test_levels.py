@@ -389,19 +389,18 @@ def test_levels_stand_beside_what_is_known_in_advance(tmp_path: Path) -> None:
     size, horizon = cutter.past, cutter.horizon
     assert read.shape == (size + horizon, tasks.input_spec.num_features)
     # The target and its change, 5 levels, the price, the weekday's sine and cosine, the mark.
-    _, levels, price, weekday, mark = np.split(read, [2, 7, 8, 10], axis=1)
+    _, centred, price, weekday, mark = np.split(read, [2, 7, 8, 10], axis=1)
     own = frame[frame.shop == test].reset_index(drop=True)
-    one_hot = np.stack(
-        [own.offer == "down", own.offer == "same", own.offer == "up"]
-        + [own.town == "north", own.town == "south"],
-        axis=1,
-    )[cut - size : cut]
-    np.testing.assert_allclose(levels[:size], one_hot - tasks.facts["shares"], atol=1e-6)
-    np.testing.assert_array_equal(levels[size:], 0)
+    columns = {"offer": ("down", "same", "up"), "town": ("north", "south")}
+    is_level = [own[name] == level for name, levels in columns.items() for level in levels]
+    one_hot = np.stack(is_level, axis=1)[cut - size : cut]
+    np.testing.assert_allclose(centred[:size], one_hot - tasks.facts["shares"], atol=1e-6)
+    np.testing.assert_array_equal(centred[size:], 0)
     past = own.price[cut - size : cut]
     wanted = (own.price[cut - size : cut + horizon] - past.mean()) / past.std(ddof=0)
     np.testing.assert_allclose(price[:, 0], wanted, rtol=1e-4, atol=1e-5)
-    turn = 2 * np.pi * days[own.index].dt.weekday[cut - size : cut + horizon] / 7
+    weekdays = pd.DatetimeIndex(own.day).weekday[cut - size : cut + horizon]
+    turn = 2 * np.pi * weekdays.to_numpy() / 7
     np.testing.assert_allclose(weekday, np.stack([np.sin(turn), np.cos(turn)], 1), atol=1e-6)
     np.testing.assert_array_equal(mark[:, 0], [0] * size + [1] * horizon)
     series = tasks.sample_episode.x["test"][0]  # type: ignore[attr-defined]
