@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 
 from raymeta.data.calendar import calendar_columns
-from raymeta.data.readers.arrow import labels, numbers, refuse_missing
+from raymeta.data.readers.arrow import refuse_missing
+from raymeta.data.readers.values import labels, numbers
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
 from raymeta.tasks.table_settings import TableTasks

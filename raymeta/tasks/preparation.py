@@ -29,7 +29,8 @@ from raymeta.tasks.levels import (
     names_of_levels,
 )
 from raymeta.tasks.sides import Windows
-from raymeta.tasks.table_settings import Spectrum, TableTasks
+from raymeta.tasks.table_sections import Spectrum
+from raymeta.tasks.table_settings import TableTasks
 
 _AT_ONCE = 1024  # sequences that are standardised together: bounds memory
 

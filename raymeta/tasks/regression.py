@@ -30,7 +30,8 @@ from raymeta.tasks.ready import Ready, ready_table, recorded_last
 from raymeta.tasks.sampling import unit_ids
 from raymeta.tasks.sides import Draw, SidePool, SideSampler, Windows
 from raymeta.tasks.table_files import read_sequences
-from raymeta.tasks.table_settings import NumberTarget, RemainingLife, TableTasks
+from raymeta.tasks.table_sections import NumberTarget, RemainingLife
+from raymeta.tasks.table_settings import TableTasks
 
 _BETWEEN = "two of their groups are in different splits"
 _COPIES = "copies of others"

@@ -43,7 +43,8 @@ from raymeta.tasks.sampling import (
 )
 from raymeta.tasks.sides import Draw, SidePool, SideSampler
 from raymeta.tasks.table_files import read_sequences
-from raymeta.tasks.table_settings import RemainingLife, TableTasks
+from raymeta.tasks.table_sections import RemainingLife
+from raymeta.tasks.table_settings import TableTasks
 
 _SHOWN = 3  # most names listed in a message
 

@@ -15,7 +15,8 @@ from raymeta.data.sequences import Sequences, joined
 from raymeta.errors import DataError
 from raymeta.storage.paths import path_at
 from raymeta.tasks.python_settings import PythonTasks
-from raymeta.tasks.table_settings import NumberTarget, TableTasks
+from raymeta.tasks.table_sections import NumberTarget
+from raymeta.tasks.table_settings import TableTasks
 
 # Suffixes of unsupported tables, about which users are warned.
 _OTHER_TABLES = (".gz", ".bz2", ".zst", ".zip", ".xlsx", ".xls", ".json", ".txt", ".pq")

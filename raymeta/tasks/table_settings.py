@@ -9,51 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from raymeta.problem import MEDIAN
-from raymeta.sections import Section, Seed
+from raymeta.sections import Seed
 from raymeta.tasks.base_settings import FileTasks, TaskSettings
+from raymeta.tasks.table_sections import NumberTarget, RemainingLife, Spectrum
 
 MAX_LEVELS = 100  # of a category: each is an input of the network
-
-
-class Spectrum(Section):
-    """Which part of an example's spectrum a network reads in place of its time steps."""
-
-    frequencies: int = Field(
-        64,
-        ge=2,
-        le=65536,
-        description="the lowest ones, from 0; frequency k is k / max_steps (k / window) cycles a "
-        "row",
-    )
-    per_step: int = Field(
-        1, ge=1, le=4096, description="neighbouring frequencies that one time step holds"
-    )
-
-    @model_validator(mode="after")
-    def _steps_are_whole(self) -> Self:
-        if self.frequencies % self.per_step:
-            raise ValueError(
-                f"frequencies must be a multiple of per_step, but got (frequencies="
-                f"{self.frequencies}, per_step={self.per_step})"
-            )
-        return self
-
-
-class NumberTarget(Section):
-    """A number is to be predicted for every example."""
-
-    number: str = Field(description="column of the numbers; that at an example's last row counts")
-
-
-class RemainingLife(Section):
-    """How long a unit, run to its failure, still has after an example's last row."""
-
-    rul: str = Field(
-        description="column of the times, such as cycles; a sequence's last one is its failure"
-    )
-    cap: float | None = Field(
-        None, gt=0, description="longer lives count as this: a unit that is well shows no age"
-    )
 
 
 class TableTasks(FileTasks):

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raymeta.data.readers.arrow import categories
+from raymeta.data.readers.values import categories
 from raymeta.data.sequences import level_code
 from raymeta.episodes import SPLITS, Split, TaskDistribution
 from raymeta.errors import DataError, DataWarning, ExperimentError
@@ -399,7 +399,7 @@ def test_levels_stand_beside_what_is_known_in_advance(tmp_path: Path) -> None:
     past = own.price[cut - size : cut]
     wanted = (own.price[cut - size : cut + horizon] - past.mean()) / past.std(ddof=0)
     np.testing.assert_allclose(price[:, 0], wanted, rtol=1e-4, atol=1e-5)
-    weekdays = pd.DatetimeIndex(own.day).weekday[cut - size : cut + horizon]
+    weekdays = pd.DatetimeIndex(own.day).day_of_week[cut - size : cut + horizon]
     turn = 2 * np.pi * weekdays.to_numpy() / 7
     np.testing.assert_allclose(weekday, np.stack([np.sin(turn), np.cos(turn)], 1), atol=1e-6)
     np.testing.assert_array_equal(mark[:, 0], [0] * size + [1] * horizon)

@@ -19,7 +19,7 @@ from raymeta.experiment.schema import Experiment
 from raymeta.tasks.inspection import inspect_tasks
 from raymeta.tasks.load import load_inputs, load_tasks
 from raymeta.tasks.preparation import spectrum_of
-from raymeta.tasks.table_settings import Spectrum
+from raymeta.tasks.table_sections import Spectrum
 from raymeta.training.recipe import build_recipe, initial_meta_params
 
 EXPERIMENT = """

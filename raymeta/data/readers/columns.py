@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raymeta.data.readers.arrow import labels, numbers, read_columns, times
+from raymeta.data.readers.arrow import read_columns
+from raymeta.data.readers.values import labels, numbers, times
 from raymeta.errors import DataError
 from raymeta.storage.paths import AnyPath
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raymeta.data.files import read_utf8
-from raymeta.data.readers.arrow import labels, read_columns
+from raymeta.data.readers.arrow import read_columns
+from raymeta.data.readers.values import labels
 from raymeta.data.sequences import Sequences
 from raymeta.errors import DataError, shown
 from raymeta.storage.bounds import parse_json

@@ -12,15 +12,8 @@ import pyarrow as pa
 
 from raymeta.data.calendar import calendar_columns
 from raymeta.data.ragged import Ragged
-from raymeta.data.readers.arrow import (
-    categories,
-    dates,
-    labels,
-    numbers,
-    read_columns,
-    refuse_missing,
-    times,
-)
+from raymeta.data.readers.arrow import read_columns, refuse_missing
+from raymeta.data.readers.values import categories, dates, labels, numbers, times
 from raymeta.data.sequences import Sequences, level_code
 from raymeta.errors import DataError, shown
 from raymeta.storage.paths import AnyPath
