@@ -31,8 +31,10 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Starts a training of moments with a meta-test of minutes."""
     sets = [*TINY, "evaluation.num_episodes=100000", "training.eval_every=4"]
     options = [part for value in sets for part in ("--set", value)]
+    # Whoever runs the tests may ignore signals, and children inherit that.
+    heeding = ["env", "--default-signal=HUP,TERM", sys.executable]
     command = subprocess.Popen(
-        [sys.executable, "-m", "raymeta", "train", "sinusoid", "--runs-dir", ".", *options],
+        [*heeding, "-m", "raymeta", "train", "sinusoid", "--runs-dir", ".", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
