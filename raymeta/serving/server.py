@@ -194,9 +194,14 @@ class _Signals:
 
 @contextmanager
 def _signals() -> Iterator[_Signals]:
-    """Handles signals while the server runs."""
+    """Handles signals while the server runs, unless they are ignored (`nohup`)."""
     found = _Signals()
-    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), found.end)
+    heeded = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    handlers = dict.fromkeys(heeded, found.end)
     before = {
         number: signal.signal(number, handler)
         for number, handler in [*handlers.items(), (UPDATE, found.update)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -396,9 +397,27 @@ def test_without_its_packages_the_command_says_what_to_install(
     assert "pip install 'raymeta[serve]'" in str(result.exception)
 
 
+@pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Whoever runs the tests may ignore signals."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_server_under_nohup_outlives_the_terminal(heeded_signals: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with server._signals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+        assert not signals.ended.is_set()
+        assert not signals.received
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_interrupts_the_start_and_ends_a_server_that_serves(
-    number: signal.Signals,
+    number: signal.Signals, heeded_signals: None
 ) -> None:
     with server._signals() as signals:
         with pytest.raises(KeyboardInterrupt):
