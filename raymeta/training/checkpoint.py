@@ -25,6 +25,7 @@ from raymeta.training.identity import Identity
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 META_PREFIX = "meta_params."
+_VERSION = version("raymeta")  # looked up once: the server writes a file for every task
 FORMAT = 1
 _LENGTH_BYTES = 8
 _FACTS = "facts.json"
@@ -55,7 +56,7 @@ def state_bytes(tensors: Params, identity: Identity) -> bytes:
     plain[_FACTS] = facts
     metadata = {
         "format": FORMAT,
-        "version": version("raymeta"),
+        "version": _VERSION,
         "settings": identity.settings,
         "role": identity.role,
         "run": identity.run,
