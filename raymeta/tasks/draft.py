@@ -45,6 +45,11 @@ _OF_TABLE = {
     "context": "an episode sees context + horizon steps before its cut",
     "difference": "networks correct the last season (season), moved by its change (drift), or last",
 }
+_OF_NUMBERS = _OF_TABLE | {"num_shots": "support examples", "num_queries": "query examples"}
+_OF_FORECASTS = _OF_TABLE | {
+    "num_shots": "windows before the cut, whose steps to come are known",
+    "num_queries": "windows from the cut on, which are asked",
+}
 _OF_TEXTS = {
     "data_dir": _OF_TABLE["data_dir"],
     "files": _OF_TABLE["files"],
@@ -197,9 +202,9 @@ def draft(name: str, settings: FileTasks, command: str, file: str) -> str:
     if isinstance(settings, TextTasks):
         comments, rest = _OF_TEXTS, _REST_OF_TEXTS
     elif isinstance(settings, TableTasks) and settings.kind == "forecast":
-        rest = _REST_OF_FORECAST
+        comments, rest = _OF_FORECASTS, _REST_OF_FORECAST
     elif isinstance(settings, TableTasks) and settings.has_numbers:
-        rest = _REST_OF_NUMBERS
+        comments, rest = _OF_NUMBERS, _REST_OF_NUMBERS
     elif isinstance(settings, TableTasks) and settings.kind == "groups":
         rest = _REST_OF_GROUPS
     lines = []
