@@ -29,9 +29,10 @@ class Problem:
     that is not finite has NaN for all its scores.  `mean_outputs` averages the answers `[R, E, N,
     O]` of R networks: class probabilities, or the outputs themselves.
 
-    Of a problem with `levels` the outputs of each step are its quantiles at these levels, the
-    targets `[E, N, H]` have one value a step: O = H Q, the levels of a step one after the other.
-    Outputs may cross; what they stand for is `quantiles`.
+    `is_forecast` says that it asks what follows the past of a series.  Of a problem with `levels`
+    the outputs of each step are its quantiles at these levels, the targets `[E, N, H]` have one
+    value a step: O = H Q, the levels of a step one after the other.  Outputs may cross; what they
+    stand for is `quantiles`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Problem:
     score: Measure
     query_scores: Measure
     mean_outputs: Callable[[Tensor], Tensor]
+    is_forecast: bool = False
     levels: tuple[float, ...] = ()
 
     def quantiles(self, outputs: Tensor) -> Tensor:
@@ -209,6 +211,7 @@ def quantile_forecast(levels: tuple[float, ...]) -> Problem:
         score=partial(_pinball_score, levels=levels),
         query_scores=partial(_pinball_scores, levels=levels),
         mean_outputs=partial(_mean_quantiles, levels=levels),
+        is_forecast=True,
         levels=levels,
     )
 
@@ -247,6 +250,7 @@ PROBLEMS: dict[str, Problem] = {
             score=_absolute_error,
             query_scores=_absolute_errors,
             mean_outputs=_mean_values,
+            is_forecast=True,
         ),
         # In the same units, so that the score of a point is its MASE.  Files name the levels.
         quantile_forecast((0.1, MEDIAN, 0.9)),

@@ -41,10 +41,9 @@ from raymeta.experiment.schema import Experiment
 from raymeta.run_format import FORMAT_FILE, RunOrigin, read_origin
 from raymeta.run_guard import check_links, check_owner, is_locked, locked
 from raymeta.storage.atomic import write_file
-from raymeta.storage.bounds import JSON_BYTES
-from raymeta.storage.checksum import from_json, to_json
+from raymeta.storage.checksum import read_json, to_json
 from raymeta.storage.outage import StorageWatch
-from raymeta.storage.paths import AnyPath, StorageError, path_at, read_regular
+from raymeta.storage.paths import AnyPath, path_at
 
 DEFAULT_ROOT = Path("runs")
 ANALYSES_FILE = "analyses.json"  # in `Run.search_dir`
@@ -282,17 +281,7 @@ class Run:
         Raises:
             RunError: the file is damaged or cannot be read.
         """
-        path = self.path / name
-        try:
-            return from_json(read_regular(path, most=JSON_BYTES))
-        except FileNotFoundError:
-            return None
-        except StorageError:
-            raise
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise RunError(f"{path}: is damaged: {error}; {remedy}") from error
+        return read_json(self.path / name, remedy)
 
     @property
     def seconds(self) -> float:

@@ -285,16 +285,16 @@ def judge(
     )
     if experiment.evaluation.sealed:
         record_look(run, result)
-    together, problem = [own, *further], own.recipe.problem.name
-    if own.tasks.season is not None:
+    together, problem = [own, *further], own.recipe.problem
+    if problem.is_forecast:
         watcher.phase("measuring errors of forecasts on meta-validation")
         errors = keep_errors(run, together)
         result = replace(result, coverage=coverage_in_meta_test(errors, together, num_episodes))
-        drawings = draw_forecasts(own.tasks, own.recipe.problem, forecasts)
+        drawings = draw_forecasts(own.tasks, problem, forecasts)
     else:
         watcher.phase("calibrating")
         calibration = keep_calibrations(run, together)
-        if problem == "classification":
+        if problem.name == "classification":
             found, sets = certainty_of_classes(together, calibration, num_episodes)
             result = replace(result, reliability=found, sets=sets)
             drawings = draw_classification(together, calibration, num_episodes)

@@ -179,4 +179,5 @@ def coverage_in_meta_test(
     found = units.estimate(is_in)
     score = Score(found.mean, found.half_width if units.are_enough else None)
     widths = float(half.mean()), float(half.min()), float(half.max())
-    return Coverage(TESTED_COVERAGE, score, len(errors.errors), *widths, MASE_UNIT)
+    val_units = dict(first.tasks.query_units("val", NUM_EPISODES).counts)
+    return Coverage(TESTED_COVERAGE, score, len(errors.errors), *widths, MASE_UNIT, val_units)

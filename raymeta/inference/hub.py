@@ -24,9 +24,8 @@ from raymeta.evaluation.forecast_errors import ForecastErrors
 from raymeta.nn.networks import NetworkSpec, Params
 from raymeta.run_format import LIBRARIES, installed_version
 from raymeta.storage.atomic import write_file
-from raymeta.storage.bounds import JSON_BYTES
-from raymeta.storage.checksum import from_json, to_json
-from raymeta.storage.paths import AnyPath, RemotePath, StorageError, read_regular, remove_folder
+from raymeta.storage.checksum import read_json, to_json
+from raymeta.storage.paths import AnyPath, RemotePath, remove_folder
 from raymeta.training.checkpoint import read_state, state_bytes
 from raymeta.training.identity import Identity
 
@@ -187,14 +186,7 @@ def is_hub_folder(folder: AnyPath) -> bool:
 
 
 def _config(file: AnyPath) -> dict[str, Any]:
-    try:
-        content = from_json(read_regular(file, most=JSON_BYTES))
-    except StorageError:
-        raise
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise RunError(f"{file}: is damaged: {error}; {_REMEDY}") from error
+    content = read_json(file, _REMEDY)
     if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
         raise RunError(
             f"{file}: does not say library_name {LIBRARY}, so that it is another library's model; "

@@ -42,7 +42,7 @@ def write_hub_folder(
             f"{found.path}: its encoder is a folder of this machine, {encoder}, which others do "
             "not have (tasks.encoder); train with an encoder's name on the Hugging Face Hub"
         )
-    is_forecast = experiment.problem.name == "forecast"
+    is_forecast = experiment.problem.is_forecast
     network = (load_forecaster if is_forecast else load)(found.path)
     reference = None if isinstance(network, Forecaster) else network.reference
     trained = network.trained

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from raymeta.console.text import value_text
@@ -31,11 +32,6 @@ from raymeta.report.words import (
 from raymeta.run_format import RunOrigin
 
 _MOST_SHOWN = 40  # channels or classes
-_TASK_TYPES = {
-    "classification": "time-series-classification",
-    "regression": "time-series-regression",
-    "forecast": "time-series-forecasting",
-}
 
 
 @dataclass(frozen=True)
@@ -56,12 +52,20 @@ class CardFacts:
     @property
     def is_forecast(self) -> bool:
         """Whether it forecasts series."""
-        return self.trained.recipe.problem.name == "forecast"
+        return self.trained.recipe.problem.is_forecast
 
     @property
     def is_text(self) -> bool:
         """Whether it reads texts."""
         return not self.is_forecast and self.trained.inputs.text is not None
+
+    @property
+    def task_type(self) -> str:
+        """What the Hub calls such tasks."""
+        if self.is_text:
+            return "text-classification"
+        asked = "forecasting" if self.is_forecast else self.trained.recipe.problem.name
+        return f"time-series-{asked}"
 
 
 def model_card(facts: CardFacts) -> str:
@@ -89,7 +93,7 @@ def model_card(facts: CardFacts) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     experiment = facts.trained.experiment
-    task = "text-classification" if facts.is_text else _TASK_TYPES[experiment.problem.name]
+    task = facts.task_type
     tags = ["meta-learning", "few-shot-learning", task, experiment.learner, experiment.model.cell]
     lines = ["---", "library_name: raymeta", "license: unknown", "tags:"]
     lines += [f"- {_quoted(tag)}" for tag in tags]
@@ -210,7 +214,8 @@ def _channels(facts: CardFacts) -> str:
     """The numbers of a time step, standardised ones with what they were in meta-training."""
     if facts.is_forecast:
         tasks = facts.trained.settings["tasks"]
-        return _listed([str(tasks["target"]), *tasks["features"]])
+        further = (tasks.get(key, ()) for key in ("features", "known", "categories"))
+        return _listed([str(tasks["target"]), *chain(*further)])
     names, known = facts.trained.inputs.channels, facts.trained.identity.facts
     if not {"mean", "deviation"} <= known.keys() or len(known["mean"]) != len(names):
         return _listed(names)

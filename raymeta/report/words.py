@@ -293,7 +293,7 @@ def problem_words(experiment: Experiment) -> str:
     tasks = experiment.tasks
     if experiment.problem.name == "classification":
         return f"{tasks.num_ways}-way {tasks.num_shots}-shot classification"
-    if experiment.problem.name in ("forecast", "quantiles"):
+    if experiment.problem.is_forecast:
         whole = f"forecasts of {experiment.value('tasks.horizon')} steps"
         levels = experiment.problem.levels
         return f"{whole}, each by {len(levels)} quantiles," if levels else whole

@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from raymeta.storage.bounds import parse_json
+from raymeta.errors import RunError
+from raymeta.storage.bounds import JSON_BYTES, parse_json
+from raymeta.storage.paths import AnyPath, StorageError, read_regular
 
 CHECKSUM = "checksum"  # the first key of the file
 _KIND = "sha256:"
@@ -37,6 +39,28 @@ def from_json(text: bytes) -> Any:
     if not is_whole:
         raise ValueError("its checksum is wrong")
     return content
+
+
+def read_json(path: AnyPath, remedy: str) -> Any:
+    """Reads a file that `to_json` formatted; None if there is none.
+
+    Args:
+        path: of the file.
+        remedy: for a damaged one.
+
+    Raises:
+        RunError: it is damaged or cannot be read.
+    """
+    try:
+        return from_json(read_regular(path, most=JSON_BYTES))
+    except FileNotFoundError:
+        return None
+    except StorageError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged: {error}; {remedy}") from error
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

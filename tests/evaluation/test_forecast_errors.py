@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,11 @@ import pytest
 
 from raymeta.errors import DataError
 from raymeta.evaluation.controls.contract import Network
-from raymeta.evaluation.forecast_errors import ForecastErrors, coverage_in_meta_test
+from raymeta.evaluation.forecast_errors import (
+    NUM_EPISODES,
+    ForecastErrors,
+    coverage_in_meta_test,
+)
 from raymeta.evaluation.scores import MetaTest, Row, Score
 from raymeta.inference.files import load_forecaster
 from raymeta.report.words import certainty_lines
@@ -55,13 +60,20 @@ def test_the_coverage_of_the_meta_test_is_that_of_its_intervals(tmp_path: Path) 
         assert found is not None
         assert found.found.mean == pytest.approx((errors <= half).mean())
         assert (found.wanted, found.num_tasks, found.half_width) == (0.8, 9, half)
+        drawn = [tasks.episode("val", index).query_units for index in range(NUM_EPISODES)]
+        assert found.val_units == {
+            axis: len({unit for own in drawn if own for unit in own[axis].tolist()})
+            for axis in ("shop", "town")
+        }
     few = ForecastErrors(tuple((((1.0,) * 4),) for _ in range(3)))
     assert coverage_in_meta_test(few, networks, 20) is None
+    assert found is not None
     row = Row("tuned", "tuned network", Score(1.0, 0.1), Score(1.0, 0.1))
     result = MetaTest("MASE", False, 20, {}, "", (row,), coverage=found)
     assert MetaTest.from_json(json.loads(json.dumps(result.to_json()))) == result
     (line,) = certainty_lines(result)
-    assert line.startswith("intervals of 80 %, from 9 tasks of meta-validation, hold ")
+    units = f"{found.val_units['shop']} × shop, {found.val_units['town']} × town"
+    assert line.startswith(f"intervals of 80 %, from 9 tasks of meta-validation ({units}), hold ")
     assert line.endswith("and are ± 2 wide in units of MASE")
     kept = result.to_json()
     earlier = {
@@ -70,7 +82,8 @@ def test_the_coverage_of_the_meta_test_is_that_of_its_intervals(tmp_path: Path) 
         "num_series": 9,
         "half_width": 2.0,
     }
-    assert MetaTest.from_json({**kept, "coverage": earlier}) == result
+    without = replace(result, coverage=replace(found, val_units={}))
+    assert MetaTest.from_json({**kept, "coverage": earlier}) == without
 
 
 def answers_of(network: Network) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from raymeta import cli
@@ -190,3 +191,13 @@ def run_cli(
         return int(code or 0), captured.out.decode(), captured.err.decode()
 
     return run
+
+
+def probabilities_by_cli(run_cli: Cli, run: Run, frame: pd.DataFrame) -> np.ndarray:
+    """Adapts to a table and predicts it again, by `adapt` and `predict`."""
+    frame.to_csv("five.csv", index=False)
+    code, _, err = run_cli("adapt", str(run.path), "--support", "five.csv", "-o", "a.raymeta")
+    assert (code, err) == (0, "")
+    code, out, err = run_cli("predict", "a.raymeta", "five.csv")
+    assert (code, err) == (0, "")
+    return pd.read_csv(io.StringIO(out)).filter(like="probability").to_numpy()

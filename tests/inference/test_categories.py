@@ -16,7 +16,7 @@ from raymeta.inference.adapted import Adapted
 from raymeta.inference.examples import read_examples
 from raymeta.run_folder import Run
 from raymeta.tasks.load import load_tasks
-from tests.inference.conftest import TABLE, Cli, make_run, write_signals
+from tests.inference.conftest import TABLE, Cli, make_run, probabilities_by_cli, write_signals
 from tests.tasks.test_levels import forecast_on, sales
 
 
@@ -74,15 +74,10 @@ def test_a_table_is_adapted_to_and_predicted_by_the_command_line(
     run: Run, support: pd.DataFrame, adapted: Adapted, run_cli: Cli
 ) -> None:
     wanted = adapted.predict_proba(support.drop(columns="kind"))
-    support.to_csv("five.csv", index=False)
-    code, _, err = run_cli("adapt", str(run.path), "--support", "five.csv", "-o", "a.raymeta")
-    assert (code, err) == (0, "")
-    code, out, err = run_cli("predict", "a.raymeta", "five.csv")
-    assert (code, err) == (0, "")
-    found = pd.read_csv(io.StringIO(out)).filter(like="probability").to_numpy()
+    found = probabilities_by_cli(run_cli, run, support)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     support.assign(mode="odd").to_csv("odd.csv", index=False)
-    code, out, err = run_cli("predict", "a.raymeta", "odd.csv")
+    code, _, err = run_cli("predict", "a.raymeta", "odd.csv")
     assert code == 0
     assert "column mode: 'odd' did not occur in meta-training" in " ".join(err.split())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,14 @@ from raymeta.errors import DataError
 from raymeta.inference.adapted import Adapted
 from raymeta.run_folder import Run
 from raymeta.tasks.load import load_tasks
-from tests.inference.conftest import TABLE, Cli, RunOf, make_run, write_signals
+from tests.inference.conftest import (
+    TABLE,
+    Cli,
+    RunOf,
+    make_run,
+    probabilities_by_cli,
+    write_signals,
+)
 
 WAYS = (
     pytest.param("interpolate", False, id="interpolate"),
@@ -105,12 +111,7 @@ def test_a_table_with_gaps_is_adapted_to_and_predicted(
     adapted = adapted_of(run)
     frame = support(run)
     wanted = adapted.predict_proba(frame.drop(columns="kind"))
-    frame.to_csv("five.csv", index=False)
-    code, _, err = run_cli("adapt", str(run.path), "--support", "five.csv", "-o", "a.raymeta")
-    assert (code, err) == (0, "")
-    code, out, err = run_cli("predict", "a.raymeta", "five.csv")
-    assert (code, err) == (0, "")
-    found = pd.read_csv(io.StringIO(out)).filter(like="probability").to_numpy()
+    found = probabilities_by_cli(run_cli, run, frame)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     explained = adapted.attribute(frame.drop(columns="kind"))
     assert len(explained.channels) == len(adapted.trained.inputs.features)

@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "numbers": ("sinusoid", ("learner=alpaca",)),
     "strokes": ("pen", ("learner=alignment", "tasks.context_grid=3", "model.stacked_steps=3")),
     "texts": ("text", ("learner=prototypes",)),
+    "a function's table": ("python", ("learner=prototypes",)),
 }
 
 
@@ -117,8 +118,16 @@ def test_a_folder_answers_as_its_run_to_the_last_bit(
             np.testing.assert_array_equal(shared.predict_proba(x), own.predict_proba(x))
 
 
-def test_forecasts_of_a_folder_are_those_of_its_run(tmp_path: Path) -> None:
-    run = forecast_run(tmp_path / "run", "learner=ridge", seeds=2)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["learner=ridge"],
+        ["learner=maml", "tasks.quantiles=[0.1, 0.5, 0.9]", "tasks.calendar=[weekday]"],
+    ],
+    ids=["points", "quantiles"],
+)
+def test_forecasts_of_a_folder_are_those_of_its_run(tmp_path: Path, overrides: list[str]) -> None:
+    run = forecast_run(tmp_path / "run", *overrides, seeds=2)
     measure(run)
     raymeta.write_hub_folder(run.path, tmp_path / "shared")
     for ensemble in (True, False):
@@ -129,7 +138,17 @@ def test_forecasts_of_a_folder_are_those_of_its_run(tmp_path: Path) -> None:
         assert shared.to_table().equals(own.to_table())
     with pytest.raises(RaymetaError, match="load_forecaster"):
         raymeta.load(tmp_path / "shared")
-    assert "load_forecaster" in (tmp_path / "shared" / CARD_FILE).read_text()
+    card = (tmp_path / "shared" / CARD_FILE).read_text()
+    assert "load_forecaster" in card
+    assert "time-series-forecasting" in card
+
+
+def test_the_card_of_a_forecast_names_all_that_it_reads(tmp_path: Path) -> None:
+    overrides = ["tasks.features=[]", "tasks.known=[price]", "tasks.categories=[town]"]
+    overrides += ["tasks.groups=[]"]
+    run = forecast_run(tmp_path / "run", "learner=maml", *overrides)
+    raymeta.write_hub_folder(run.path, tmp_path / "shared")
+    assert "The inputs are sales, price, town, in" in (tmp_path / "shared" / CARD_FILE).read_text()
 
 
 @pytest.fixture

@@ -34,9 +34,7 @@ def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[
     Raises:
         DataError: naming file, column and row.
     """
-    column = table[name].combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = _plain(table, name)
     kind = column.type
     if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_binary(kind):
         raise DataError(f"{path}, column {name}: must hold text or whole numbers, but holds {kind}")
@@ -56,6 +54,12 @@ def labels(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[
     return codes, [str(value) for value in values]
 
 
+def _plain(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array, without Arrow's dictionary of its own."""
+    column = table[name].combine_chunks()
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
 def categories(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
     """Encodes a column of categories: text, truth values, or whole numbers.
 
@@ -69,9 +73,7 @@ def categories(path: AnyPath, table: pa.Table, name: str) -> tuple[np.ndarray, l
     Raises:
         DataError: naming file, column and row.
     """
-    column = table[name].combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = _plain(table, name)
     kind = column.type
     if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
