@@ -55,7 +55,8 @@ def test_the_example_of_the_guide_runs_from_its_file_to_the_meta_test(
     trainer.train(2)
     network = Network(trainer.tasks, trainer.recipe, trainer.meta_params)
     found = meta_test(network, {}, label="trained", num_episodes=4)
-    assert found.rows[0].score.mean >= 0
+    assert found.num_episodes == 4
+    assert np.isfinite(found.rows[0].score.mean)
     assert len(found.rows) > 1
     assert set(trainer.tasks.deal) == {"machine"}
 
