@@ -21,6 +21,8 @@
   (`search_learning.py`), of 25 with two at once, and the regret of the others;
 - learning: an earlier search that helps and one that misleads (`search.learn_from`) against none;
 - ensemble: `model: gp-ensemble` against `gp`: the regret and the time a candidate;
+- packed: the most that several trials in the meta-steps of one process could gain
+  (`search_packed.py`) on shipped experiments;
 - held-out: the engines of the part on regret, on problems on which nothing was ever tuned
   (`search_held_out.py`);
 - large: 1,000 simulated trials, 64 at a time, each reporting five times: the time of the searcher's
@@ -59,6 +61,7 @@ from rich.table import Table
 from scipy.stats import wilcoxon
 from search_economy import FUNCTIONS, function, regret_in_time, stopped
 from search_learning import FAILING, failures, paired, regret_of, regret_with
+from search_packed import packing_gains
 from search_thaw import SHARE, FreezeThaw, asha
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
@@ -75,6 +78,8 @@ RISK = 0.05
 MOST_FAILED = {"corner": 4.0, "memory": 5.0, "harmless": 4.0}  # they were 8.0, 7.2, 5.0
 QUICK_FUNCTIONS = ("branin", "levy4")
 QUICK_HELD_OUT = ("beale", "shekel_fails")
+PACKED = ("pen", "pen-maml", "sinusoid", "employment")
+WORTH_PACKING = 1.5  # times the trials an hour; below, Tune's own trials are the simpler way
 QUICK_PROBLEMS = ("levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
@@ -580,16 +585,20 @@ def ensemble_claims(names: Sequence[str], seeds: int, num_trials: int = 20) -> l
     ]
 
 
-def what_is_learnt(only: Sequence[str], seeds: int | None, *, full: bool) -> list[Claim]:
-    """The parts on failures, earlier searches and the ensemble."""
-    claims: list[Claim] = []
-    if "failure" in only:
-        claims += failure_claims(list(FAILING), seeds or (10 if full else 1))
-    if "learning" in only:
-        claims += learning_claims(seeds or (20 if full else 2))
-    if "ensemble" in only:
-        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
-        claims += ensemble_claims(functions, seeds or (10 if full else 1))
+def packed_claims(names: Sequence[str], rounds: int, pack: int = 4, steps: int = 5) -> list[Claim]:
+    """The bound on the gain of packed trials, for each experiment."""
+    claims = []
+    for name in names:
+        gains = packing_gains(name, pack, rounds, steps)
+        median = statistics.median(gains)
+        claims.append(
+            Claim(
+                f"{pack} trials of {name} in one meta-step: trials an hour, at most",
+                f"≥ {WORTH_PACKING} ×, to be worth it",
+                f"{median:.2f} × ({min(gains):.2f} to {max(gains):.2f})",
+                median >= WORTH_PACKING,
+            )
+        )
     return claims
 
 
@@ -721,6 +730,47 @@ def regret_claims(
     return claims
 
 
+def claims_of(part: str, arguments: argparse.Namespace) -> list[Claim]:
+    """Measures one part, at its full or quick size."""
+    full, jobs, rows = arguments.full, arguments.processes, arguments.rows
+
+    def seeds(of_full: int, of_quick: int) -> int:
+        return arguments.seeds or (of_full if full else of_quick)
+
+    functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
+    match part:
+        case "stalls":
+            return stall_claims()
+        case "state":
+            return state_claims()
+        case "curves":
+            return curve_claims(seeds(10, 3))
+        case "thaw":
+            return thaw_claims(seeds(10, 2))
+        case "batches":
+            return batch_claims(seeds(5, 1))
+        case "stop":
+            return stop_claims(functions, seeds(5, 1))
+        case "cost":
+            return cost_claims(functions, seeds(5, 2))
+        case "failure":
+            return failure_claims(list(FAILING), seeds(10, 1))
+        case "learning":
+            return learning_claims(seeds(20, 2))
+        case "ensemble":
+            return ensemble_claims(functions, seeds(10, 1))
+        case "packed":
+            return packed_claims(PACKED if full else PACKED[:1], rounds=5 if full else 3)
+        case "large":
+            return large_claims(*((1000, 60.0) if full else (120, 10.0)))
+        case "regret":
+            problems = arguments.problems or (None if full else QUICK_PROBLEMS)
+            return regret_claims(problems, (1, 4) if full else (4,), seeds(10, 1), rows, jobs)
+        case _:  # held-out
+            problems = arguments.problems or (None if full else QUICK_HELD_OUT)
+            return regret_claims(problems, (1,), seeds(10, 1), rows, jobs, held_out=True)
+
+
 def print_claims(console: Console, claims: Sequence[Claim]) -> None:
     """The table."""
     table = Table(box=None)
@@ -736,14 +786,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = (
         *("stalls", "state", "curves", "thaw", "batches", "stop", "cost", "failure", "learning"),
-        *("ensemble", "large", "regret", "held-out"),
+        *("ensemble", "packed", "large", "regret", "held-out"),
     )
     only_full = ("thaw", "batches", "held-out")
     parser.add_argument(
         "--only", nargs="+", choices=parts, help=f"quick: all but {', '.join(only_full)}"
     )
     parser.add_argument("--full", action="store_true", help="all problems, 1,000 trials: hours")
-    parser.add_argument("--seeds", type=int, help="of curves, thaw, batches and regret")
+    parser.add_argument("--seeds", type=int, help="of every part that has seeds")
     parser.add_argument("--processes", type=int, default=2, help="for the part on regret")
     parser.add_argument("--problems", nargs="+", help="of regret or held-out alone, by name")
     parser.add_argument("--rows", type=Path, help="where runs of the part on regret are kept")
@@ -753,36 +803,7 @@ def main() -> None:
     only = arguments.only or [part for part in parts if full or part not in only_full]
     console = Console(width=None if sys.stdout.isatty() else 150)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours
-    claims: list[Claim] = []
-    if "stalls" in only:
-        claims += stall_claims()
-    if "state" in only:
-        claims += state_claims()
-    if "curves" in only:
-        claims += curve_claims(arguments.seeds or (10 if full else 3))
-    if "thaw" in only:
-        claims += thaw_claims(arguments.seeds or (10 if full else 2))
-    if "batches" in only:
-        claims += batch_claims(arguments.seeds or (5 if full else 1))
-    if "stop" in only:
-        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
-        claims += stop_claims(functions, arguments.seeds or (5 if full else 1))
-    if "cost" in only:
-        functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
-        claims += cost_claims(functions, arguments.seeds or (5 if full else 2))
-    claims += what_is_learnt(only, arguments.seeds, full=full)
-    if "large" in only:
-        claims += large_claims(*((1000, 60.0) if full else (120, 10.0)))
-    if "regret" in only:
-        problems = arguments.problems or (None if full else QUICK_PROBLEMS)
-        seeds = arguments.seeds or (10 if full else 1)
-        concurrent = (1, 4) if full else (4,)
-        claims += regret_claims(problems, concurrent, seeds, arguments.rows, arguments.processes)
-    if "held-out" in only:
-        chosen = arguments.problems or (None if full else QUICK_HELD_OUT)
-        seeds = arguments.seeds or (10 if full else 1)
-        rows, jobs = arguments.rows, arguments.processes
-        claims += regret_claims(chosen, (1,), seeds, rows, jobs, held_out=True)
+    claims = [claim for part in parts if part in only for claim in claims_of(part, arguments)]
     print_claims(console, claims)
     if arguments.json is not None:
         content = {
