@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Before NumPy loads: several processes of these tests share the cores, where threads of one wait
+# for those of others.  The processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import socket
 import subprocess
 import sys

@@ -51,9 +51,12 @@ def agreement(trials: LoggedTrials) -> Agreement | None:
     one, other = np.array(pairs).T
     if len(pairs) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return Agreement(len(pairs), math.nan, 1.0)
+    ranks, others = rankdata(one), rankdata(other)
+    others = (others - others.mean()) / (len(pairs) * others.std() * ranks.std())
     found = permutation_test(
-        (rankdata(one),),
-        lambda ranks: np.corrcoef(ranks, rankdata(other))[0, 1],
+        (ranks,),
+        lambda permuted, axis: (permuted * others).sum(axis),  # Pearson's, of the ranks
+        vectorized=True,
         permutation_type="pairings",
         alternative="greater",
         rng=np.random.default_rng(0),
