@@ -72,13 +72,16 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(
 
 
 HEEDING = """
+import time
+
 from raymeta.cli.local import _signals_as_interrupts
 
 try:
     with _signals_as_interrupts() as received:
         print("ready", flush=True)
-        while True:
-            print(input(), flush=True)
+        print(input(), flush=True)
+        while True:  # a signal just before one long wait would be seen only after it
+            time.sleep(0.05)
 except KeyboardInterrupt:
     print(f"ended by {received[0].name}")
 """
