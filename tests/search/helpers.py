@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
 import torch
+from ray import tune
 
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
@@ -104,6 +107,43 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ax_process.AxProcess, "_call", call)
     monkeypatch.setattr(ax_model, "ACQUISITION_SEARCH", ax_strategy.QUICK_SEARCH)
+
+
+class StopDriver(tune.Callback):
+    """Ends the driver's loop by an exception after a number of regular ends of trials."""
+
+    def __init__(self, after: int) -> None:
+        self._left: float = after
+
+    def on_trial_complete(self, **_: Any) -> None:
+        self._left -= 1
+
+    def on_step_end(self, **_: Any) -> None:  # the state was saved just before
+        if self._left <= 0:
+            raise InterruptedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_left": 1000}  # not again after a restore
+
+
+def saved_state(folder: Path, num_ended: int = 1) -> Path:
+    """Waits until a search's state is whole, which Tune copies in a thread of its own."""
+    (file,) = folder.glob("searcher-state-*")
+    deadline, since, before = time.monotonic() + 60, time.monotonic(), b""
+    while not _has_ended(before, num_ended) or time.monotonic() < since + 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        if file.read_bytes() != before:
+            since, before = time.monotonic(), file.read_bytes()
+    return file
+
+
+def _has_ended(state: bytes, num_ended: int) -> bool:
+    try:
+        records = json.loads(state)["records"].values()
+    except json.JSONDecodeError:
+        return False
+    return sum(record["status"] != "running" for record in records) >= num_ended
 
 
 def ax_pids() -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,16 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ax.api.client import Client
+from botorch.exceptions.errors import ModelFittingError
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.ax_process import AxProcess
-from tests.search.helpers import local_ray
-from tests.search.trainables import Color, Level, Opt, Reported
+from tests.search.helpers import StopDriver, local_ray, run_ax_here, saved_state
+from tests.search.trainables import SCORE, Color, Level, Limited, Opt, Reported
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -43,23 +44,6 @@ class Sizes:
     width: Any
 
 
-class Stop(tune.Callback):
-    """Ends the driver's loop by an exception after a number of trials."""
-
-    def __init__(self, after: int) -> None:
-        self.left: float = after
-
-    def on_trial_complete(self, **_: Any) -> None:
-        self.left -= 1
-
-    def on_step_end(self, **_: Any) -> None:  # the state was saved just before
-        if self.left <= 0:
-            raise InterruptedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"left": 1000}  # not again after a restore
-
-
 def fit(
     searcher: Searcher,
     folder: Path,
@@ -68,10 +52,11 @@ def fit(
     callbacks: tuple[tune.Callback, ...] = (),
     metric: str | None = "loss",
     mode: str | None = "min",
+    trainable: type[tune.Trainable] = Reported,
     **settings: Any,
 ) -> tune.ResultGrid:
     return tune.Tuner(
-        Reported,
+        trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=metric,
@@ -158,6 +143,96 @@ def test_ax_is_asked_nothing_where_no_trial_needs_it(
     assert not asked
 
 
+# ------------------------------------------------------------------- the model
+
+
+def test_a_moved_search_goes_on_away_from_the_region_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metric, parameters and constraint have names that a parser of formulas knows."""
+    run_ax_here(monkeypatch)
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    space = {"beta": tune.uniform(0, 1), "test": tune.uniform(0, 1)}
+    given = [{"beta": x, "test": 0.5} for x in (0.95, 0.8, 0.05, 0.2, 0.4, 0.6)]
+    searcher = AxSearcher(
+        points_to_evaluate=given,
+        num_sobol=4,
+        constraints=["beta + test <= 1.5"],
+        outcome_constraints=["acc% <= 0.99"],
+    )
+    with pytest.raises(InterruptedError):
+        fit(
+            searcher,
+            tmp_path,
+            space,
+            num_samples=10,
+            callbacks=(StopDriver(after=4),),
+            metric=SCORE,
+            mode="max",
+            trainable=Limited,
+            max_concurrent_trials=1,
+        )
+    saved_state(tmp_path / "tune", num_ended=6)
+    moved = (tmp_path / "tune").rename(tmp_path / "moved")
+    results = tune.Tuner.restore(str(moved), Limited).fit()
+
+    assert len(results) == 10
+    assert len(results.errors) == 2
+    assert not (tmp_path / "tune").exists()
+    state = json.loads(max(moved.glob("searcher-state-*")).read_text())
+    records = list(state["records"].values())
+    assert [record["status"] for record in records] == ["failed"] * 2 + ["completed"] * 8
+    assert [record["source"] for record in records] == ["given"] * 6 + ["bo"] * 4
+    points = [record["point"] for record in records]
+    assert all(point["beta"] + point["test"] <= 1.5 for point in points)
+    assert not any(point in points[:2] for point in points[2:])  # what failed
+
+
+@pytest.mark.parametrize("method", ["random", "sobol", "bo"])
+def test_wide_ranges_and_tight_constraints_are_searched(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ax_here(monkeypatch)
+    fractions = ["x", *(f"f-{number}" for number in range(9))]
+    space = {
+        **{name: tune.uniform(0, 1) for name in fractions},
+        "wide": tune.randint(1, 10**9),
+        "rate": tune.loguniform(1e-9, 1),
+    }
+    constraints = [" + ".join(fractions) + " <= 1"]
+    searcher = AxSearcher(method=method, num_sobol=2, constraints=constraints)
+    results = fit(searcher, tmp_path, space, 4)
+    assert not results.errors
+    records = searcher.records.values()
+    assert [record.status for record in records] == ["completed"] * 4
+    assert [record.source for record in records][2:] == [method] * 2
+    for result in results:
+        assert result.config is not None
+        assert sum(result.config[name] for name in fractions) <= 1 + 1e-9
+
+
+def test_a_model_that_always_fails_ends_the_search_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_ax_here(monkeypatch)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ModelFittingError("all attempts failed")
+
+    monkeypatch.setattr(Client, "get_next_trials", fails)
+    searcher = AxSearcher(points_to_evaluate=GIVEN, num_sobol=2)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(SearchError, match=r"failed 3 times in a row.*ModelFittingError: all att"),
+    ):
+        fit(searcher, tmp_path, {"x": tune.uniform(0, 1)}, 9, max_concurrent_trials=1)
+    sources = [record.source for record in searcher.records.values()]
+    assert sources == ["given"] * 2 + ["fallback"] * 2
+    reasons = [record.reason for record in searcher.records.values()]
+    assert reasons == [""] * 2 + ["ModelFittingError: all attempts failed"] * 2
+    assert sum("source `fallback`" in message for message in caplog.messages) == 1
+
+
 # ------------------------------------------------------------------- restoring
 
 
@@ -173,25 +248,11 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             tmp_path,
             space,
             num_samples=4,
-            callbacks=(Stop(after=2),),
+            callbacks=(StopDriver(after=2),),
             max_concurrent_trials=1,
         )
-    (file,) = (tmp_path / "tune").glob("searcher-state-*")
-    # Tune copies it in threads of its own, now and again.
-    deadline, since, before = time.monotonic() + 60, time.monotonic(), b""
-    while not is_whole(before) or time.monotonic() < since + 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-        if file.read_bytes() != before:
-            since, before = time.monotonic(), file.read_bytes()
+    saved_state(tmp_path / "tune")
     return tmp_path / "tune"
-
-
-def is_whole(state: bytes) -> bool:
-    try:
-        return len(json.loads(state)["records"]) > 0
-    except json.JSONDecodeError:
-        return False
 
 
 def test_restore_needs_only_the_trainable(interrupted: Path) -> None:
@@ -246,7 +307,7 @@ def test_restoring_asks_for_objects_that_tune_does_not_save(
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     space = {"x": tune.uniform(0, 1), "wrap": np.float64}
     searcher = AxSearcher(points_to_evaluate=[*GIVEN, *GIVEN])
-    stop = (Stop(after=1),)
+    stop = (StopDriver(after=1),)
     with pytest.raises(InterruptedError):
         fit(searcher, tmp_path, space, 4, stop, max_concurrent_trials=1)
     path = str(tmp_path / "tune")

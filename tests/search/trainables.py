@@ -17,6 +17,7 @@ from ray import tune
 
 BUDGET = 3  # epochs of `Fated`
 SEM = 0.125
+SCORE, LIMIT = "metrics/mAP50-95(B)", 0.75  # of `Limited`
 
 
 class Opt(str, enum.Enum):  # noqa: UP042  (as users write it)
@@ -56,6 +57,29 @@ class Fated(tune.Trainable):
                 score = math.nan
         done = self._epoch >= BUDGET or math.isnan(score)
         return {"score": score, "score_sem": SEM, "epochs": self._epoch, "done": done}
+
+
+class Limited(tune.Trainable):
+    """Scores a number in one step, and fails where it is large; has names that formulas know."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        x = self._config["beta"]
+        if x > LIMIT:
+            raise RuntimeError("too large")
+        return {SCORE: x, "acc%": 1 - x, "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Saves nothing."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Loads nothing."""
 
 
 class Scored(tune.Trainable):
