@@ -59,29 +59,6 @@ class Fated(tune.Trainable):
         return {"score": score, "score_sem": SEM, "epochs": self._epoch, "done": done}
 
 
-class Limited(tune.Trainable):
-    """Scores a number in one step, and fails where it is large; has names that formulas know."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config = config
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._config = new_config
-        return True
-
-    def step(self) -> dict[str, Any]:
-        x = self._config["beta"]
-        if x > LIMIT:
-            raise RuntimeError("too large")
-        return {SCORE: x, "acc%": 1 - x, "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Saves nothing."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Loads nothing."""
-
-
 class Scored(tune.Trainable):
     """Two metrics of a nested configuration."""
 
@@ -119,3 +96,13 @@ class Reported(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Loads nothing."""
+
+
+class Limited(Reported):
+    """Scores a number in one step, and fails where it is large; has names that formulas know."""
+
+    def step(self) -> dict[str, Any]:
+        x = self._config["beta"]
+        if x > LIMIT:
+            raise RuntimeError("too large")
+        return {SCORE: x, "acc%": 1 - x, "done": True}
