@@ -21,8 +21,8 @@
   (`search_learning.py`), of 25 with two at once, and the regret of the others;
 - learning: an earlier search that helps and one that misleads (`search.learn_from`) against none;
 - ensemble: `model: gp-ensemble` against `gp`: the regret and the time a candidate;
-- packed: the most that several trials in the meta-steps of one process could gain
-  (`search_packed.py`) on shipped experiments;
+- packed: what several trials in the meta-steps of one process could gain (`search_packed.py`), on
+  shipped experiments;
 - held-out: the engines of the part on regret, on problems on which nothing was ever tuned
   (`search_held_out.py`);
 - large: 1,000 simulated trials, 64 at a time, each reporting five times: the time of the searcher's
@@ -79,7 +79,7 @@ MOST_FAILED = {"corner": 4.0, "memory": 5.0, "harmless": 4.0}  # they were 8.0, 
 QUICK_FUNCTIONS = ("branin", "levy4")
 QUICK_HELD_OUT = ("beale", "shekel_fails")
 PACKED = ("pen", "pen-maml", "sinusoid", "employment")
-WORTH_PACKING = 1.5  # times the trials an hour; below, Tune's own trials are the simpler way
+WORTH_PACKING = 1.5  # times the meta-steps; below, Tune's own trials are the simpler way
 QUICK_PROBLEMS = ("levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
@@ -586,14 +586,14 @@ def ensemble_claims(names: Sequence[str], seeds: int, num_trials: int = 20) -> l
 
 
 def packed_claims(names: Sequence[str], rounds: int, pack: int = 4, steps: int = 5) -> list[Claim]:
-    """The bound on the gain of packed trials, for each experiment."""
+    """The gain that packed trials could have, for each experiment."""
     claims = []
     for name in names:
         gains = packing_gains(name, pack, rounds, steps)
         median = statistics.median(gains)
         claims.append(
             Claim(
-                f"{pack} trials of {name} in one meta-step: trials an hour, at most",
+                f"{pack} trials of {name} in one meta-step: meta-steps in the same time",
                 f"≥ {WORTH_PACKING} ×, to be worth it",
                 f"{median:.2f} × ({min(gains):.2f} to {max(gains):.2f})",
                 median >= WORTH_PACKING,

@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     labels = [row.label for row in ROWS]
     parser.add_argument("--only", nargs="+", choices=labels, default=labels, metavar="ROW")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument(
+        "--json", type=Path, help="file that gets the results, beside its other rows"
+    )
     parser.add_argument("--show", type=Path, help="an earlier run's file")
     options = parser.parse_args()
     if options.show is not None:
@@ -188,7 +190,12 @@ def main() -> None:
             row.label: [asdict(jobs[row.label, s].result()) for s in range(options.seeds)]
             for row in rows
         }
-    found = {"command": shlex.join(sys.argv), "steps": options.steps, "results": results}
+    found: dict[str, Any] = {"commands": [], "steps": options.steps, "results": {}}
+    if options.json is not None and options.json.exists():
+        before = json.loads(options.json.read_text(encoding="utf-8"))
+        found = before if before["steps"] == options.steps else found
+    found["commands"].append(shlex.join(["python", *sys.argv]))
+    found["results"] |= results
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     show(found)

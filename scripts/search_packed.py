@@ -1,8 +1,9 @@
-"""The most that packed trials could gain: several trials in the meta-steps of one process.
+"""What packed trials could gain: several trials in the meta-steps of one process.
 
 Trials of equal shape, each with its own weights and rates, could share a batched meta-step, as
-episodes do.  Such a step cannot take less than one whose episodes all share one trial's weights, so
-that its time, against that of the trials' steps one after another, bounds the gain from above.
+episodes do.  Such a step does at least the work of one whose episodes all share one trial's
+weights.  The time of the trials' steps one after another, over that of this step, is therefore what
+packing could gain by sharing calls; where it is below 1, larger batches cost more than calls save.
 """
 
 from __future__ import annotations
@@ -19,19 +20,9 @@ WARM_UP_STEPS = 3
 
 def _trainer(name: str, pack: int) -> Trainer:
     """With the episodes of `pack` trials a meta-step, past the first steps."""
-    plain = load_experiment(name, ["search.space={}", "resources.num_workers=1"])
-    size = pack * plain.training.meta_batch_size
-    trainer = build_trainer(
-        load_experiment(
-            name,
-            [
-                "search.space={}",
-                "resources.num_workers=1",
-                "training.pretrain_steps=0",
-                f"training.meta_batch_size={size}",
-            ],
-        )
-    )
+    alone = ["search.space={}", "resources.num_workers=1", "training.pretrain_steps=0"]
+    size = pack * load_experiment(name, alone).training.meta_batch_size
+    trainer = build_trainer(load_experiment(name, [*alone, f"training.meta_batch_size={size}"]))
     trainer.train(WARM_UP_STEPS)
     return trainer
 
