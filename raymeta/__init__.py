@@ -1,6 +1,6 @@
 """raymeta: meta-trained recurrent networks, tuned by Bayesian optimisation on Ray.
 
-The functions are those of the command line: `tune`, `train`, `evaluate`, `explain`,
+The functions are those of the command line: `tune`, `train`, `watch`, `evaluate`, `explain`,
 `write_report` and `compare`; `runs` lists the runs.  `load` opens a run's network, which adapts to
 new tasks, and `write_hub_folder` writes it for others; `load_adapted` reads an adapted network;
 `load_forecaster` opens a network that forecasts series; `FewShotClassifier` and `FewShotRegressor`
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raymeta.api import compare, evaluate, explain, train, tune, write_report
+    from raymeta.api import compare, evaluate, explain, train, tune, watch, write_report
     from raymeta.inference.estimators import FewShotClassifier, FewShotRegressor
     from raymeta.inference.files import load, load_adapted, load_forecaster
     from raymeta.report.hub import write_hub_folder
@@ -32,6 +32,7 @@ __all__ = [
     "runs",
     "train",
     "tune",
+    "watch",
     "write_hub_folder",
     "write_report",
 ]
@@ -48,6 +49,7 @@ _HOMES = {
     "runs": "raymeta.run_folder",
     "train": "raymeta.api",
     "tune": "raymeta.api",
+    "watch": "raymeta.api",
     "write_hub_folder": "raymeta.report.hub",
     "write_report": "raymeta.api",
 }

@@ -1,4 +1,4 @@
-"""The Python API: tune, train, evaluate, explain, write_report, compare.
+"""The Python API: tune, train, watch, evaluate, explain, write_report, compare.
 
 The command line calls them.
 
@@ -10,11 +10,18 @@ report.best.maml.inner_lr, report.meta_test.rows[0].score
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from raymeta import running
+from raymeta.console.notebook import is_notebook
+from raymeta.console.progress import ProgressView
+from raymeta.console.terminal import Terminal
+from raymeta.console.watch import watch as watch_folder
 from raymeta.data.encoder import is_folder
 from raymeta.errors import ExperimentError, RunError, SearchError
 from raymeta.experiment.file import (
@@ -48,6 +55,7 @@ __all__ = [
     "load_report",
     "train",
     "tune",
+    "watch",
     "write_report",
 ]
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -57,6 +65,18 @@ class _Silent:
     def started(self, run: Run, experiment: Experiment) -> None: ...
     def trial(self, event: TrialEvent) -> None: ...
     def phase(self, text: str) -> None: ...
+
+
+@contextmanager
+def _shown(watcher: Watcher | None, verbose: bool) -> Iterator[Watcher]:
+    """The watcher, or without one the live view of a notebook; a script gets none."""
+    if watcher is not None:
+        yield watcher
+    elif is_notebook():
+        with ProgressView(Terminal(), verbose) as view:
+            yield view
+    else:
+        yield _Silent()
 
 
 def tune(
@@ -83,13 +103,13 @@ def tune(
         name: of the run folder; by default the experiment's name with date and time.
         keep_data: copies `tasks.data_dir` into the run folder, so that the run can move.
         trust: resumes a run folder of another user, or with other trackers than it began with.
-        watcher: receives the progress.
+        watcher: receives the progress; a notebook without one shows it live.
         verbose: shows Ray's own log as well.
 
     Raises:
         RaymetaError: one of its subclasses; finished work stays in the run folder.
     """
-    watcher, root = watcher or _Silent(), path_at(runs_dir)
+    root = path_at(runs_dir)
     if resume is not None:
         return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
     loaded = load(experiment, overrides)
@@ -98,7 +118,7 @@ def tune(
             f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in it, "
             "or use `raymeta train`"
         )
-    return running.start(prepare(loaded, root), root, name, keep_data, watcher, verbose)
+    return _start(loaded, root, name, keep_data, watcher, verbose)
 
 
 def train(
@@ -114,12 +134,26 @@ def train(
     verbose: bool = False,
 ) -> Report:
     """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
-    watcher, root = watcher or _Silent(), path_at(runs_dir)
+    root = path_at(runs_dir)
     if resume is not None:
         return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
     nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
     loaded = with_values(load(experiment, overrides), nothing)
-    return running.start(prepare(loaded, root), root, name, keep_data, watcher, verbose)
+    return _start(loaded, root, name, keep_data, watcher, verbose)
+
+
+def _start(
+    loaded: Experiment,
+    root: AnyPath,
+    name: str | None,
+    keep_data: bool,
+    watcher: Watcher | None,
+    verbose: bool,
+) -> Report:
+    """Checks an experiment and runs it in a new folder."""
+    prepared = prepare(loaded, root)
+    with _shown(watcher, verbose) as shown:
+        return running.start(prepared, root, name, keep_data, shown, verbose)
 
 
 def _resume(
@@ -128,7 +162,7 @@ def _resume(
     overrides: Overrides,
     root: AnyPath,
     trust: bool,
-    watcher: Watcher,
+    watcher: Watcher | None,
     verbose: bool,
 ) -> Report:
     """Resumes a run after checking it against the arguments."""
@@ -141,7 +175,43 @@ def _resume(
         raise ExperimentError("a resumed run keeps its own settings; leave --set out")
     if asked is not None and load(asked).name != experiment.name:
         raise RunError(f"{run.path}: is a run of the experiment {experiment.name}, not of {asked}")
-    return running.resume(run, watcher, verbose, trust=trust)
+    with _shown(watcher, verbose) as shown:
+        return running.resume(run, shown, verbose, trust=trust)
+
+
+def watch(
+    run: str | Path,
+    *,
+    runs_dir: str | AnyPath = DEFAULT_ROOT,
+    console: Console | None = None,
+    verbose: bool = False,
+) -> Report:
+    """Shows a run live from its folder until it ends, in a notebook or on a terminal.
+
+    Another process works in the run, here or on a cluster that writes to the same storage.  To
+    interrupt it leaves the run at work.
+
+    Args:
+        run: name or path.
+        runs_dir: where runs are looked for by name: a folder or a URI.
+        console: what is written to; None for standard output or the notebook.
+        verbose: also shows every validation, line by line where there is no live view.
+
+    Raises:
+        RunError: there is no such run, or no process is at work in it and it has not finished.
+    """
+    found = Run.open(str(run), path_at(runs_dir))
+    try:
+        is_finished = watch_folder(found, console or Terminal(), verbose=verbose)
+    except KeyboardInterrupt:
+        raise RunError(f"{found.path}: no longer watched; the run itself goes on") from None
+    finished = load_report(found) if is_finished else None
+    if finished is None:
+        raise RunError(
+            f"{found.path}: no process is at work in this run, which is {found.status}; go on with "
+            f"`{found.resume_command}`"
+        )
+    return finished
 
 
 def evaluate(
@@ -167,9 +237,9 @@ def evaluate(
     found = Run.open(str(run), path_at(runs_dir))
     if not found.has_best:
         _refuse_if_all_abandoned(found)
-    watcher = watcher or _Silent()
-    watcher.started(found, found.experiment())
-    return running.judge(found, watcher, num_episodes)
+    with _shown(watcher, verbose=False) as shown:
+        shown.started(found, found.experiment())
+        return running.judge(found, shown, num_episodes)
 
 
 def _refuse_if_all_abandoned(run: Run) -> None:

@@ -3,7 +3,7 @@
 - stalls: a Tune run of 60 trials, 8 at a time, each reporting every 0.1 s for 10 s, 6 parameters;
   the time that Tune's loop takes for a step while trials run, and the share of the time in which
   trial slots are busy, from the start of the eighth trial to that of the last; beside it the same
-  searcher when it waits for Ax within `suggest`, as searchers commonly do;
+  searcher when it waits for Ax within `suggest`, as searchers commonly do (`search_stalls.py`);
 - state: time and size of a save at 500 trials of 20 reports;
 - curves: Hartmann-6 whose trials gain with their budget, under successive halving; the best final
   value found when stopped trials count with what they would have come to, and when they are left
@@ -55,13 +55,13 @@ import psutil
 import ray
 import torch
 from botorch.test_functions.synthetic import Hartmann
-from ray import tune
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import wilcoxon
 from search_economy import FUNCTIONS, function, regret_in_time, stopped
 from search_learning import FAILING, failures, paired, regret_of, regret_with
 from search_packed import packing_gains
+from search_stalls import CONCURRENT, WaitingSearcher, run_tune
 from search_thaw import SHARE, FreezeThaw, asha
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
@@ -69,7 +69,6 @@ from raymeta.search.ax_model import AxModel
 from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.settings import Mode, Model, SearchSettings
 
-NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
 LONGEST_LARGE_SECONDS = 7200  # of the part on a large search
 REPORTS = 5  # of a trial in the part on a large search
@@ -101,105 +100,6 @@ class Claim:
 
 
 # -------------------------------------------------------------------- stalls
-
-
-class Sleeper(tune.Trainable):
-    """Reports a value of Hartmann-6 every tenth of a second."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Evaluates it once."""
-        self._value = hartmann(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes over another trial."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """A tenth of a second."""
-        time.sleep(REPORT_SECONDS)
-        done = self.iteration + 1 >= TRIAL_SECONDS / REPORT_SECONDS
-        return {"value": self._value, "done": done}
-
-
-class Clock(tune.Callback):
-    """How long the steps of Tune's loop take, and when trials start and end."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.starts: list[float] = []
-        self.events: list[tuple[float, int]] = []
-        self._last = 0.0
-
-    def on_step_begin(self, **_: Any) -> None:
-        """A step begins."""
-        self._last = time.monotonic()
-
-    def on_step_end(self, **_: Any) -> None:
-        """It ends; with no trial running there is nothing to hold up, and Tune waits by itself."""
-        if sum(change for _, change in self.events) > 0:
-            self.steps.append(time.monotonic() - self._last)
-
-    def on_trial_start(self, **_: Any) -> None:
-        """A slot is busy."""
-        self.starts.append(time.monotonic())
-        self.events.append((time.monotonic(), 1))
-
-    def on_trial_complete(self, **_: Any) -> None:
-        """A slot is free."""
-        self.events.append((time.monotonic(), -1))
-
-    def busy_share(self) -> float:
-        """Of all slots, from the eighth start to the last."""
-        begin, end = self.starts[CONCURRENT - 1], self.starts[-1]
-        busy, running, at = 0.0, 0, begin
-        for when, change in sorted(self.events):
-            if when > begin:
-                busy += running * (min(when, end) - at)
-                at = min(when, end)
-            running += change
-        return busy / (CONCURRENT * (end - begin))
-
-
-class WaitingSearcher(AxSearcher):
-    """Waits for Ax on Tune's loop."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A point; None only when no slot is free."""
-        while (point := super().suggest(trial_id)) is None:
-            if sum(record.status == "running" for record in self.records.values()) >= CONCURRENT:
-                return None
-            time.sleep(0.01)
-        return point
-
-
-def hartmann(point: dict[str, Any]) -> float:
-    """Minus Hartmann-6, to be maximised; its best value is 3.322."""
-    x = torch.tensor([[point[p.name] for p in SPACE]], dtype=torch.float64)
-    return -float(Hartmann(dim=6)(x))
-
-
-def run_tune(searcher: AxSearcher) -> Clock:
-    """The Tune run that the claims are about."""
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        tune.Tuner(
-            Sleeper,
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=NUM_TRIALS,
-                max_concurrent_trials=CONCURRENT,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=folder,
-                callbacks=[clock],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        ).fit()
-    return clock
 
 
 def stall_claims() -> list[Claim]:
@@ -278,6 +178,12 @@ def state_claims() -> list[Claim]:
 
 
 # -------------------------------------------------------------------- curves
+
+
+def hartmann(point: dict[str, Any]) -> float:
+    """Minus Hartmann-6, to be maximised; its best value is 3.322."""
+    x = torch.tensor([[point[p.name] for p in SPACE]], dtype=torch.float64)
+    return -float(Hartmann(dim=6)(x))
 
 
 def value_at(point: dict[str, Any], budget: int) -> float:

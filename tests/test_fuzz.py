@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import feather
 
+from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.deploy.check import growth, job_environment
 from raymeta.deploy.files.load import load_cluster
 from raymeta.errors import MAX_MESSAGE, RaymetaError
@@ -215,53 +216,119 @@ def test_damaged_cluster_files_are_read_or_refused(
     check(files, 1, read)
 
 
-TABLES = ("csv", "jsonl", "parquet", "feather")
+TABLES = ("csv", "tsv", "jsonl", "parquet", "feather", "ts", "tsf", "text", "python")
 
 
 @pytest.mark.parametrize("source", ["pen", "sentiment", *TABLES])
-def test_damaged_data_files_are_read_or_refused(tmp_path: Path, source: str) -> None:
+def test_damaged_data_files_are_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     folder = tmp_path / "data"
     if source in ("pen", "sentiment"):
         shipped = load_experiment(source).tasks.data_files()
         shutil.copytree(Path(str(shipped[0])).parent, folder)
         experiment = load_experiment(source, [f"tasks.data_dir={folder}"])
     else:
+        folder.mkdir()
         experiment = table(folder, source)
-    files = {file.name: Path(str(file)).read_bytes() for file in experiment.tasks.data_files()}
+        monkeypatch.setenv(ALLOW_CODE, str(folder / "own.py"))
+    paths = [Path(str(file)) for file in experiment.tasks.data_files()]
+    assert all(path.is_relative_to(folder) for path in paths)
+    files = {path.name: path.read_bytes() for path in paths}
+    read_whole = 0
 
     def read(name: str, content: bytes) -> None:
+        nonlocal read_whole
         path = folder / name
         path.write_bytes(content)
         try:
             load_tasks(experiment).episodes("train", [0])
+            read_whole += 1
         finally:
             path.write_bytes(files[name])
 
+    load_tasks(experiment).episodes("train", [0])  # what is whole is read
     check(files, 1 if source in TABLES else 0.1, read)
+    assert read_whole > 0, "every damage was refused, so that what is read was never tried"
 
 
 def table(folder: Path, form: str) -> Experiment:
-    """Writes a long table of 12 classes with four sequences each, and an experiment on it."""
-    folder.mkdir()
+    """Writes a table of twelve classes with four examples each, and an experiment on it.
+
+    A `.tsf` file has twelve series to forecast, a text file judgements in three domains.
+    """
     rows = [
         (c * 4 + n, f"class {c}", t, c + 0.1 * n * t)
         for c, n, t in product(range(12), range(4), range(5))
     ]
     columns = dict(zip(("id", "kind", "step", "x"), zip(*rows, strict=True), strict=True))
-    path = folder / f"rows.{form}"
+    path = folder / f"rows.{'csv' if form == 'text' else form}"
+    settings = (
+        f"data_dir: '{folder}', files: '*{path.suffix}', sequence: id, target: kind, time: step, "
+        "features: [x], num_ways: 2, num_queries: 1, val_classes: 3, test_classes: 3"
+    )
+    source = "table"
     match form:
-        case "csv":
-            lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        case "csv" | "tsv":
+            mark = "," if form == "csv" else "\t"
+            lines = [mark.join(columns), *(mark.join(map(str, row)) for row in rows)]
             path.write_text("\n".join(lines) + "\n")
         case "jsonl":
             lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
             path.write_text("\n".join(lines) + "\n")
         case "parquet":
             pq.write_table(pa.table(columns), path)
-        case _:
+        case "feather":
             feather.write_feather(pa.table(columns), path)
-    columns_of = "sequence: id, target: kind, time: step, features: [x]"
-    sizes = "num_ways: 2, num_queries: 1, val_classes: 3, test_classes: 3"
-    place = f"data_dir: '{folder}', files: '*.{form}'"
-    tasks = f"tasks={{source: table, {place}, {columns_of}, {sizes}}}"
-    return load_experiment("pen", ["search.space={}", tasks])
+        case "ts":
+            cases = [
+                f"{','.join(str(x) for *_, x in rows[5 * n : 5 * n + 5])}:{rows[5 * n][1]}"
+                for n in range(48)
+            ]
+            labels = " ".join(f"class_{c}" for c in range(12))
+            head = f"@problemName rows\n@timeStamps false\n@classLabel true {labels}\n@data\n"
+            path.write_text(head + "\n".join(cases).replace("class ", "class_") + "\n")
+            named = {"id": "case_id", "kind": "class", "step": "timepoint", "[x]": "[dim_0]"}
+            for ours, theirs in named.items():
+                settings = settings.replace(f": {ours},", f": {theirs},")
+        case "tsf":
+            rng = random.Random("series")  # noqa: S311
+            series = [
+                f"T{n}:shop {n % 6}:{','.join(str(rng.randrange(100)) for _ in range(40))}"
+                for n in range(12)
+            ]
+            head = (
+                "@relation rows\n@attribute series_name string\n@attribute shop string\n"
+                "@frequency quarterly\n@data\n"
+            )
+            path.write_text(head + "\n".join(series) + "\n")
+            settings = (
+                f"data_dir: '{folder}', files: '*.tsf', kind: forecast, sequence: series_name, "
+                "target: target, time: time_idx, groups: [shop], season: 4, horizon: 3, "
+                "context: 4, num_shots: 1, num_queries: 1, val_groups: 2, test_groups: 2"
+            )
+        case "text":
+            texts = [
+                f"we say {n} of thing {c},{('good', 'bad')[n % 2]},shop {c}"
+                for c, n in product(range(3), range(160))
+            ]
+            path.write_text("\n".join(["said,judged,where", *texts]) + "\n")
+            source = "text"
+            settings = (
+                f"data_dir: '{folder}', files: '*.csv', text: said, label: judged, domain: where, "
+                "num_shots: 1, num_queries: 1, max_tokens: 8"
+            )
+        case _:
+            # Nothing but plain values, so that damage does not make it a program that never ends.
+            lists = {name: list(values) for name, values in columns.items()}
+            (folder / "own.py").write_text(f"def load():\n    return {lists!r}\n")
+            source = "python"
+            settings = settings.replace("files: '*.python'", "function: own:load")
+    return load_experiment(
+        "pen", ["search.space={}", f"tasks={{source: {source}, {settings}}}", *own(form)]
+    )
+
+
+def own(form: str) -> list[str]:
+    """Overrides that a form needs beside its tasks."""
+    return ["learner=maml", "model.stacked_steps=1"] if form in ("tsf", "text") else []

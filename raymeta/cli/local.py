@@ -32,8 +32,7 @@ from raymeta.console.tables import (
     print_runs,
 )
 from raymeta.errors import REPEAT_S, EndedBySignalError, RunError
-from raymeta.run_folder import DEFAULT_ROOT, Run, runs
-from raymeta.storage.paths import path_at
+from raymeta.run_folder import DEFAULT_ROOT, runs
 
 
 def tune(
@@ -126,20 +125,9 @@ def watch(
     """Show a run live from its folder, also while another process searches in it."""
     console = open_console(verbose)
     from raymeta import api  # noqa: PLC0415  (torch and Ray take seconds to import)
-    from raymeta.console.watch import watch as watched  # noqa: PLC0415
 
-    found = Run.open(run, path_at(runs_dir))
-    try:
-        is_finished = watched(found, console, verbose=verbose)
-    except KeyboardInterrupt:
-        raise RunError(f"{found.path}: no longer watched; the run itself goes on") from None
-    finished = api.load_report(found) if is_finished else None
-    if finished is None:
-        raise RunError(
-            f"{found.path}: no process is at work in this run, which is {found.status}; go on with "
-            f"`{found.resume_command}`"
-        )
-    print_report(console, finished)
+    found = api.watch(run, runs_dir=runs_dir, console=console, verbose=verbose)
+    print_report(console, found)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The live view of a run: a table on a terminal, one line per event elsewhere."""
+"""The live view of a run: a table on a terminal or in a notebook, one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raymeta.console.notebook import LiveHtml, is_notebook
 from raymeta.console.text import clock_text, leaf, plus_minus, value_text
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
@@ -56,7 +57,7 @@ class _TrialLine:
 
 @dataclass
 class ProgressView:
-    """Shows a running search: a live table on a terminal, one line per event elsewhere.
+    """Shows a running search: a live table on a terminal or in a notebook, else a line an event.
 
     Use as a context manager; it is a `raymeta.api.Watcher`.
     """
@@ -68,13 +69,16 @@ class ProgressView:
     _lines: dict[str, _TrialLine] = field(default_factory=dict)
     _phase: str = "starting Ray"
     _start: float = field(default_factory=time.monotonic)
-    _live: Live | None = None
+    _live: Live | LiveHtml | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if is_notebook():
+            self._live = LiveHtml(self._render)
+        elif self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._render, console=self.console, refresh_per_second=4
             )
+        if self._live is not None:
             self._live.__enter__()
         return self
 
@@ -84,6 +88,11 @@ class ProgressView:
                 self._phase = ""
             self._live.__exit__(None, None, None)
 
+    def refresh(self) -> None:
+        """Draws the clock and the latest events in a notebook; a terminal draws them by itself."""
+        if isinstance(self._live, LiveHtml):
+            self._live.refresh()
+
     # ------------------------------------------------------------------- calls of a watcher
 
     def started(self, run: Run, experiment: Experiment) -> None:
@@ -92,9 +101,14 @@ class ProgressView:
         self._experiment = experiment
         self._phase = "searching" if experiment.search.space else "training"
         self.console.print(f"run folder: {run.path}", soft_wrap=True, highlight=False)
+        self.refresh()
 
     def trial(self, event: TrialEvent) -> None:
         """Shows an event of a trial."""
+        self._take(event)
+        self.refresh()
+
+    def _take(self, event: TrialEvent) -> None:
         experiment = self._experiment
         assert experiment is not None, "a run starts before its trials"
         line = self._lines.get(event.trial_id)
@@ -152,6 +166,7 @@ class ProgressView:
         self._phase = text
         if self._live is None:
             self.console.print(text, soft_wrap=True, highlight=False)
+        self.refresh()
 
     # ------------------------------------------------------------------- drawing
 
@@ -212,11 +227,13 @@ class ProgressView:
         for line in self._shown(best):
             share = line.steps / line.budget
             filled = round(BAR_WIDTH * min(share, 1.0))
-            bar = Text("━" * filled, style="green") + Text("━" * (BAR_WIDTH - filled), style="dim")
+            bar = Text.assemble(
+                ("━" * filled, "green"), ("━" * (BAR_WIDTH - filled), "dim"), f" {line.steps}"
+            )
             table.add_row(
                 line.name if line.is_refit else str(line.number),
                 line.state,
-                bar + Text(f" {line.steps}"),
+                bar,
                 self._measure(line),
                 f"{line.speed:.1f}" if line.speed else "",
                 *[value_text(line.point.get(key)) for key in keys],

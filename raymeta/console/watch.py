@@ -59,6 +59,7 @@ def watch(run: Run, console: Console, *, verbose: bool = False, poll_s: float = 
                 text = {"searched": "meta-test", "refitting": "refit"}.get(status)
                 if text is not None:
                     view.phase(text)
+            view.refresh()
             time.sleep(poll_s)
 
 

@@ -47,12 +47,20 @@ def read_ts(path: AnyPath) -> pa.Table:
     header, lines = _parts(path, "a .ts file", _TS_KEYS)
     stamped = _flag(path, header, "timestamps")
     label = next((key for key in ("classlabel", "targetlabel") if _flag(path, header, key)), None)
+    declared = ""
+    if label == "classlabel":
+        declared = header["classlabel"][-1][1].partition(" ")[2].strip()
     columns: dict[str, list[Any]] = {"timepoint": [], "values": [], "label": []}
     lengths = []
     for number, line in lines:
         fields = line.split(":")
         if label is not None:
-            columns["label"].append(_label(path, number, label, fields.pop().strip()))
+            columns["label"].append(_label(path, number, label, fields.pop().strip(), declared))
+        if not fields:
+            raise DataError(
+                f"{path}, line {number}: has no : between the values and the class or target; "
+                "mend or remove the case"
+            )
         dims = [_dimension(path, number, place, text, stamped) for place, text in enumerate(fields)]
         first = dims[0]
         for place, (at, values) in enumerate(dims):
@@ -176,19 +184,25 @@ def _flag(path: AnyPath, header: dict[str, list[tuple[int, str]]], key: str) -> 
     return _YES[word]
 
 
-def _label(path: AnyPath, number: int, key: str, text: str) -> str | float:
-    """Reads a case's class, or its target number."""
+def _label(path: AnyPath, number: int, key: str, text: str, declared: str) -> str | float:
+    """Reads a case's class, one of the `declared` ones if there are any, or its target number."""
     if key == "classlabel":
         if not text or text == _MISSING:
             raise DataError(
                 f"{path}, line {number}: has no class after the last :, though @classLabel says "
                 "that cases have one; add it, or remove the case"
             )
+        # Spaces part the declared classes, and may be in them.
+        if declared and f" {text} " not in f" {declared} ":
+            raise DataError(
+                f"{path}, line {number}: has the class {shown(text)}, which @classLabel does not "
+                f"name ({shown(declared)}); mend the case, or add the class to @classLabel"
+            )
         return text
-    (value,) = _numbers(path, number, text, "@targetLabel")[:1]
+    value = _number(path, number, text, "@targetLabel")
     if np.isnan(value):
         raise DataError(f"{path}, line {number}: the target is missing; remove the case")
-    return float(value)
+    return value
 
 
 def _dimension(
@@ -226,6 +240,14 @@ def _numbers(path: AnyPath, number: int, text: str, what: str) -> np.ndarray:
     return values
 
 
+def _number(path: AnyPath, number: int, text: str, what: str) -> float:
+    """Parses one number; a missing one is NaN."""
+    values = _numbers(path, number, text, what)
+    if len(values) > 1:
+        raise DataError(f"{path}, line {number}: {what} must be one number, but is {shown(text)}")
+    return float(values[0])
+
+
 def _is_number(word: str) -> bool:
     try:
         float(word)
@@ -247,7 +269,7 @@ def _attribute(path: AnyPath, number: int, text: str) -> tuple[str, str]:
 
 def _as_declared(path: AnyPath, number: int, name: str, kind: str, text: str) -> str | float:
     if kind == "numeric":
-        return float(_numbers(path, number, text, f"attribute {shown(name)}")[0])
+        return _number(path, number, text, f"attribute {shown(name)}")
     return text
 
 

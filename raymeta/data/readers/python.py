@@ -166,7 +166,7 @@ def _table(found: object, place: str) -> pa.Table:
                 f"pyarrow.Table, one row a time step, but returned {shown(found)}"
             )
         table.validate(full=True)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
