@@ -99,6 +99,7 @@ class CandidateQueue:
         self._waiting_since: float | None = None
         self._requested_at: float | None = None  # the latest request
         self._requested = (0, 0)  # trials ended and candidates issued then
+        self._requested_stock = False  # whether it was for all that the stock lacks
         self._issued: list[Point] = []
         self._num_ended = 0
         self._started_at: dict[str, float] = {}  # of running trials
@@ -132,6 +133,17 @@ class CandidateQueue:
         if self.prepares_ahead():
             self._request()
 
+    def tend(self) -> None:
+        """Collects what is ready and requests what is lacking, while every slot is busy.
+
+        Trials that began together end together: their slots must find a stock then.
+
+        Raises:
+            SearchError: the model failed too often in a row.
+        """
+        if self._proposer.is_busy and not self._given:
+            self._collect()
+
     def end(self, trial_id: str) -> None:
         """Registers the end of a trial; its record has the status."""
         self._num_ended += 1
@@ -154,9 +166,9 @@ class CandidateQueue:
             return True  # it depends on no result
         return self._num_slots > FEW_SLOTS or self._is_model_slow()
 
-    def _has_all(self) -> bool:
-        """Whether the last trial has begun."""
-        return self.num_wanted is not None and len(self._records) >= self.num_wanted
+    def _has_all(self, num_ready: int = 0) -> bool:
+        """Whether the last trial has begun, or has one of so many ready candidates."""
+        return self.num_wanted is not None and len(self._records) + num_ready >= self.num_wanted
 
     # ------------------------------------------------------------------- issuing
 
@@ -222,10 +234,13 @@ class CandidateQueue:
         now = (self._num_ended, len(self._issued))
         is_low = self._num_slots > FEW_SLOTS and self._is_stock_low()
         is_ready = self._next is not None and not self._is_behind(self._next)
-        if is_ready and (self._requested == now or not is_low):
+        if is_ready and (not is_low or (self._requested == now and self._requested_stock)):
             return
-        self._requested_at, self._requested = self._clock(), now
-        self._proposer.request(self._full_stock() if is_low else 1)
+        self._requested_at, self._requested, self._requested_stock = self._clock(), now, is_low
+        count = self._full_stock() if is_low else 1
+        if self.num_wanted is not None:
+            count = max(1, min(count, self.num_wanted - len(self._records)))
+        self._proposer.request(count)
 
     def _is_stock_low(self) -> bool:
         """Whether to renew the stock; half of it covers the time until new ones are ready."""
@@ -263,7 +278,8 @@ class CandidateQueue:
             return
         self._next = found[0]
         self._stock = found[1:] or self._stock
-        if self.prepares_ahead():
+        num_ready = 1 + len(self._stock)
+        if self.prepares_ahead() and not self._has_all(num_ready):
             self._request()
 
     def _tell_passed_over(self, proposals: Sequence[Proposal]) -> None:

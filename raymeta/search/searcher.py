@@ -201,6 +201,11 @@ class AxSearcher(Searcher):
         """Adds an intermediate result to the trial's curve."""
         if self._trials.report(trial_id, result, self._space, self.settings) and self._ax:
             self._ax.changed(trial_id)
+        if self._queue is not None and self._failure is None:
+            try:
+                self._queue.tend()
+            except SearchError as error:  # Tune takes errors from `suggest` alone
+                self._failure = error
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

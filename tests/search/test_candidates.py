@@ -195,6 +195,40 @@ def test_many_slots_are_served_from_a_stock_that_is_renewed_when_half_of_it_is_l
     assert search.hands.requests[-1] >= slots
 
 
+def test_slots_that_are_free_at_once_find_a_stock_that_was_prepared_while_they_were_busy() -> None:
+    slots = FEW_SLOTS + 5
+    search, prepared = Search(*range(slots), method="random"), 0
+    for number in range(slots):
+        assert search.suggest() == number
+    for _ in range(10):  # reports of running trials
+        if search.hands.is_busy:
+            count = search.hands.requests[-1]
+            search.hands.answer(*(100.0 + prepared + n for n in range(count)))
+            prepared += count
+        search.queue.tend()
+    assert len(search.hands.requests) < 5, "a full stock is not requested again and again"
+    for number in range(slots):
+        search.end(number)
+    found = [search.suggest() for _ in range(slots)]
+    assert None not in found
+    assert len(set(found)) == slots
+
+
+def test_the_last_trials_have_no_larger_stock_than_they_need() -> None:
+    slots = FEW_SLOTS + 5
+    search = Search(*range(slots), num_wanted=slots + 2, method="random")
+    for _ in range(slots):
+        search.suggest()
+    for _ in range(10):
+        if search.hands.is_busy:
+            search.hands.answer(*(100.0 + n for n in range(search.hands.requests[-1])))
+        search.queue.tend()
+    assert max(search.hands.requests) == 2
+    search.end(0)
+    search.end(1)
+    assert None not in (search.suggest(), search.suggest())
+
+
 def test_a_stock_is_never_larger_than_its_limit() -> None:
     search = searched(trial_seconds=10.0, model_seconds=1.0, slots=2 * MOST_STOCK)
     assert max(search.hands.requests) == MOST_STOCK

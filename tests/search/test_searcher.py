@@ -22,6 +22,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
+from raymeta.search.candidates import CandidateQueue
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
 from raymeta.search.settings import SearchSettings
@@ -305,6 +306,23 @@ def test_a_damaged_state_is_refused_and_never_overwritten(
     with pytest.raises(RunError, match=message):
         searcher.save(str(path))
     assert path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("ax_here")
+def test_an_error_of_the_model_while_trials_run_reaches_tune_at_the_next_suggestion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searcher = new_searcher([SPACE[0]], points_to_evaluate=[{"x": 1.0}])
+    searcher.suggest("a")
+
+    def refuse(_: CandidateQueue) -> None:
+        raise SearchError("no fit")
+
+    monkeypatch.setattr(CandidateQueue, "tend", refuse)
+    searcher.on_trial_result("a", result(1, 1.0))  # an error here would end Tune with a traceback
+    with pytest.raises(SearchError, match="no fit"):
+        searcher.suggest("b")
+    assert searcher.records["a"].curve == [(1, 1.0, SEM)]
 
 
 @pytest.mark.usefixtures("ax_here")
