@@ -160,10 +160,45 @@ def test_a_stream_answers_in_own_units(adapted: Adapted) -> None:
     np.testing.assert_allclose(last[0], adapted.predict([x]), rtol=1e-5)
 
 
-def test_what_has_no_form_yet_is_refused(adapted: Adapted, model: Model, tmp_path: Path) -> None:
-    for one in (adapted, model):
-        with pytest.raises(DataError, match="cannot be exported"):
-            one.export(tmp_path / "a.onnx")
+def test_graphs_take_and_give_numbers_in_own_units(
+    adapted: Adapted, model: Model, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def answers(file: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        session = onnxruntime.InferenceSession(
+            str(tmp_path / file), providers=["CPUExecutionProvider"]
+        )
+        return session.run(["prediction"], inputs)[0]
+
+    def padded(table: pd.DataFrame, prefix: str = "") -> dict[str, np.ndarray]:
+        xs = [own[["pulse"]].to_numpy(dtype=float) for _, own in table.groupby("visit")]
+        full = np.zeros((len(xs), max(map(len, xs)), 1))
+        for row, x in zip(full, xs, strict=True):
+            row[: len(x)] = x
+        return {f"{prefix}x": full, f"{prefix}lengths": np.array([len(x) for x in xs])}
+
+    wanted = adapted.predict(queries())[:, None]
+    adapted.export(tmp_path / "a.onnx")
+    np.testing.assert_allclose(answers("a.onnx", padded(queries())), wanted, rtol=1e-5)
+    model.export(tmp_path / "m.onnx")
+    known = of_patient(0)
+    known = known[known["visit"] < "p0v3"]
+    doses_of = known.groupby("visit")["dose"].last().to_numpy(dtype=np.float32)[:, None]
+    inputs = {**padded(known, "support_"), **padded(queries()), "support_y": doses_of}
+    np.testing.assert_allclose(answers("m.onnx", inputs), wanted, rtol=1e-4)
+    stream = adapted.stream(1)
+    adapted.export(tmp_path / "s.onnx", stream=True)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"]
+    )
+    state = {
+        one.name: np.zeros([1 if isinstance(n, str) else n for n in one.shape], np.float32)
+        for one in session.get_inputs()[1:]
+    }
+    x = padded(queries())["x"][:1, 0]
+    found = session.run(["prediction"], {"x": x, **state})[0]
+    np.testing.assert_allclose(found, stream.step(x), rtol=1e-5)
 
 
 def test_remaining_lives_are_given_beside_the_examples(tmp_path: Path, run_cli: Cli) -> None:

@@ -33,7 +33,7 @@ from raymeta.inference.export.network import (
     recurrent_layer,
 )
 from raymeta.inference.export.nodes import Nodes
-from raymeta.inference.export.preparation import check_exportable, raw_input
+from raymeta.inference.export.preparation import check_exportable, raw_input, standardised
 from raymeta.inference.heads import affine_head
 from raymeta.inference.stream import Stream
 from raymeta.inference.trained import Trained
@@ -80,13 +80,10 @@ def stream_graph(
     num_classes = None if labels is None else len(labels)
     # It refuses what has no steps.
     Stream(trained.recipe, trained.inputs, networks, num_classes, 1)
-    spec, facts = trained.recipe.spec, trained.identity.facts
-    nodes = Nodes()
+    spec, nodes = trained.recipe.spec, Nodes()
     x = nodes.input("x", "double", ["streams", len(trained.inputs.channels)])
-    if "mean" in facts:
-        mean, deviation = (nodes.constant(facts[k], np.float64) for k in ("mean", "deviation"))
-        x = nodes.op("Div", nodes.op("Sub", x, mean), deviation)
-    step = nodes.op("Unsqueeze", nodes.cast(x, "float"), nodes.constant([0], np.int64))
+    x = nodes.cast(standardised(nodes, trained, x), "float")
+    step = nodes.op("Unsqueeze", x, nodes.constant([0], np.int64))
     answers = []
     for number, params in enumerate(networks):
         end = f"_{number + 1}" if number else ""
@@ -138,6 +135,10 @@ def adapting_graph(
         rows = nodes.op("OneHot", y, wide, ends, axis=-1)
     else:
         rows = nodes.input("support_y", "float", ["support", spec.num_outputs])
+        if trained.inputs.target_scale is not None:
+            level, unit = trained.inputs.target_scale
+            exact = nodes.op("Sub", nodes.cast(rows, "double"), nodes.constant(level, np.float64))
+            rows = nodes.cast(nodes.op("Div", exact, nodes.constant(unit, np.float64)), "float")
     queries = raw_input(nodes, trained, "", "examples")
     for params in networks:
         if is_closed_form(learner):
@@ -265,6 +266,10 @@ def _finish(
         answers = [nodes.op("Softmax", nodes.op("Div", v, divisor), axis=1) for v in answers]
     mean = answers[0] if len(answers) == 1 else nodes.op("Mean", *answers)
     if not trained.is_classification:
+        if trained.inputs.target_scale is not None:
+            level, unit = trained.inputs.target_scale
+            exact = nodes.op("Mul", nodes.cast(mean, "double"), nodes.constant(unit, np.float64))
+            mean = nodes.cast(nodes.op("Add", exact, nodes.constant(level, np.float64)), "float")
         nodes.output(mean, "prediction", "float", [axis, num_outputs])
         return
     nodes.output(

@@ -39,11 +39,6 @@ def check_exportable(trained: Trained) -> None:
         raise DataError(
             f"ONNX export serves classes and numbers, not {trained.recipe.problem.name}"
         )
-    if trained.inputs.target_scale is not None:
-        raise DataError(
-            "a network of numbers in units of meta-training cannot be exported: turning them into "
-            "the data's own units has no ONNX form yet"
-        )
     if spec.num_features is None or trained.inputs.text is not None:
         raise DataError(
             "a network of texts cannot be exported: ONNX has no operation that splits a text into "
@@ -53,11 +48,6 @@ def check_exportable(trained: Trained) -> None:
         raise DataError(
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
-        )
-    if settings.source not in ("pen", "sinusoid") and not isinstance(settings, TableTasks):
-        raise DataError(
-            f"a network of the source {settings.source!r} cannot be exported: its preparation has "
-            "no ONNX form yet"
         )
     if isinstance(settings, TableTasks) and settings.categories:
         raise DataError(
@@ -76,6 +66,11 @@ def check_exportable(trained: Trained) -> None:
             "a network that was trained with tasks.missing or tasks.time_differences cannot be "
             "exported: filling in has no ONNX form yet"
         )
+    if trained.inputs.scaling is None and not isinstance(settings, PenTasks):
+        raise DataError(
+            f"a network of the source {settings.source!r} cannot be exported: its preparation has "
+            "no ONNX form yet"
+        )
 
 
 def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInput:
@@ -90,21 +85,26 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
         prefix: of the inputs' names.
         axis: what the axis of examples is called.
     """
-    settings, facts = trained.experiment.tasks, trained.identity.facts
-    num_channels = len(trained.inputs.channels)
-    if settings.source == "sinusoid":
-        x = nodes.input(f"{prefix}x", "double", [axis, 1, num_channels])
-        ones = nodes.op("Expand", nodes.constant(1, np.int64), nodes.size(x, 0))
-        return RawInput(nodes.cast(x, "float"), ones)
-    x = nodes.input(f"{prefix}x", "double", [axis, f"{prefix}steps", num_channels])
-    lengths = nodes.input(f"{prefix}lengths", "int64", [axis])
+    settings, inputs = trained.experiment.tasks, trained.inputs
+    is_one_step = inputs.stream_steps == 1
+    steps: int | str = 1 if is_one_step else f"{prefix}steps"
+    x = nodes.input(f"{prefix}x", "double", [axis, steps, len(inputs.channels)])
+    if is_one_step:
+        lengths = nodes.op("Expand", nodes.constant(1, np.int64), nodes.size(x, 0))
+    else:
+        lengths = nodes.input(f"{prefix}lengths", "int64", [axis])
     if isinstance(settings, PenTasks):
         points = _strokes(nodes, x, lengths, settings.num_points, settings.context_grid)
         full = nodes.op("Expand", nodes.constant(settings.num_points, np.int64), nodes.size(x, 0))
         return RawInput(points, full)
-    mean, deviation = (nodes.constant(facts[k], np.float64) for k in ("mean", "deviation"))
-    standard = nodes.op("Div", nodes.op("Sub", x, mean), deviation)
-    return RawInput(nodes.cast(standard, "float"), lengths)
+    return RawInput(nodes.cast(standardised(nodes, trained, x), "float"), lengths)
+
+
+def standardised(nodes: Nodes, trained: Trained, x: str) -> str:
+    """Channels in their user's units as the networks know them, double."""
+    assert trained.inputs.scaling is not None, "other sources prepare more"
+    mean, deviation = (nodes.constant(value, np.float64) for value in trained.inputs.scaling)
+    return nodes.op("Div", nodes.op("Sub", x, mean), deviation)
 
 
 def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int, context_grid: int) -> str:

@@ -43,8 +43,8 @@ def program_bytes(
     Raises:
         DataError: the network has no such form; with the reason.
     """
-    spec, is_sinusoid = trained.recipe.spec, trained.experiment.tasks.source == "sinusoid"
-    if trained.inputs.scaling is None and not is_sinusoid:
+    spec = trained.recipe.spec
+    if trained.inputs.scaling is None:
         raise DataError(
             "this network cannot be written as .pt2: the preparation of its examples has no such "
             "form; networks of numbers in tables have one, without missing values, times, "
@@ -92,7 +92,8 @@ class _Program(nn.Module):
         temperature: float,
     ) -> None:
         super().__init__()
-        mean, deviation = trained.inputs.scaling or (np.zeros(1), np.ones(1))
+        assert trained.inputs.scaling is not None, "others were refused"
+        mean, deviation = trained.inputs.scaling
         self.register_buffer("mean", torch.from_numpy(np.array(mean, dtype=np.float64)))
         self.register_buffer("deviation", torch.from_numpy(np.array(deviation, dtype=np.float64)))
         self.networks = nn.ModuleList(_Network(trained, params) for params in networks)
