@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ from raymeta.storage.paths import AnyPath, path_at
 
 if TYPE_CHECKING:  # they import torch, which `raymeta --help` must not wait for
     from raymeta.evaluation.familiarity import Familiarity
+    from raymeta.inference.adapted import Adapted
     from raymeta.inference.examples import RawExamples
     from raymeta.tasks.inputs import Inputs
 
@@ -124,6 +127,14 @@ def predict(
             "that hold the truth with this probability over new tasks; such as 0.9."
         ),
     ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Answer each time step of a stream as soon as it comes, a row in and a row out: "
+            "what is predicted of the sequence so far.",
+        ),
+    ] = False,
     format_: FormatOption = "csv",
 ) -> None:
     """Predict examples of a task by a network that was adapted to it.
@@ -135,13 +146,38 @@ def predict(
     from raymeta.inference.files import load_adapted  # noqa: PLC0415  (torch takes seconds)
     from raymeta.inference.tables import predictions  # noqa: PLC0415
 
+    if follow and (examples, output, coverage) != (_STREAM, _STREAM, None):
+        raise DataError(
+            "--follow answers from standard input to standard output, without intervals; leave "
+            "FILE, --output and --coverage out"
+        )
     written = _format_of(output, format_)
     network = load_adapted(adapted)
-    raw = _read(examples, format_, network.trained.inputs, with_targets=False)
     familiarity = network.familiarity
     if familiarity is not None and familiarity.is_unlike_training:
         warnings.warn(f"{adapted}: {familiarity.warning}", DataWarning, stacklevel=1)
+    if follow:
+        _follow(network, written)
+        return
+    raw = _read(examples, format_, network.trained.inputs, with_targets=False)
     _write(predictions(network, raw, coverage), output, written)
+
+
+def _follow(network: Adapted, kind: Format) -> None:
+    """Answers the rows of standard input one by one, until it ends or nobody reads the answers."""
+    from raymeta.inference.following import follow  # noqa: PLC0415  (slow)
+
+    if kind == "parquet":
+        raise DataError("--follow reads rows as they come: --format must be csv or jsonl")
+    if sys.stdin.isatty():
+        raise DataError("give the rows as a stream: … | raymeta predict ADAPTED --follow")
+    source = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")
+    try:
+        for line in follow(network, source, kind):
+            sys.stdout.buffer.write(line.encode())
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:  # as `head` does; Python would complain of it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def forecast(
