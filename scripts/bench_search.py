@@ -596,14 +596,14 @@ def regret_claims(
     # The other engines are not needed for the other parts.
     from search_held_out import HELD_OUT  # noqa: PLC0415
     from search_problems import PROBLEMS  # noqa: PLC0415
-    from search_regret import ENGINES, run_all, standings  # noqa: PLC0415
+    from search_regret import ENGINES, HELD_OUT_ALONE, run_all, standings  # noqa: PLC0415
 
     there = HELD_OUT if held_out else PROBLEMS
     problems = list(there) if problems is None else problems
     unknown = [name for name in problems if name not in there]
     if unknown:
         sys.exit(f"--problems must be among {', '.join(there)}, but got {', '.join(unknown)}")
-    engines = list(ENGINES)
+    engines = [name for name in ENGINES if held_out or name not in HELD_OUT_ALONE]
     found = standings(run_all(engines, problems, concurrent, seeds, rows, jobs))
     best = min(found, key=lambda standing: standing.rank[0])
     claims = []

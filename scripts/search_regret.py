@@ -19,7 +19,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -143,6 +144,73 @@ class Optuna:
         self._study.tell(self._trials[number], value, state=state)
 
 
+def _unasked(config: Any, seed: int = 0) -> float:
+    """What SMAC3 would run itself; here it is asked for trials and told of them."""
+    raise AssertionError(f"SMAC3 ran {config} with seed {seed} itself")
+
+
+class Smac:
+    """SMAC3's facade for hyperparameters, with its own defaults but for the start points."""
+
+    def __init__(self, problem: Problem, seed: int, concurrent: int) -> None:  # noqa: ARG002
+        from ConfigSpace import (  # noqa: PLC0415  (slow, and of the held-out part alone)
+            Categorical,
+            ConfigurationSpace,
+            Float,
+            Integer,
+        )
+        from smac import HyperparameterOptimizationFacade, Scenario  # noqa: PLC0415
+
+        def declared(parameter: Parameter) -> Any:
+            name, bounds = parameter.name, (parameter.low, parameter.high)
+            if parameter.choices is not None:
+                return Categorical(name, list(parameter.choices))
+            return (Integer if parameter.integer else Float)(name, bounds)
+
+        self._space = ConfigurationSpace(seed=seed)
+        self._space.add(*(declared(p) for p in problem.parameters))
+        self._folder = TemporaryDirectory()
+        scenario = Scenario(
+            self._space,
+            deterministic=True,
+            n_trials=1000,  # more than are asked for
+            seed=seed,
+            output_directory=Path(self._folder.name),
+        )
+        self._smac = HyperparameterOptimizationFacade(
+            scenario,
+            _unasked,
+            initial_design=HyperparameterOptimizationFacade.get_initial_design(
+                scenario, n_configs=0
+            ),
+            overwrite=True,
+            logging_level=False,
+        )
+        self._trials: dict[int, Any] = {}
+
+    def start(self, number: int, point: Point) -> None:
+        from ConfigSpace import Configuration  # noqa: PLC0415
+        from smac.runhistory.dataclasses import TrialInfo  # noqa: PLC0415
+
+        values = dict(point)
+        self._trials[number] = TrialInfo(Configuration(self._space, values=values), seed=0)
+
+    def ask(self, number: int) -> Point:
+        trial = self._trials[number] = self._smac.ask()
+        return {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in dict(trial.config).items()
+        }
+
+    def tell(self, number: int, value: float | None) -> None:
+        from smac.runhistory.dataclasses import TrialValue  # noqa: PLC0415
+        from smac.runhistory.enumerations import StatusType  # noqa: PLC0415
+
+        status = StatusType.CRASHED if value is None else StatusType.SUCCESS
+        cost = np.inf if value is None else value  # as SMAC3's own runner
+        self._smac.tell(self._trials[number], TrialValue(cost=cost, status=status))
+
+
 class Uniform:
     """Random search."""
 
@@ -202,7 +270,10 @@ ENGINES: dict[str, Callable[[Problem, int, int], Engine]] = {
     "Optuna BoTorchSampler": _botorch,
     "Optuna TPE": _tpe,
     "random": Uniform,
+    "SMAC3": Smac,
 }
+# Rivals that the kept runs of the part on regret do not have.
+HELD_OUT_ALONE = ("SMAC3",)
 
 
 @dataclass(frozen=True)

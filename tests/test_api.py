@@ -66,7 +66,7 @@ def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:
     assert not hasattr(raymeta, "list")
     assert set(raymeta.__all__) == {
         *("FewShotClassifier", "FewShotRegressor", "load", "load_adapted", "load_forecaster"),
-        *("compare", "evaluate", "explain", "runs", "train", "tune"),
+        *("compare", "evaluate", "explain", "runs", "train", "tune", "watch"),
         *("write_hub_folder", "write_report"),
     }
     for name in raymeta.__all__:
