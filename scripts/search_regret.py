@@ -187,6 +187,7 @@ class Smac:
             logging_level=False,
         )
         self._trials: dict[int, Any] = {}
+        self._values: list[float] = []
 
     def start(self, number: int, point: Point) -> None:
         from ConfigSpace import Configuration  # noqa: PLC0415
@@ -206,9 +207,14 @@ class Smac:
         from smac.runhistory.dataclasses import TrialValue  # noqa: PLC0415
         from smac.runhistory.enumerations import StatusType  # noqa: PLC0415
 
-        status = StatusType.CRASHED if value is None else StatusType.SUCCESS
-        cost = np.inf if value is None else value  # as SMAC3's own runner
-        self._smac.tell(self._trials[number], TrialValue(cost=cost, status=status))
+        if value is None:
+            # Its default cost of a crash is infinite, which its own model refuses.
+            worst = max(self._values, default=0.0)
+            found = TrialValue(cost=worst, status=StatusType.CRASHED)
+        else:
+            self._values.append(value)
+            found = TrialValue(cost=value, status=StatusType.SUCCESS)
+        self._smac.tell(self._trials[number], found)
 
 
 class Uniform:
