@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from raymeta.experiment.file import load_experiment
 from raymeta.run_folder import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.trial_log import TrialLog
-from tests.console.test_watch import DRIVER
+from tests.console.test_watch import driving
 from tests.report.runs import meta_test, query_scores
 
 jupyter_client = pytest.importorskip("jupyter_client", reason="no Jupyter kernel is installed")
@@ -70,19 +69,8 @@ def kernel() -> Iterator[Kernel]:
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
     run = Run.create(tmp_path, load_experiment("pen-maml"), "watched")
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(run.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
+    with driving(run) as process:
         yield run, process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_run_of_another_process_is_shown_live_and_ends_with_its_report(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path, load_experiment("pen-maml"), "watched")
 
 
-@pytest.fixture
-def driver(run: Run) -> Iterator[subprocess.Popen[str]]:
+@contextmanager
+def driving(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the run's lock."""
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(run.path)],
         stdin=subprocess.PIPE,
@@ -50,6 +52,12 @@ def driver(run: Run) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def driver(run: Run) -> Iterator[subprocess.Popen[str]]:
+    with driving(run) as process:
+        yield process
 
 
 class Watching(threading.Thread):
