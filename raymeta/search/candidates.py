@@ -94,12 +94,12 @@ class CandidateQueue:
         self.num_fallbacks = 0  # random points that replaced the model's
         self.gain: float | None = None  # the model's latest bound on what is still to gain
         self._fallbacks_in_a_row = 0
+        self._failure: SearchError | None = None  # raised by the next `suggest`
         self._next: Candidate | None = None
         self._stock: list[Candidate] = []  # for slots that cannot wait for a newer one
         self._waiting_since: float | None = None
         self._requested_at: float | None = None  # the latest request
         self._requested = (0, 0)  # trials ended and candidates issued then
-        self._requested_stock = False  # whether it was for all that the stock lacks
         self._issued: list[Point] = []
         self._num_ended = 0
         self._started_at: dict[str, float] = {}  # of running trials
@@ -115,6 +115,8 @@ class CandidateQueue:
         Raises:
             SearchError: the model failed too often in a row.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._given:
             return self._issue(Proposal(self._given.pop(0), "given"))
         self._collect()
@@ -136,13 +138,14 @@ class CandidateQueue:
     def tend(self) -> None:
         """Collects what is ready and requests what is lacking, while every slot is busy.
 
-        Trials that began together end together: their slots must find a stock then.
-
-        Raises:
-            SearchError: the model failed too often in a row.
+        Trials that began together end together: their slots must find a stock then.  An error is
+        kept for the next `suggest`: Tune takes errors from there alone.
         """
-        if self._proposer.is_busy and not self._given:
-            self._collect()
+        if self._proposer.is_busy and not self._given and self._failure is None:
+            try:
+                self._collect()
+            except SearchError as error:
+                self._failure = error
 
     def end(self, trial_id: str) -> None:
         """Registers the end of a trial; its record has the status."""
@@ -234,9 +237,9 @@ class CandidateQueue:
         now = (self._num_ended, len(self._issued))
         is_low = self._num_slots > FEW_SLOTS and self._is_stock_low()
         is_ready = self._next is not None and not self._is_behind(self._next)
-        if is_ready and (not is_low or (self._requested == now and self._requested_stock)):
+        if is_ready and (self._requested == now or not is_low):
             return
-        self._requested_at, self._requested, self._requested_stock = self._clock(), now, is_low
+        self._requested_at, self._requested = self._clock(), now
         count = self._full_stock() if is_low else 1
         if self.num_wanted is not None:
             count = max(1, min(count, self.num_wanted - len(self._records)))

@@ -199,13 +199,11 @@ class AxSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Adds an intermediate result to the trial's curve."""
-        if self._trials.report(trial_id, result, self._space, self.settings) and self._ax:
-            self._ax.changed(trial_id)
-        if self._queue is not None and self._failure is None:
-            try:
-                self._queue.tend()
-            except SearchError as error:  # Tune takes errors from `suggest` alone
-                self._failure = error
+        is_news = self._trials.report(trial_id, result, self._space, self.settings)
+        if self._ax is not None and self._queue is not None:
+            if is_news:
+                self._ax.changed(trial_id)
+            self._queue.tend()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

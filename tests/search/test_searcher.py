@@ -318,7 +318,7 @@ def test_an_error_of_the_model_while_trials_run_reaches_tune_at_the_next_suggest
     def refuse(_: CandidateQueue) -> None:
         raise SearchError("no fit")
 
-    monkeypatch.setattr(CandidateQueue, "tend", refuse)
+    monkeypatch.setattr(CandidateQueue, "_collect", refuse)
     searcher.on_trial_result("a", result(1, 1.0))  # an error here would end Tune with a traceback
     with pytest.raises(SearchError, match="no fit"):
         searcher.suggest("b")
