@@ -33,12 +33,11 @@ from rich.console import Console
 from rich.table import Table
 
 from raymeta.experiment.file import load_experiment
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.placement import placement_bundles
 from raymeta.training.distributed import Group
 from raymeta.training.trainer import build_trainer
 from raymeta.trial.actor import MetaTrial
-from raymeta.trial.workers import STEP_METRIC
 
 NUM_WORKERS = 2
 LIMIT_S = 0.5

@@ -42,9 +42,7 @@ class Mend:
 
 
 _WATCHDOG = "raymeta/search/watchdog.py"
-_DEADLINE = (
-    "        if self.report_timeout_s is not None:\n            return self.report_timeout_s\n"
-)
+_DEADLINE = "            if silent_s > limit_s:\n"
 _SIGNALS = "    signals = (signal.SIGTERM, signal.SIGHUP)\n"
 _ON_PROCESSES = "tests/search/test_watchdog.py"
 _REFUSED = "tests/test_refused_resume.py"
@@ -52,10 +50,17 @@ _DAMAGED = "tests/test_damaged_runs.py"
 
 MENDS = {
     "hung-trial": Mend(
-        _WATCHDOG, _DEADLINE, "        return math.inf\n", _ON_PROCESSES, "hung and trial"
+        _WATCHDOG, _DEADLINE, "            if False:\n", _ON_PROCESSES, "last_checkpoint and trial"
     ),
     "hung-worker": Mend(
-        _WATCHDOG, _DEADLINE, "        return math.inf\n", _ON_PROCESSES, "hung and rank"
+        _WATCHDOG, _DEADLINE, "            if False:\n", _ON_PROCESSES, "last_checkpoint and rank"
+    ),
+    "hung-start": Mend(
+        "raymeta/trial/actor.py",
+        "        self._to_start: dict[str, Any] | None = config\n",
+        "        self._to_start: dict[str, Any] | None = config\n        self._workers()\n",
+        _ON_PROCESSES,
+        "hangs_at_its_start and rank",
     ),
     "own-wait": Mend(
         _WATCHDOG,

@@ -375,6 +375,11 @@ def test_numerics_are_where_they_are_looked_for() -> None:
     assert set(NUMERICS) | {"raymeta.meta.learners.maml"} <= set(MODULES)
 
 
+def test_torch_is_imported_in_a_trials_first_step_when_the_watchdogs_clock_runs() -> None:
+    script = "import sys, raymeta.trial.actor; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -158,7 +158,8 @@ class ProgressView:
         if event.kind == "silent":
             text += f"after {limit:.0f} s it restarts from its last checkpoint"
         else:
-            text += "it hangs and restarts from its last checkpoint (resources.report_timeout_s)"
+            key = event.result["limit"]
+            text += f"it hangs and restarts from its last checkpoint (resources.{key})"
         self.console.print(text, style="yellow", highlight=False)
 
     def phase(self, text: str) -> None:

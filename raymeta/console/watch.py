@@ -10,12 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from raymeta.console.progress import ProgressView
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.run_folder import Run
 from raymeta.search.progress import EventKind, TrialEvent
 from raymeta.search.records import TrialRecord
 from raymeta.search.trial_log import LoggedTrials, logged_trials
-from raymeta.trial.workers import STEP_METRIC
 
 POLL_S = 1.0
 _FREE_POLLS = 5  # without a lock before a run counts as left: a driver takes it within seconds

@@ -31,8 +31,14 @@ class Resources(Section):
         None,
         gt=0,
         description="seconds between two reports of a trial, after which it counts as hung and is "
-        "restarted; null: 10 times its longest so far, at least 60; for its first report 30 times "
-        "the longest of all trials, at least 600 (1800 before there is one)",
+        "restarted; null: 10 times its longest so far, at least 60",
+    )
+    start_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds until a trial's first report, the start of its processes included; "
+        "null: 30 times the longest report of all trials, at least 600 and report_timeout_s (1800 "
+        "before there is one)",
     )
     collective_timeout_s: float = Field(
         300, gt=0, description="seconds that a trial's workers wait for each other"

@@ -20,6 +20,8 @@ from raymeta.problem import Problem, posed
 from raymeta.sections import Probability, Section, Seed
 from raymeta.tasks.settings import Tasks
 
+STEP_METRIC = "meta_steps"  # of a trial's reports: how far it has come
+
 
 class Model(Section):
     """The recurrent network."""

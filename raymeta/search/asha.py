@@ -9,11 +9,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.search.progress import own_id
 from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point
-from raymeta.trial.workers import STEP_METRIC
 
 
 def scheduler_of(

@@ -11,13 +11,12 @@ from typing import Any, Literal
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.search.records import TrialRecord
 from raymeta.search.space import Point
 from raymeta.search.trial_log import TrialLog
 from raymeta.storage.outage import StorageWatch
 from raymeta.trial.actor import CONTINUED, own_values
-from raymeta.trial.workers import STEP_METRIC
 
 CHECK_S = 2.0  # seconds between checks of the run folder
 LONGEST_ERROR = 4000  # characters, of a trial's log of errors

@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from raymeta.evaluation.networks import NO_REFIT, Refitted
 from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.run_folder import Run
 from raymeta.search.listed import ListedPoints
 from raymeta.search.preflight import Prepared
@@ -24,7 +24,6 @@ from raymeta.search.space import Point
 from raymeta.search.trial_log import LoggedTrials, logged_trials
 from raymeta.search.tuner import Batch, is_damaged, run_trials
 from raymeta.storage.paths import AnyPath
-from raymeta.trial.workers import STEP_METRIC
 
 SEED, META_STEPS = "training.seed", "training.meta_steps"
 

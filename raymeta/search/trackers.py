@@ -20,13 +20,12 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from ray.tune.result import AUTO_RESULT_KEYS, TIMESTEPS_TOTAL, TRAINING_ITERATION
 
 from raymeta.errors import ExperimentError
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.run_folder import Run
 from raymeta.search.progress import own_id
 from raymeta.storage.mlflow import mlflow_experiment, mlflow_uri
 from raymeta.storage.paths import RemotePath
 from raymeta.trial.actor import own_values
-from raymeta.trial.workers import STEP_METRIC
 
 _EXTRA = "pip install 'raymeta[trackers]'"
 _UPLOAD_S = 120  # that the end of a search waits for what is still on its way

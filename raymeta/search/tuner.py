@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raymeta.errors import EndedBySignalError, RunError, SearchError
 from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.placement import STRATEGIES, placement_bundles
 from raymeta.ray_patches import out_of_memory_is_a_lost_actor
 from raymeta.run_folder import Run
@@ -44,7 +44,6 @@ from raymeta.search.watchdog import Watchdog, ending_at_signals, ending_with_the
 from raymeta.storage.tune import run_storage
 from raymeta.training.checkpoint import read_state
 from raymeta.trial.actor import CONTINUED, RUN_FOLDER, MetaTrial
-from raymeta.trial.workers import STEP_METRIC
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,9 @@ def run_trials(
     interrupted = [_interrupted(run, i, known.records[i]) for i in batch.unfinished]
     searcher = RecordingSearcher(batch.searcher, log, interrupted)
     resources = batch.experiment.resources
-    watchdog = Watchdog(observer, resources.report_timeout_s, resources.grace_s)
+    watchdog = Watchdog(
+        observer, resources.report_timeout_s, resources.start_timeout_s, resources.grace_s
+    )
     callbacks: list[tune.Callback] = [Progress(observer, log, watch), watchdog]
     callbacks += loggers(batch.experiment, run, say)
     try:

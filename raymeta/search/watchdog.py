@@ -4,10 +4,9 @@ Ray notices a process that dies, but not one that hangs: Tune would wait for its
 each report has a deadline. A trial that misses it is killed, and Tune restarts it from its last
 checkpoint, as after any lost process (`resources.max_failures`).
 
-A trial's clock starts with Tune's `on_trial_start`, after its set-up.  A process that hangs before
-that is not noticed: Tune hands out the trial's actor only then.  Earlier, private parts of Tune
-alone tell a trial that is being set up from one that waits for a node, and hold what could be
-killed.
+A trial's clock starts with Tune's `on_trial_start`, when Tune hands out the trial's actor.  All
+that may hang comes after that (`raymeta.trial.actor`), but for the start of the process itself,
+which Ray watches, and its import of Ray Tune.
 """
 
 from __future__ import annotations
@@ -62,12 +61,14 @@ class Watchdog(tune.Callback):
     Attributes:
         observer: is told of silent trials (`TrialEvent.kind` "silent" and "hung").
         report_timeout_s: seconds a report may take; None derives it from the reports so far.
+        start_timeout_s: seconds the first report of a trial may take; None likewise.
         grace_s: seconds after a signal in which trials may report once more.
         received: the signal that ends the search, if any.
     """
 
     observer: Observer
     report_timeout_s: float | None
+    start_timeout_s: float | None
     grace_s: float
     received: signal.Signals | None = None
     _silences: dict[str, _Silence] = field(default_factory=dict)
@@ -148,16 +149,17 @@ class Watchdog(tune.Callback):
         self._called_at = now
 
     def _limit_s(self, silence: _Silence) -> float:
-        if self.report_timeout_s is not None:
-            return self.report_timeout_s
         if silence.longest is not None:
-            return max(LEAST_S, OWN_MULTIPLE * silence.longest)
-        if self._longest is not None:
-            return max(LEAST_FIRST_S, OTHERS_MULTIPLE * self._longest)
-        return FIRST_S
+            return self.report_timeout_s or max(LEAST_S, OWN_MULTIPLE * silence.longest)
+        if self.start_timeout_s is not None:
+            return self.start_timeout_s
+        first_s = max(LEAST_FIRST_S, OTHERS_MULTIPLE * self._longest) if self._longest else FIRST_S
+        return max(first_s, self.report_timeout_s or 0.0)
 
     def _notify(self, trial: Trial, kind: EventKind, silent_s: float, limit_s: float) -> None:
-        result = {"silent_s": silent_s, "limit_s": limit_s}
+        is_first = self._silences[trial.trial_id].longest is None
+        limit = "start_timeout_s" if is_first else "report_timeout_s"
+        result = {"silent_s": silent_s, "limit_s": limit_s, "limit": limit}
         self.observer(TrialEvent(own_id(trial), kind, own_values(trial.config), result))
 
 

@@ -2,6 +2,10 @@
 
 Tune reuses the actor for the next trial (`reuse_actors`).  A trial of one worker trains in the
 actor itself and needs no process group.
+
+Tune hands the actor out, and the watchdog's clock starts, only once its class is imported and
+`setup` has returned.  So whatever may hang waits for the first step: imports of torch, devices,
+workers, data.
 """
 
 from __future__ import annotations
@@ -11,20 +15,21 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray import tune
 
 from raymeta.errors import RunError, TrainingError
 from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.storage.atomic import write_file
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import path_at
 from raymeta.storage.tune import usable_checkpoint
-from raymeta.training.checkpoint import CHECKPOINT_NAME, parse
-from raymeta.trial.workers import STEP_METRIC, WorkerGroup
+
+if TYPE_CHECKING:
+    from raymeta.trial.workers import WorkerGroup
 
 # Keys of a configuration beside the trial's own values:
 CONTINUED = "continued"  # the trial of an earlier session to continue, and its checkpoints
@@ -43,33 +48,44 @@ class MetaTrial(tune.Trainable):
     """Meta-trains one configuration: the experiment with the trial's values in it."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Starts the workers.
+        """Keeps the configuration; nothing starts yet.
 
         Args:
             config: the whole experiment under `experiment`, the run's folder under `run_folder` if
                 there is one, and beside them the trial's own values by dotted key.
         """
-        base = Experiment.model_validate(config["experiment"])
-        folder = config.get(RUN_FOLDER)
-        self._watch = folder and StorageWatch(path_at(folder), "experiment.yaml")
-        self._workers = WorkerGroup(base.resources)
-        self._start(config)
+        self._group: WorkerGroup | None = None
+        self._watch: StorageWatch | None = None
+        self._to_start: dict[str, Any] | None = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Switches to another trial and keeps the workers."""
-        self._start(new_config)
+        self._to_start = new_config
         return True
 
-    def _start(self, config: dict[str, Any]) -> None:
-        base = Experiment.model_validate(config["experiment"])
-        self._experiment = with_values(base, own_values(config))
-        self._workers.call("start", self._experiment.model_dump())
-        self._note = ""  # sent with the next result
-        if CONTINUED in config:
-            self._continue_from(config[CONTINUED]["checkpoints"])
+    def _workers(self) -> WorkerGroup:
+        """The workers, which have started this trial's configuration."""
+        from raymeta.trial.workers import WorkerGroup
+
+        config, self._to_start = self._to_start, None
+        if config is not None:
+            base = Experiment.model_validate(config["experiment"])
+            if self._group is None:
+                folder = config.get(RUN_FOLDER)
+                self._watch = folder and StorageWatch(path_at(folder), "experiment.yaml")
+                self._group = WorkerGroup(base.resources)
+            self._experiment = with_values(base, own_values(config))
+            self._group.call("start", self._experiment.model_dump())
+            self._note = ""  # sent with the next result
+            if CONTINUED in config:
+                self._continue_from(config[CONTINUED]["checkpoints"])
+        assert self._group is not None
+        return self._group
 
     def _continue_from(self, files: Sequence[str]) -> None:
         """Continues from the first undamaged checkpoint file, or from step 0 without one."""
+        from raymeta.training.checkpoint import parse
+
         damage = ""
         for file in files:
             try:
@@ -78,7 +94,7 @@ class MetaTrial(tune.Trainable):
             except (OSError, RunError) as error:
                 damage = damage or str(error)
                 continue
-            self._workers.call("restore", state)
+            self._workers().call("restore", state)
             self._note = damage and f"{damage}; the trial goes on from {file}"
             return
         self._note = damage and f"{damage}; the trial begins anew"
@@ -89,10 +105,11 @@ class MetaTrial(tune.Trainable):
         A trial with a TrainingError ends with the metric NaN: a restart from its last checkpoint
         would end the same way.  `outcome` and `training_error` tell how and why.
         """
+        workers = self._workers()
         training = self._experiment.training
-        self._workers.check_nodes()  # the last checkpoint is written, so nothing is lost
+        workers.check_nodes()  # the last checkpoint is written, so nothing is lost
         try:
-            result = dict(self._workers.call("train", training.eval_every))
+            result = dict(workers.call("train", training.eval_every))
         except (TrainingError, ray.exceptions.RayTaskError) as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             if not isinstance(cause, TrainingError):
@@ -116,13 +133,17 @@ class MetaTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes the trainer's state, which all ranks share."""
-        state = cast("bytes", self._workers.call_first("serialize"))
+        from raymeta.training.checkpoint import CHECKPOINT_NAME
+
+        state = cast("bytes", self._workers().call_first("serialize"))
         write_file(Path(checkpoint_dir) / CHECKPOINT_NAME, state)
 
     def load_checkpoint(self, checkpoint: str | dict[str, Any] | None) -> None:
         """Continues from a checkpoint on every rank."""
+        from raymeta.training.checkpoint import CHECKPOINT_NAME
+
         path = Path(cast("str", checkpoint)) / CHECKPOINT_NAME
-        self._workers.call("restore", path.read_bytes())
+        self._workers().call("restore", path.read_bytes())
 
     def restore(self, checkpoint_path: Any) -> None:
         """Continues from the checkpoint that Tune knows, or from the nearest usable one.
@@ -130,6 +151,8 @@ class MetaTrial(tune.Trainable):
         Tune saves its state once a second and keeps two checkpoints a trial: the one it knows may
         be gone.
         """
+        from raymeta.training.checkpoint import CHECKPOINT_NAME, parse
+
         known = checkpoint_path.checkpoint
         damage: list[str] = []
 
@@ -149,4 +172,5 @@ class MetaTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Kills the workers when the actor ends."""
-        self._workers.close()
+        if self._group is not None:
+            self._group.close()

@@ -17,12 +17,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymeta.errors import TrainingError
 from raymeta.experiment.resources import Resources
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import STEP_METRIC, Experiment
 from raymeta.nn.native import keep_freed_memory
 from raymeta.training.distributed import Group, join_group
 from raymeta.training.trainer import Trainer, build_trainer
-
-STEP_METRIC = "meta_steps"
 
 
 class NodeLeavingError(ray.exceptions.RayActorError):

@@ -17,6 +17,7 @@ import pytest
 import ray
 import torch
 from ray import tune
+from ray.tune.search import Searcher
 
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.schema import Experiment
@@ -30,6 +31,7 @@ from raymeta.search.results import TrialSummary
 from raymeta.search.space import Point
 from raymeta.search.tuner import run_search
 from raymeta.trial.actor import MetaTrial
+from tests.search.trainables import Reported
 
 TIMEOUT_S = 120  # for a candidate: Ax is imported and fits models meanwhile
 
@@ -107,6 +109,39 @@ def run_ax_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ax_process.AxProcess, "_call", call)
     monkeypatch.setattr(ax_model, "ACQUISITION_SEARCH", ax_strategy.QUICK_SEARCH)
+
+
+def fit(
+    searcher: Searcher,
+    folder: Path,
+    space: dict[str, Any] | None = None,
+    num_samples: int = 2,
+    callbacks: tuple[tune.Callback, ...] = (),
+    metric: str | None = "loss",
+    mode: str | None = "min",
+    trainable: type[tune.Trainable] = Reported,
+    **settings: Any,
+) -> tune.ResultGrid:
+    """Runs a search through Tune, in `folder / "tune"`."""
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=mode,
+            search_alg=searcher,
+            num_samples=num_samples,
+            reuse_actors=True,
+            **settings,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=list(callbacks),
+            verbose=0,
+        ),
+    ).fit()
 
 
 class StopDriver(tune.Callback):

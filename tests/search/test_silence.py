@@ -20,13 +20,18 @@ STEP_S = 0.1  # Tune calls as often
 class Search:
     """A search of one trial under a watchdog, at a time that the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, report_timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        report_timeout_s: float | None,
+        start_timeout_s: float | None = None,
+    ) -> None:
         self.now = 1000.0
         self.killed: list[object] = []
         self.events: list[TrialEvent] = []
         monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(watchdog, "ray", SimpleNamespace(kill=self.killed.append))
-        self.watchdog = Watchdog(self.events.append, report_timeout_s, grace_s=25)
+        self.watchdog = Watchdog(self.events.append, report_timeout_s, start_timeout_s, grace_s=25)
         state = SimpleNamespace(ray_actor="the actor")
         self.trial: Any = SimpleNamespace(
             trial_id="one", status="RUNNING", config={}, temporary_state=state
@@ -42,7 +47,7 @@ class Search:
 
 
 def test_a_silent_trial_is_named_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    search = Search(monkeypatch, report_timeout_s=20)
+    search = Search(monkeypatch, report_timeout_s=None, start_timeout_s=20)
     search.pass_time(9)
     assert search.events == []
     search.pass_time(2)
@@ -58,7 +63,7 @@ def test_a_silent_trial_is_named_and_then_killed(monkeypatch: pytest.MonkeyPatch
 def test_a_wait_of_the_driver_is_no_silence_of_its_trials(
     monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    search = Search(monkeypatch, report_timeout_s=20)
+    search = Search(monkeypatch, report_timeout_s=20, start_timeout_s=20)
     search.pass_time(8)
     search.now += 290  # for storage
     getattr(search.watchdog, call)(trials=[search.trial], trial=search.trial)
@@ -71,7 +76,7 @@ def test_a_wait_of_the_driver_is_no_silence_of_its_trials(
 
 
 def test_short_waits_of_the_driver_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    search = Search(monkeypatch, report_timeout_s=20)
+    search = Search(monkeypatch, report_timeout_s=None, start_timeout_s=20)
     for _ in range(5):
         search.now += OWN_WAIT_S - 0.1
         search.watchdog.on_step_begin(trials=[search.trial])
@@ -79,23 +84,28 @@ def test_short_waits_of_the_driver_count(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("own_s", "others_s", "limit_s"),
+    ("own_s", "others_s", "report_s", "start_s", "limit_s"),
     [
-        (None, None, 1800.0),  # no trial has reported
-        (None, 2.0, 600.0),  # the first report of a trial: at least ten minutes
-        (None, 40.0, 1200.0),  # … and 30 times the longest of all
-        (2.0, 40.0, 60.0),  # a later report: at least a minute
-        (9.0, 40.0, 90.0),  # … and ten times its own longest
+        (None, None, None, None, 1800.0),  # no trial has reported
+        (None, 2.0, None, None, 600.0),  # the first report of a trial: at least ten minutes
+        (None, 40.0, None, None, 1200.0),  # … and 30 times the longest of all
+        (None, 2.0, 7.0, None, 600.0),  # what later reports may take says nothing of a start
+        (None, 2.0, 900.0, None, 900.0),  # … unless it is longer
+        (None, 40.0, 900.0, 5.0, 5.0),
+        (2.0, 40.0, None, 5.0, 60.0),  # a later report: at least a minute
+        (9.0, 40.0, None, None, 90.0),  # … and ten times its own longest
+        (9.0, 40.0, 7.0, 5.0, 7.0),
     ],
 )
-def test_the_default_deadline_follows_the_reports_so_far(
-    own_s: float | None, others_s: float | None, limit_s: float
+def test_the_deadline_follows_the_settings_and_the_reports_so_far(
+    own_s: float | None,
+    others_s: float | None,
+    report_s: float | None,
+    start_s: float | None,
+    limit_s: float,
 ) -> None:
-    found = Watchdog(lambda _: None, None, 25, _longest=others_s)
+    found = Watchdog(lambda _: None, report_s, start_s, grace_s=25, _longest=others_s)
     assert found._limit_s(_Silence(0.0, own_s)) == limit_s
-    assert (
-        Watchdog(lambda _: None, 7.0, 25, _longest=others_s)._limit_s(_Silence(0.0, own_s)) == 7.0
-    )
 
 
 @pytest.mark.parametrize(("reports", "ended_s"), [(True, 0.2), (False, 7.0)])

@@ -24,7 +24,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 from raymeta.errors import RunError, SearchError
 from raymeta.search import AxSearcher, Parameter
 from raymeta.search.ax_process import AxProcess
-from tests.search.helpers import StopDriver, local_ray, run_ax_here, saved_state
+from tests.search.helpers import StopDriver, fit, local_ray, run_ax_here, saved_state
 from tests.search.trainables import SCORE, Color, Level, Limited, Opt, Reported
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -42,38 +42,6 @@ def ray_of_two_cpus() -> Iterator[None]:
 @dataclass
 class Sizes:
     width: Any
-
-
-def fit(
-    searcher: Searcher,
-    folder: Path,
-    space: dict[str, Any] | None = None,
-    num_samples: int = len(GIVEN),
-    callbacks: tuple[tune.Callback, ...] = (),
-    metric: str | None = "loss",
-    mode: str | None = "min",
-    trainable: type[tune.Trainable] = Reported,
-    **settings: Any,
-) -> tune.ResultGrid:
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=mode,
-            search_alg=searcher,
-            num_samples=num_samples,
-            reuse_actors=True,
-            **settings,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=list(callbacks),
-            verbose=0,
-        ),
-    ).fit()
 
 
 # ------------------------------------------------------------------- every way to configure it

@@ -31,7 +31,7 @@ LONG = [
     "resources.max_failures=1",
 ]
 RARE_REPORTS = ["training.eval_every=100"]
-REPORT_TIMEOUT_S = 10
+REPORT_TIMEOUT_S, START_TIMEOUT_S = 10, 30
 START_S = 150  # Ray and the first report, on busy cores
 RAYLET_S, ORPHANS_S, FOLDER_S, SIGNAL_S = 60, 30, 60, 60  # stated in cluster/README.md
 AWAY_S, AFTER_OUTAGE_S = 6, 60
@@ -149,6 +149,29 @@ def test_hung_process_costs_a_restart_from_the_last_checkpoint(
         assert_gone([hung], 30)
         steps = started.reports()
         assert len(set(steps)) >= len(steps) - 1  # not from the start
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "title"),
+    [(1, "ray::ResourceTrainable.train"), (2, "ray::Worker")],
+    ids=["trial", "rank"],
+)
+def test_a_process_that_hangs_at_its_start_is_replaced(
+    num_workers: int, title: str, tmp_path: Path
+) -> None:
+    timeout = f"resources.start_timeout_s={START_TIMEOUT_S}"
+    started = Driver(tmp_path, timeout, f"resources.num_workers={num_workers}")
+    try:
+        hung = started.wait_for(lambda: started.children(title), title)[0]
+        hung.suspend()
+        assert not started.steps()
+        began = time.monotonic()
+        started.wait_for(started.steps, "a report")
+        assert time.monotonic() - began > START_TIMEOUT_S / 2  # it did hang
+        assert "last checkpoint (resources.start_timeout_s)" in started.text()
+        assert_gone([hung], 30)
+    finally:
+        kill_driver(started.process, grace_s=0)
 
 
 def test_driver_ends_with_a_remedy_when_its_raylet_dies(tmp_path: Path) -> None:

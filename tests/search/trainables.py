@@ -7,17 +7,24 @@ which takes seconds.
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 
 BUDGET = 3  # epochs of `Fated`
 SEM = 0.125
 SCORE, LIMIT = "metrics/mAP50-95(B)", 0.75  # of `Limited`
+# What becomes of the trials of `Numbered`, one after another.
+FATES = (
+    *("completed", "failed", "abandoned", "completed", "early_stopped", "completed"),
+    *("early_stopped", "completed", "failed", "completed", "completed"),
+)
 
 
 class Opt(str, enum.Enum):  # noqa: UP042  (as users write it)
@@ -106,3 +113,48 @@ class Limited(Reported):
         if x > LIMIT:
             raise RuntimeError("too large")
         return {SCORE: x, "acc%": 1 - x, "done": True}
+
+
+class Numbered(Reported):
+    """Scores its first number less 1 / epoch, and ends as its place among the trials says.
+
+    A score is an array of one element, as many libraries report it.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._config, self._epoch = config, 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._epoch += 1
+        numbers = self._config.get("net", self._config)
+        first, second = numbers["beta"], numbers["test"]
+        fate = FATES[self._place()]
+        if fate == "failed" and self._epoch == 2:
+            raise RuntimeError("as its place says")
+        score = math.nan if fate == "abandoned" and self._epoch == 2 else first - 1 / self._epoch
+        last = {"early_stopped": 1, "abandoned": 2}.get(fate, BUDGET)
+        return {
+            SCORE: np.array([score]),
+            f"{SCORE}_sem": 0.01,
+            "acc%": float(second),
+            "acc%_sem": 0.1,
+            "epochs": self._epoch,
+            "done": self._epoch == last,
+        }
+
+    def _place(self) -> int:
+        """Its place among the trials that left their names in a folder, the same ever after."""
+        for place in itertools.count():
+            path = Path(self._config["folder"], str(place))
+            try:
+                with path.open("x") as file:
+                    file.write(self.trial_id)
+            except FileExistsError:
+                if path.read_text() != self.trial_id:
+                    continue
+            return place
+        raise AssertionError  # `count` does not end

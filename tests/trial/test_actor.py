@@ -19,11 +19,12 @@ from safetensors.torch import load
 
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.resources import Resources
+from raymeta.experiment.schema import STEP_METRIC
 from raymeta.storage.tune import run_storage
 from raymeta.training.checkpoint import CHECKPOINT_NAME
 from raymeta.training.trainer import build_trainer
 from raymeta.trial.actor import MetaTrial
-from raymeta.trial.workers import STEP_METRIC, WorkerGroup
+from raymeta.trial.workers import WorkerGroup
 from tests.search.helpers import (
     assert_same_bits,
     local_ray,
@@ -69,7 +70,7 @@ def state(trial: MetaTrial, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def pids(trial: MetaTrial) -> list[int]:
-    return ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in trial._workers._actors])
+    return ray.get([a.__ray_call__.remote(lambda _: os.getpid()) for a in trial._workers()._actors])
 
 
 def test_one_two_and_three_workers_train_the_same_network() -> None:
