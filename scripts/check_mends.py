@@ -62,6 +62,14 @@ MENDS = {
         _ON_PROCESSES,
         "hangs_at_its_start and rank",
     ),
+    "hung-ax": Mend(
+        "raymeta/search/ax_process.py",
+        "            ray.kill(self._actor)",
+        "            pass",
+        "tests/search/test_searcher.py",
+        "ax_process_that_hangs",
+        says="no point came",
+    ),
     "own-wait": Mend(
         _WATCHDOG,
         "self._called_at > OWN_WAIT_S:",

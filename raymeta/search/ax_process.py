@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,12 @@ from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
 _MAX_LOSSES = 3  # losses of the process in a row that end the search
+# A process that hangs answers never, and Ray does not notice it.  So an answer is due within a
+# multiple of the longest so far, which grows with the trials, and at least the time that the first
+# one takes on a machine with far too much to do.
+_LEAST_DEADLINE_S, _DEADLINE_MULTIPLE = 600.0, 10
+
+_log = logging.getLogger(__name__)
 
 
 def session_id() -> str:
@@ -47,6 +55,7 @@ class AxProcess:
         self._unsent = set(records)
         self._actor: Any = None
         self._pending: Any = None  # a Ray reference
+        self._asked_at = self._longest_s = 0.0
         self._num_losses = 0  # in a row
 
     def changed(self, trial_id: str) -> None:
@@ -61,6 +70,7 @@ class AxProcess:
     def request(self, count: int) -> None:
         """Starts to prepare `count` proposals; returns at once."""
         self._pending = self._call("propose_several", self._changes(), count)
+        self._asked_at = time.monotonic()
 
     def poll(self) -> list[Proposal] | None:
         """Gets the proposals requested last, empty if the space is exhausted; None if not ready.
@@ -68,7 +78,7 @@ class AxProcess:
         Raises:
             SearchError: Ax refuses the search, or its process was lost too often.
         """
-        if self._pending is None or not ray.wait([self._pending], timeout=0)[0]:
+        if self._pending is None or not self._is_answered():
             return None
         pending, self._pending = self._pending, None
         try:
@@ -84,6 +94,7 @@ class AxProcess:
                 ) from error
             return None
         self._num_losses = 0
+        self._longest_s = max(self._longest_s, time.monotonic() - self._asked_at)
         return proposals
 
     def statuses(self) -> dict[str, str]:
@@ -91,6 +102,17 @@ class AxProcess:
         self._call("learn", self._changes())
         statuses: dict[str, str] = ray.get(self._call("statuses"))
         return {trial_id: word for trial_id, word in statuses.items() if trial_id in self._records}
+
+    def _is_answered(self) -> bool:
+        """Whether the pending call has ended; ends the process if that takes too long."""
+        if ray.wait([self._pending], timeout=0)[0]:
+            return True
+        deadline_s = max(_LEAST_DEADLINE_S, _DEADLINE_MULTIPLE * self._longest_s)
+        if time.monotonic() - self._asked_at > deadline_s and self._actor is not None:
+            _log.warning("Ax's process has not answered for %.0f s; a new one starts", deadline_s)
+            ray.kill(self._actor)  # the call ends with an error soon, as of any lost process
+            self._asked_at = time.monotonic()
+        return False
 
     def _changes(self) -> dict[str, TrialRecord]:
         """Takes the records that changed since the last call."""

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from raymeta.errors import RunError, SearchError
-from raymeta.search import AxSearcher, Parameter
+from raymeta.search import AxSearcher, Parameter, ax_process
 from raymeta.search.candidates import CandidateQueue
 from raymeta.search.records import TrialRecord
 from raymeta.search.saved import is_saved, saved_records
@@ -260,6 +261,27 @@ def test_a_killed_ax_actor_is_rebuilt_with_all_trials() -> None:
     wait_for_point(searcher, "c")
     assert searcher.statuses() == {"a": "completed", "b": "running", "c": "running"}
     assert searcher.records["c"].source == "bo"
+
+
+def test_an_ax_process_that_hangs_is_replaced_with_all_trials(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    searcher = new_searcher([SPACE[0]], num_sobol=2, points_to_evaluate=[{"x": 1.0}])
+    searcher.suggest("a")
+    wait_for_point(searcher, "b")
+    searcher.on_trial_complete("a", result(BUDGET, 1.0))
+    (hung,) = ax_pids()
+    os.kill(hung, signal.SIGSTOP)
+    with monkeypatch.context() as hasty:
+        hasty.setattr(ax_process, "_LEAST_DEADLINE_S", 1.0)
+        hasty.setattr(ax_process, "_DEADLINE_MULTIPLE", 0)
+        while not caplog.messages:
+            assert searcher.suggest("c") is None
+            time.sleep(0.1)
+    assert caplog.messages == ["Ax's process has not answered for 1 s; a new one starts"]
+    wait_for_point(searcher, "c")
+    assert searcher.statuses() == {"a": "completed", "b": "running", "c": "running"}
+    assert hung not in ax_pids()
 
 
 @pytest.mark.usefixtures("ax_here")
