@@ -68,9 +68,17 @@ PROVIDER = provider(
 )
 """
 PLOT = '''
-def nothing(search):
-    """Shows nothing."""
-    return iter(())
+import pandas as pd
+import plotly.express as px
+from ax.analysis.plotly.plotly_analysis import create_plotly_analysis_card
+
+
+def sizes(search):
+    """How many values each parameter has in the space."""
+    names = [parameter.name for parameter in search.space.parameters]
+    table = pd.DataFrame({"key": names, "length": [len(name) for name in names]})
+    figure = px.bar(table, x="key", y="length")
+    yield "sizes names", create_plotly_analysis_card("Sizes", "", "", table, figure)
 '''
 EXPERIMENT = """
 name: own
@@ -85,16 +93,25 @@ search:
 evaluation: {{num_episodes: 4, adaptation_steps: 1}}
 """
 USE = """
+from types import SimpleNamespace
+
 from raymeta.deploy.files.load import PROVIDERS
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.meta_test import meta_test
 from raymeta.experiment.file import load_experiment, to_yaml
+from raymeta.report.facts import Analysis
+from raymeta.report.model_plots import analysis_figure
 from raymeta.search.plots import PLOTS
+from raymeta.search.space import search_space
 from raymeta.training.trainer import build_trainer
 from torch import device
 
 experiment = load_experiment("own.yaml")
-assert "do" in PROVIDERS and "nothing" in [plot.__name__ for plot in PLOTS]
+(sizes,) = [plot for plot in PLOTS if plot.__name__ == "sizes"]
+((name, card),) = sizes(SimpleNamespace(space=search_space(experiment)))
+columns = {column: [str(value) for value in values] for column, values in card.df.items()}
+assert analysis_figure(Analysis("sizes", "names", columns), experiment).data[0].type == "bar"
+assert "do" in PROVIDERS
 trainer = build_trainer(experiment)
 trainer.train(2)
 network = Network(trainer.tasks, trainer.recipe, trainer.meta_params)
@@ -147,7 +164,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry, before = "acquisitions/__init__.py", "    LOG_EI,"
     add("acquisitions/mean.py", ACQUISITION, registry, "MEAN", before, "MEAN,")
     registry, before = "search/plots/__init__.py", "    importance,"
-    add("search/plots/nothing.py", PLOT, registry, "nothing", before, "nothing,")
+    add("search/plots/sizes.py", PLOT, registry, "sizes", before, "sizes,")
     registry, before = "deploy/files/load.py", "        aws.PROVIDER,"
     name = "PROVIDER as DO"
     add("deploy/files/do.py", PROVIDER, registry, name, before, "DO,")

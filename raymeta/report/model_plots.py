@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import numpy as np
 from plotly import graph_objects as go
@@ -11,7 +12,7 @@ from plotly import graph_objects as go
 from raymeta.console.text import leaf
 from raymeta.experiment.schema import Experiment
 from raymeta.report.facts import Analysis
-from raymeta.report.plots import BLUE, GREY, ORANGE, label
+from raymeta.report.plots import BLUE, GREY, ORANGE, SERIES_COLOURS, label
 
 _Z_95 = 1.96
 
@@ -36,22 +37,19 @@ def importance_figure(importance: dict[str, float], metric: str) -> go.Figure:
 
 
 def analysis_figure(analysis: Analysis, experiment: Experiment) -> go.Figure | None:
-    """The plot of an analysis in the metric's own units; None for a kind without one."""
-    drawers = {"slice": _slice, "contour": _contour, "cross_validation": _cross_validation}
-    drawer = drawers.get(analysis.kind)
-    return None if drawer is None else drawer(analysis, experiment)
+    """Draws an analysis in the metric's own units; None if nothing in it can be drawn.
+
+    A kind that `_DRAWN` does not name is drawn by its columns, as they are.
+    """
+    _, draw = _DRAWN.get(analysis.kind, ("", _by_columns))
+    return draw(analysis, experiment)
 
 
 def analysis_title(analysis: Analysis) -> str:
     """The heading of its plot."""
-    words = {
-        "slice": "Along one key",
-        "contour": "Over two keys",
-        "cross_validation": "Each trial predicted from the others",
-    }
-    keys = [name for name in _parameters(analysis) if analysis.kind != "cross_validation"]
-    of = " and ".join(keys) or analysis.of
-    return f"{words.get(analysis.kind, analysis.kind)}: {of}"
+    words, draw = _DRAWN.get(analysis.kind, (analysis.kind, _by_columns))
+    keys = _parameters(analysis) if draw in (_slice, _contour) else []
+    return f"{words}: {' and '.join(keys) or analysis.of}"
 
 
 def _parameters(analysis: Analysis) -> list[str]:
@@ -191,3 +189,38 @@ def _cross_validation(analysis: Analysis, _: Experiment) -> go.Figure | None:
         xaxis={"title": {"text": f"observed {label(analysis.of)}"}},
         yaxis={"title": {"text": "predicted from the other trials"}},
     )
+
+
+def _importance(analysis: Analysis, _: Experiment) -> go.Figure | None:
+    shares = [abs(share) for share in analysis.numbers("sensitivity")]
+    keys = analysis.columns.get("parameter_name", [])
+    return importance_figure(dict(zip(keys, shares, strict=True)), analysis.of) if keys else None
+
+
+def _by_columns(analysis: Analysis, _: Experiment) -> go.Figure | None:
+    """Columns of numbers over the first column: bars over names, dots over numbers."""
+    first, *others = analysis.columns or {"": []}
+    numbers = {name: analysis.numbers(name) for name in others}
+    drawn = {name: ys for name, ys in numbers.items() if ys and _is_numeric(ys)}
+    if not drawn:
+        return None
+    xs = analysis.numbers(first)
+    figure = go.Figure()
+    for (name, ys), colour in zip(drawn.items(), cycle(SERIES_COLOURS), strict=False):
+        if _is_numeric(xs):
+            marker = {"size": 8, "color": colour}
+            figure.add_trace(
+                go.Scatter(x=xs, y=ys, mode="markers", marker=marker, name=label(name))
+            )
+        else:
+            names = [label(text, 24) for text in analysis.columns[first]]
+            figure.add_trace(go.Bar(x=names, y=ys, marker={"color": colour}, name=label(name)))
+    return figure.update_layout(xaxis={"title": {"text": label(first)}}, showlegend=len(drawn) > 1)
+
+
+_DRAWN: dict[str, tuple[str, Callable[[Analysis, Experiment], go.Figure | None]]] = {
+    "importance": ("What matters", _importance),
+    "slice": ("Along one key", _slice),
+    "contour": ("Over two keys", _contour),
+    "cross_validation": ("Each trial predicted from the others", _cross_validation),
+}

@@ -34,6 +34,7 @@ from raymeta.storage.paths import AnyPath
 
 REPORT_FILE = "report.html"
 _LONGEST_ERROR = 2000  # characters
+_MOST_ROWS = 20  # of a table that is not drawn
 
 
 def write_page(run: Run) -> AnyPath:
@@ -260,11 +261,18 @@ def _model(page: Page, facts: RunFacts) -> None:
         page.heading("What matters")
         page.plot(model_plots.importance_figure(facts.importance, metric), "importance of each key")
     for analysis in facts.analyses:
+        if facts.importance and (analysis.kind, analysis.of) == ("importance", metric):
+            continue  # drawn above, with the columns of a choice in one
+        title = model_plots.analysis_title(analysis)
         figure = model_plots.analysis_figure(analysis, facts.experiment)
+        page.heading(title)
         if figure is not None:
-            title = model_plots.analysis_title(analysis)
-            page.heading(title)
             page.plot(figure, title)
+        else:
+            rows = list(zip(*analysis.columns.values(), strict=True))
+            page.table(list(analysis.columns), rows[:_MOST_ROWS])
+            if len(rows) > _MOST_ROWS:
+                page.text(f"The first {_MOST_ROWS} of {len(rows)} rows.", "dim")
 
 
 def _problems(page: Page, facts: RunFacts) -> None:

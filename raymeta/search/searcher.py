@@ -154,13 +154,14 @@ class AxSearcher(Searcher):
         self._trials.mistake = None
         self._set_tuner_objective(metric, mode)
         call = tune_call()
-        offered = tune_space(config, self._constraints, call.hidden if call else None)
-        if self._space is None or self._is_space_from_tuner:
-            if self._space is None:
-                self._given = points_in(offered, self._given)
-            self._space, self._is_space_from_tuner = same_space(self._space, offered), True
-        else:
-            refuse_overlap(self._space, offered)
+        hidden = call.hidden if call else None
+        if self._space is not None and not self._is_space_from_tuner:  # it has the constraints
+            refuse_overlap(self._space, tune_space(config, [], hidden))
+            return True
+        offered = tune_space(config, self._constraints, hidden)
+        if self._space is None:
+            self._given = points_in(offered, self._given)
+        self._space, self._is_space_from_tuner = same_space(self._space, offered), True
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:

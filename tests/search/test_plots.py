@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ax.analysis.plotly.plotly_analysis import PlotlyAnalysisCard
 from ax.core.analysis_card import AnalysisCardBase
 
+from raymeta.experiment.file import load_experiment
 from raymeta.experiment.parameter import Parameter
+from raymeta.report.facts import Analysis
+from raymeta.report.model_plots import analysis_figure
+from raymeta.search import explain
 from raymeta.search.ax_model import AxModel
 from raymeta.search.plots import PLOTS, fitted
 from raymeta.search.plots.fitted import FittedSearch, plotted
@@ -20,6 +25,7 @@ from raymeta.search.space import Space
 pytestmark = pytest.mark.slow  # it fits models
 
 NUM_TRIALS = 10
+EXPERIMENT = load_experiment("pen")
 NAMES = [  # two metrics, two ranges and a choice
     ("accuracy", "seconds", "rate", "width", "cell"),
     ("metrics/mAP50-95(B)", "f-score", "beta", "lr-1", "kind of cell"),
@@ -66,6 +72,12 @@ def search(request: pytest.FixtureRequest) -> FittedSearch:
     return fitted_search(*request.param)
 
 
+def in_own_names(card: PlotlyAnalysisCard, search: FittedSearch) -> dict[str, list[str]]:
+    """The data of a card as a report reads it."""
+    table = explain._in_own_names(card, search.names)
+    return {name: [str(value) for value in column] for name, column in table.items()}
+
+
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.__name__)
 def test_a_plot_yields_figures_and_tables_under_distinct_names(
     plot: Callable[[FittedSearch], Iterator[tuple[str, AnalysisCardBase]]], search: FittedSearch
@@ -79,6 +91,10 @@ def test_a_plot_yields_figures_and_tables_under_distinct_names(
         assert cards, f"{name}: {[getattr(card, 'blob', '') for card in result.flatten()]}"
         for card in cards:
             assert len(card.df)
+            data = Analysis(name.partition(" ")[0], name, in_own_names(card, search))
+            drawn = analysis_figure(data, EXPERIMENT)
+            assert drawn is not None, name
+            assert len(drawn.data)
 
 
 def test_the_most_important_parameter_is_known_by_its_own_name(search: FittedSearch) -> None:

@@ -1,6 +1,8 @@
 """The plots of a search's model in a report: one file each, and one line each here.
 
-A plot is a function of a `FittedSearch` that yields names and Ax's cards.
+A plot is a function of a `FittedSearch` that yields names, of a kind and what it is of, and Ax's
+cards.  A report draws their data by their columns; `raymeta.report.model_plots` draws some kinds
+in ways of their own.
 """
 
 from __future__ import annotations
