@@ -89,12 +89,11 @@ def test_a_plot_yields_figures_and_tables_under_distinct_names(
     for name, result in found:
         cards = list(plotted(result))
         assert cards, f"{name}: {[getattr(card, 'blob', '') for card in result.flatten()]}"
-        for card in cards:
-            assert len(card.df)
-            data = Analysis(name.partition(" ")[0], name, in_own_names(card, search))
-            drawn = analysis_figure(data, EXPERIMENT)
-            assert drawn is not None, name
-            assert len(drawn.data)
+        assert all(len(card.df) for card in cards)
+        kind, _, of = name.partition(" ")
+        analyses = [Analysis(kind, of, in_own_names(card, search)) for card in cards]
+        drawn = [analysis_figure(analysis, EXPERIMENT) for analysis in analyses]
+        assert any(figure is not None and figure.data for figure in drawn)  # others are tables
 
 
 def test_the_most_important_parameter_is_known_by_its_own_name(search: FittedSearch) -> None:
