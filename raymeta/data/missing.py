@@ -5,6 +5,8 @@ Shape legend: T time steps, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -55,3 +57,15 @@ def since_observed(x: np.ndarray, times: np.ndarray) -> np.ndarray:
 def time_differences(times: np.ndarray) -> np.ndarray:
     """The time since the step before, `[T, 1]`; 0 at the first step."""
     return np.diff(times, prepend=times[0])[:, None]
+
+
+def typical_steps(times: Iterable[np.ndarray]) -> np.ndarray:
+    """The median time between the steps of each sequence that has two at least.
+
+    The median, since one long gap is ordinary where times are irregular.
+
+    Args:
+        times: of each sequence, `[T]`, increasing.
+    """
+    with np.errstate(over="ignore"):
+        return np.array([np.median(np.diff(own)) for own in times if len(own) > 1])

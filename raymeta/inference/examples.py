@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from raymeta.data.missing import typical_steps
 from raymeta.data.readers.arrow import refuse_missing
 from raymeta.data.readers.table import TableReader
 from raymeta.data.sequences import Sequences
@@ -26,6 +27,9 @@ from raymeta.tasks.levels import unknown_levels
 Axes = Literal["NTC", "NCT"]
 _DATAFRAME = Path("the DataFrame")  # what messages call it
 _ROW = "row number"  # the column of a table whose rows are examples
+# How far beyond those of meta-training steps may be before their unit is in doubt: less than what
+# lies between any two neighbours of milliseconds, seconds, minutes, hours and days (24 or more).
+_FAR = 20.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def table_examples(
         DataError: naming place, row, column, rule and remedy.
 
     Warns:
-        DataWarning: a category has a level that training lacked.
+        DataWarning: a category has a level that training lacked, or the times seem to be in another
+            unit than those of training.
     """
     refuse_computed(inputs, place, with_targets=with_targets)
     check_columns(table.schema.names, inputs, place, with_targets=with_targets)
@@ -115,6 +120,7 @@ def table_examples(
     table = table.select(list(reader.columns))
     found = reader.sequences(table, place)
     _check_times(found, inputs, place)
+    _warn_of_steps(found, inputs, place)
     x, y = list(found.x), np.array(found.classes) if with_targets else None
     if has_numbers:
         for name, steps in zip(found.ids, x, strict=True):
@@ -147,6 +153,25 @@ def _check_times(found: Sequences, inputs: Inputs, place: AnyPath) -> None:
     raise DataError(
         f"{place}, column {inputs.time}: holds {kinds[found.are_dates]}, but the network was "
         f"trained on {kinds[wanted]}; {remedy}"
+    )
+
+
+def _warn_of_steps(found: Sequences, inputs: Inputs, place: AnyPath) -> None:
+    """Warns of time steps that are far from those of training, as in another unit."""
+    if inputs.time_steps is None or not len(steps := typical_steps(found.times)):
+        return
+    typical, (low, high) = float(np.median(steps)), inputs.time_steps
+    if low / _FAR <= typical <= high * _FAR:
+        return
+    unit, remedy = "", "give the times in the unit of the training data"
+    if inputs.times_are_dates:
+        unit, remedy = " seconds", "see that the dates are right"
+    warnings.warn(
+        f"{place}, column {inputs.time}: the typical time between two rows is {typical:.4g}{unit}, "
+        f"but in meta-training it was {low:.4g} to {high:.4g}{unit}, and the network reads these "
+        f"times; {remedy}, or expect less than the meta-test says",
+        DataWarning,
+        stacklevel=3,
     )
 
 

@@ -30,6 +30,8 @@ class Inputs:
     be missing (NaN) if `may_miss`.  If `is_timed`, one more column holds the time of each step
     since the first, which only a table can tell; `times_are_dates` says whether those of training
     were dates or plain numbers (None: not known), where the network reads how long they take.
+    `time_steps` are then the 1st and the 99th percentile, over the sequences of meta-training, of
+    the median time between two steps, in seconds or in the numbers' own unit (None: not known).
 
     In a table every row is a time step, in the order of the column `time` if there is one.
     `sequence` is the column that tells the examples apart; without it, and for texts (the column
@@ -71,6 +73,7 @@ class Inputs:
     may_miss: bool = False
     is_timed: bool = False
     times_are_dates: bool | None = None
+    time_steps: tuple[float, float] | None = None
     levels: Levels = field(default_factory=dict)
 
 

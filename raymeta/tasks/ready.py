@@ -19,6 +19,7 @@ import numpy as np
 
 from raymeta.data.files import digest_of, forget_read, stamps
 from raymeta.data.mapped import keep_arrays, open_arrays
+from raymeta.data.missing import typical_steps
 from raymeta.data.ragged import Ragged
 from raymeta.data.sequences import Sequences
 from raymeta.episodes import SPLITS, Split, TaskDistribution
@@ -32,7 +33,7 @@ from raymeta.tasks.sampling import fingerprint
 from raymeta.tasks.table_settings import TableTasks
 
 LARGE_BYTES = 16 << 20  # of files; a smaller table is read again sooner than a file is opened
-_FORMAT = "raymeta tables 1"
+_FORMAT = "raymeta tables 2"
 # Of the settings, what counts for drawing alone.
 _FOR_DRAWS = {"num_ways", "num_shots", "num_queries", "support", "windows_each"}
 _log = logging.getLogger(__name__)
@@ -69,10 +70,9 @@ class Ready:
         views = tuple(prepared(settings, dealt.chosen, spectrum) for spectrum in spectra)
         found = tuple(fingerprint(dealt.chosen, facts(own, dealt)) for own in views)
         # After the fingerprint, which runs have that began before this was kept.
-        if (are_dates := dealt.chosen["train"].are_dates) is not None and settings.reads_times:
-            views = tuple(
-                replace(own, facts={**own.facts, "times_are_dates": are_dates}) for own in views
-            )
+        if settings.reads_times:
+            of_times = _facts_of_times(dealt.chosen["train"])
+            views = tuple(replace(own, facts={**own.facts, **of_times}) for own in views)
         unknown = unknown_in_splits(settings, dealt.chosen, views[0].facts)
         return cls(replace(dealt, warnings=(*dealt.warnings, *unknown)), views, found)
 
@@ -128,6 +128,19 @@ def recorded_last(found: Sequence[TaskDistribution]) -> TaskDistribution:
     """The distribution of the first view; the last view is what was recorded, if there are two."""
     first, *recorded = found
     return replace(first, recorded=recorded[0]) if recorded else first
+
+
+def _facts_of_times(training: Sequences) -> dict[str, Any]:
+    """What tells later times of another kind or unit from those of meta-training.
+
+    `time_steps` are the 1st and the 99th percentile of the sequences' typical steps.
+    """
+    facts: dict[str, Any] = {}
+    if training.are_dates is not None:
+        facts["times_are_dates"] = training.are_dates
+    if len(steps := typical_steps(training.times)):
+        facts["time_steps"] = np.quantile(steps, (0.01, 0.99)).tolist()
+    return facts
 
 
 def _packed(ready: Ready) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -9,6 +9,7 @@ Shape legend: E episodes, N examples, S sequences, T time steps, D features.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -192,8 +193,18 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         may_miss=settings.missing != "refuse",
         is_timed=fills_in and settings.time is not None,
         times_are_dates=facts.get("times_are_dates"),  # unknown to runs of before
+        time_steps=_time_steps(facts),
         levels=levels,
     )
+
+
+def _time_steps(facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    if "time_steps" not in facts:  # the network reads no times, or the run is of before
+        return None
+    low, high = map(float, facts["time_steps"])
+    if not 0 < low <= high < math.inf:
+        raise ValueError("time_steps must be two positive numbers, the lower first")
+    return low, high
 
 
 @once_while_held

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import raymeta
-from raymeta.errors import DataError
+from raymeta.errors import DataError, DataWarning
 from raymeta.inference.adapted import Adapted
+from raymeta.inference.model import Model
 from raymeta.run_folder import Run
 from raymeta.tasks.load import load_tasks
 from tests.inference.conftest import (
@@ -153,6 +154,60 @@ def test_dates_and_numbers_are_not_taken_for_one_another(tmp_path: Path, of_date
     identity = replace(model.trained.identity, facts=known)
     older = replace(model, trained=replace(model.trained, identity=identity))
     assert len(older.adapt(same).predict(other.drop(columns="kind"))) == 18
+
+
+def without_time_steps(model: Model) -> Model:
+    """The model as of a run that kept no time steps."""
+    known = dict(model.trained.identity.facts)
+    del known["time_steps"]
+    identity = replace(model.trained.identity, facts=known)
+    return replace(model, trained=replace(model.trained, identity=identity))
+
+
+@pytest.mark.parametrize(("missing", "differences"), [("refuse", True), ("mask", False)])
+def test_times_in_another_unit_are_warned_of(
+    gaps_run: GapsRun, missing: str, differences: bool, tmp_path: Path
+) -> None:
+    run = gaps_run(missing, differences)
+    model, seconds = raymeta.load(str(run.path)), support(run)
+    # Recordings have 4 to 9 steps, at the squares of 0, 1, 2 and so on.
+    assert model.trained.inputs.time_steps == pytest.approx((3, 8))
+    said = (
+        r"the DataFrame, column second: the typical time between two rows is {seen}, but in "
+        r"meta-training it was 3 to 8, .*; give the times in the unit of the training data"
+    )
+    model.adapt(seconds).save(tmp_path / "adapted")
+    adapted = raymeta.load_adapted(tmp_path / "adapted")
+    for factor in (1000, 1 / 60):
+        other = seconds.assign(second=seconds["second"] * factor)
+        seen = "[5-7]000" if factor > 1 else r"0\.[01]\d*"
+        for ask in (model.adapt, adapted.predict, adapted.predict_proba):
+            with pytest.warns(DataWarning, match=said.format(seen=seen)):
+                ask(other)
+        # Networks of runs that did not keep it go on as they did.
+        without_time_steps(model).adapt(other).predict(other)
+    # Recordings may be a few times as slow as those of training, and one row has no steps.
+    slower = seconds.assign(second=seconds["second"] * 10)
+    adapted.predict(slower)
+    adapted.predict(seconds.drop_duplicates("recording"))
+
+
+def test_the_command_line_warns_of_times_in_another_unit(gaps_run: GapsRun, run_cli: Cli) -> None:
+    run = gaps_run("refuse", True)
+    seconds = support(run)
+    seconds.to_csv("s.csv", index=False)
+    for name in ("support-ms.csv", "query-ms.csv"):  # Python tells a warning once
+        seconds.assign(second=seconds["second"] * 1000).to_csv(name, index=False)
+    adapt = ("adapt", str(run.path), "-o", "a.raymeta", "--support")
+    for ask in ((*adapt, "support-ms.csv"), (*adapt, "s.csv"), ("predict", "a.raymeta", "s.csv")):
+        code, _, error = run_cli(*ask)
+        assert code == 0
+        warned = "warning: support-ms.csv, column second: the typical time" in error
+        assert warned == ("support-ms.csv" in ask), error
+        assert not warned or "give the times in the unit of the training data" in error
+    code, _, error = run_cli("predict", "a.raymeta", "query-ms.csv")
+    assert code == 0
+    assert "warning: query-ms.csv, column second: the typical time between two rows is" in error
 
 
 def test_times_that_are_not_read_may_be_of_any_kind(run_of: RunOf) -> None:
