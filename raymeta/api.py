@@ -198,7 +198,8 @@ def watch(
         verbose: also shows every validation, line by line where there is no live view.
 
     Raises:
-        RunError: there is no such run, or no process is at work in it and it has not finished.
+        RunError: there is no such run, or it has not finished and no process is at work in it; in
+            storage without locks, nothing was heard of it for a quarter of an hour.
     """
     found = Run.open(str(run), path_at(runs_dir))
     try:
