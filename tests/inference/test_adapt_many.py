@@ -12,6 +12,7 @@ import pytest
 import raymeta
 from raymeta.errors import DataError
 from raymeta.meta.learners import LEARNERS
+from raymeta.training.curves import EVALUATION_CHUNK
 from tests.inference.conftest import RunOf
 
 
@@ -38,6 +39,22 @@ def test_every_task_is_adapted_as_alone(run_of: RunOf, learner: str) -> None:
         assert {name: value.shape for name, value in found.params[0].items()} == {
             name: value.shape for name, value in alone.params[0].items()
         }
+
+
+def test_more_tasks_than_are_adapted_at_once_keep_their_order(run_of: RunOf) -> None:
+    model = raymeta.load(str(run_of("table", "learner=maml").path))
+    num_tasks = 2 * EVALUATION_CHUNK + 2
+    assert num_tasks == 130
+    tasks = [(signals(task, 6), list("aabbcc")) for task in range(num_tasks)]
+    tasks[100] = (signals(100, 4), list("xxyy"))  # alone among those of another form
+    queries = signals(1000, 3)
+    answers = [found.predict_proba(queries) for found in model.adapt_many(tasks)]
+    assert len(answers) == num_tasks
+    for (x, y), found in zip(tasks, answers, strict=True):
+        wanted = model.adapt(x, y).predict_proba(queries)
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+    alike = np.stack([found for task, found in enumerate(answers) if task != 100])
+    assert len(np.unique(alike.round(9), axis=0)) == num_tasks - 1  # none was answered for another
 
 
 def test_regressions_tables_and_ensembles_are_adapted_together(
