@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from raymeta.search.records import Curve, Status, TrialRecord
 from raymeta.search.trial_log import TrialLog
 
 EPISODES, QUERIES = 24, 6
+COSTS = (3000.0, 4000.0, 9000.0, 1000.0, 6000.0)  # of each trial, beside the metric
 STATUSES: tuple[Status, ...] = ("completed", "early_stopped", "completed", "failed", "completed")
 
 
@@ -89,9 +91,19 @@ def drawings(text: str) -> Drawings:
     )
 
 
-def finished_run(folder: Path, *, name: str = "one", seed: int = 0, text: str = "plain") -> Run:
-    """Writes a search of `pen-maml` with five trials, one of which failed, and its meta-test."""
-    run = Run.create(folder, load_experiment("pen-maml"), name, fingerprint="the data")
+def finished_run(
+    folder: Path,
+    *,
+    name: str = "one",
+    seed: int = 0,
+    text: str = "plain",
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Writes a search of `pen-maml` with five trials, one of which failed, and its meta-test.
+
+    With `search.against=num_parameters` the first and the last trial are on the Pareto front.
+    """
+    run = Run.create(folder, load_experiment("pen-maml", overrides), name, fingerprint="the data")
     log = TrialLog(run)
     rng = np.random.default_rng(seed)
     keys = list(run.experiment().search.space)
@@ -102,7 +114,12 @@ def finished_run(folder: Path, *, name: str = "one", seed: int = 0, text: str = 
             (100 * step, 0.5 + 0.05 * step + 0.01 * number, 0.02) for step in range(count)
         ]
         began = 10.0 * number
-        record = TrialRecord(point, "sobol", status, curve, {}, "", began, began + 5 * (count + 1))
+        others: dict[str, Curve] = {
+            name: [(step, COSTS[number], None) for step, _, _ in curve]
+            for name, _ in run.experiment().objectives[1:]
+        }
+        ended = began + 5 * (count + 1)
+        record = TrialRecord(point, "sobol", status, curve, others, "", began, ended)
         error = f"Traceback\n  {text}\nRuntimeError: {text}" if status == "failed" else None
         log.set(f"trial{number}", record, error=error)
     log.end("num_trials: all 5 were made")

@@ -44,6 +44,16 @@ def page(run: Run) -> str:
 
 
 @pytest.fixture(scope="module")
+def front_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose search had two objectives, with its page."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = finished_run(folder, overrides=["search.against=num_parameters"])
+    explained(run)
+    write_page(run)
+    return run
+
+
+@pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
     with chromium() as tab:
         yield tab
@@ -177,16 +187,54 @@ def test_chromium_draws_it_at_any_width_without_an_error(
     run: Run, page: str, tab: Tab, width: int, dark: bool
 ) -> None:
     assert page
+    assert_drawn(tab, Path(str(run.path)) / "report.html", width, dark, least=16)
+    assert tab.value("document.querySelectorAll('figure svg polyline').length") == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1200, False), (1200, True), (390, False), (390, True)]
+)
+def test_chromium_draws_the_front_of_two_objectives(
+    front_run: Run, tab: Tab, width: int, dark: bool
+) -> None:
+    file = Path(str(front_run.path)) / "report.html"
+    assert_drawn(tab, file, width, dark, least=16)
+    plot = "document.querySelector('.plot[aria-label=\"Pareto front\"]')"
+    lines = tab.value(f"{plot}.data.filter(t => t.mode === 'lines').map(t => [t.x, t.y])")
+    assert len(lines) == 1
+    xs, ys = lines[0]
+    assert xs == [3000, 6000]  # the third trial costs more and scores less than the last
+    assert ys == pytest.approx([0.65, 0.69])
+    # The two objectives name the axes, and a trial that failed has no point.
+    texts = tab.value(f"[...{plot}.querySelectorAll('.infolayer text')].map(t => t.textContent)")
+    assert {"num_parameters", "val_accuracy"} <= set(texts)
+    assert tab.value(f"{plot}.querySelectorAll('.points path').length") == 4
+    # All of its text is inside the page, in the colour of the theme.
+    outside = tab.value(
+        f"[...{plot}.querySelectorAll('text')].filter(t => t.textContent).filter(t => {{"
+        "const box = t.getBoundingClientRect(); return box.left < 0 || box.right > innerWidth"
+        "}).map(t => t.textContent)"
+    )
+    assert outside == []
+    inks = tab.value(
+        f"[...new Set([...{plot}.querySelectorAll('.xtick text, .ytick text')].map("
+        "t => getComputedStyle(t).fill))]"
+    )
+    assert inks == ["rgb(228, 232, 238)" if dark else "rgb(28, 36, 48)"]
+
+
+def assert_drawn(tab: Tab, file: Path, width: int, dark: bool, *, least: int) -> None:
+    """Opens a page; all its plots, `least` of them or more, are drawn, and its text fits."""
     tab.messages.clear()
-    tab.open(Path(str(run.path)) / "report.html", width=width, dark=dark)
+    tab.open(file, width=width, dark=dark)
     assert tab.messages == []
     count = tab.value("document.querySelectorAll('.plot').length")
     drawn = tab.value(
         "[...document.querySelectorAll('.plot')].filter(p => p.querySelector("
         "'.trace, .bars .point, .contour, .hm image')).length"
     )
-    assert count == drawn >= 16
-    assert tab.value("document.querySelectorAll('figure svg polyline').length") == 16
+    assert count == drawn >= least
     assert tab.value("document.documentElement.scrollWidth") <= width
     # No text leaves the page, but for tables that scroll by themselves.
     wide = tab.value(
