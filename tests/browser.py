@@ -121,3 +121,25 @@ def chromium() -> Iterator[Tab]:
         finally:
             process.kill()
             process.wait()
+
+
+def assert_drawn(tab: Tab, file: Path, width: int, dark: bool, *, least: int) -> None:
+    """Opens a page; all its plots, `least` of them or more, are drawn, and its text fits."""
+    tab.messages.clear()
+    tab.open(file, width=width, dark=dark)
+    assert tab.messages == []
+    count = tab.value("document.querySelectorAll('.plot').length")
+    drawn = tab.value(
+        "[...document.querySelectorAll('.plot')].filter(p => p.querySelector("
+        "'.trace, .bars .point, .contour, .hm image')).length"
+    )
+    assert count == drawn >= least
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    # No text leaves the page, but for tables that scroll by themselves.
+    wide = tab.value(
+        "[...document.querySelectorAll('h1, h2, h3, p, li, a, label, summary, .plot svg')].filter("
+        "e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.textContent)"
+    )
+    assert wide == []
+    ground = tab.value("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")

@@ -262,9 +262,9 @@ def attribute(
     differs from the baseline's.
     """
     console = open_console()
-    from raymeta.inference.attribution_page import attribution_page  # noqa: PLC0415  (slow)
     from raymeta.inference.explanation_tables import attribution_table  # noqa: PLC0415
     from raymeta.inference.files import load_adapted  # noqa: PLC0415
+    from raymeta.report.attribution_page import attribution_page  # noqa: PLC0415  (slow)
 
     written = _format_of(output, format_)
     if plot is not None and not path_at(plot).name.endswith(".html"):

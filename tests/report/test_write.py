@@ -20,7 +20,7 @@ from raymeta.report.write import report_page, write_page
 from raymeta.run_folder import Run
 from raymeta.search.records import TrialRecord
 from raymeta.search.trial_log import TrialLog
-from tests.browser import Tab, chromium
+from tests.browser import Tab, assert_drawn, chromium
 from tests.report.runs import drawings, explained, finished_run
 
 HOSTILE = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
@@ -222,28 +222,6 @@ def test_chromium_draws_the_front_of_two_objectives(
         "t => getComputedStyle(t).fill))]"
     )
     assert inks == ["rgb(228, 232, 238)" if dark else "rgb(28, 36, 48)"]
-
-
-def assert_drawn(tab: Tab, file: Path, width: int, dark: bool, *, least: int) -> None:
-    """Opens a page; all its plots, `least` of them or more, are drawn, and its text fits."""
-    tab.messages.clear()
-    tab.open(file, width=width, dark=dark)
-    assert tab.messages == []
-    count = tab.value("document.querySelectorAll('.plot').length")
-    drawn = tab.value(
-        "[...document.querySelectorAll('.plot')].filter(p => p.querySelector("
-        "'.trace, .bars .point, .contour, .hm image')).length"
-    )
-    assert count == drawn >= least
-    assert tab.value("document.documentElement.scrollWidth") <= width
-    # No text leaves the page, but for tables that scroll by themselves.
-    wide = tab.value(
-        "[...document.querySelectorAll('h1, h2, h3, p, li, a, label, summary, .plot svg')].filter("
-        "e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.textContent)"
-    )
-    assert wide == []
-    ground = tab.value("getComputedStyle(document.body).backgroundColor")
-    assert ground == ("rgb(20, 24, 31)" if dark else "rgb(255, 255, 255)")
 
 
 @pytest.mark.slow

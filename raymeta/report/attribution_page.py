@@ -1,6 +1,6 @@
 """Attributions drawn over their examples: signals, pen strokes, or the words of a text.
 
-Red speaks for the answer, blue against it.  A page holds all it needs and no code but plotly's.
+Red speaks for the answer, blue against it.
 
 Shape legend: T time steps, C channels.
 """
@@ -15,47 +15,41 @@ from plotly.graph_objects import Bar, Figure, Heatmap, Scatter
 from plotly.subplots import make_subplots
 
 from raymeta.inference.attribution import Attribution
+from raymeta.report.page import Page
 
+_TITLE = "What the answers are made of"
 MOST_EXAMPLES = 20  # of a page
 MOST_CHANNELS = 8  # of an example
-_COLOURS = "RdBu_r"
-_INK = "#444"
-_STYLE = """<style>
-body {font-family: sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222;
-  background: #fff; line-height: 1.45}
-h2 {font-size: 1.1em; margin: 2em 0 0.2em}
-p {margin: 0.2em 0}
-.words {font-size: 1.15em; line-height: 2.1; margin: 0.8em 0}
-.words span {padding: 0.15em 0.3em; border-radius: 0.25em; overflow-wrap: anywhere}
-.scale {display: inline-block; width: 9em; height: 0.8em; margin: 0 0.5em;
-  background: linear-gradient(90deg, #2166ac, #fff, #b2182b); border: 1px solid #ccc}
-.note {color: #555}
-</style>"""
+_AGAINST, _FOR = (33, 102, 172), (178, 24, 43)  # blue and red that show on light and dark ground
+_COLOURS = [f"rgb{_AGAINST}", "rgb(247, 247, 247)", f"rgb{_FOR}"]
+_INK = "#888"
 
 
 def attribution_page(found: Attribution) -> str:
     """A self-contained page of HTML with the first `MOST_EXAMPLES` examples."""
     method = found.method.replace("_", " ")
-    parts = [
-        "<!DOCTYPE html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>What the answers are made of</title>{_STYLE}",
-        "<h1>What the answers are made of</h1>",
-        f"<p>By {method}; the baseline is {_BASELINES[found.baseline]}.</p>",
-        "<p class='note'>against the answer <span class='scale'></span> for the answer</p>",
-    ]
+    page = Page("What the answers are made of")
+    page.header(
+        "What the answers are made of",
+        f"By {method}; the baseline is {_BASELINES[found.baseline]}.",
+    )
+    # Words without attribution have the page's own ground.
+    middle = "transparent" if found.words else _COLOURS[1]
+    colours = f"background: linear-gradient(90deg, {_COLOURS[0]}, {middle}, {_COLOURS[2]})"
+    page.markup(
+        f"<p class='dim'>against the answer <span class='scale' style='{colours}'></span> for the "
+        "answer</p>"
+    )
     num_examples = len(found.values)
     for number in range(min(num_examples, MOST_EXAMPLES)):
-        parts.append(_caption(found, number))
+        title = _caption(page, found, number)
         if found.words:
-            parts.append(_words(found, number))
+            page.markup(_words(found, number))
         else:
-            config = {"displayModeBar": False, "responsive": True}
-            plot = figure(found, number)
-            parts.append(plot.to_html(full_html=False, include_plotlyjs=number == 0, config=config))
+            page.plot(figure(found, number), title)
     if num_examples > MOST_EXAMPLES:
-        parts.append(f"<p class='note'>The first {MOST_EXAMPLES} of {num_examples} examples.</p>")
-    return "\n".join([*parts, "</html>"])
+        page.text(f"The first {MOST_EXAMPLES} of {num_examples} examples.", "dim")
+    return page.html()
 
 
 _BASELINES = {
@@ -193,15 +187,13 @@ def _attention_bars(steps: np.ndarray, attention: np.ndarray) -> Bar:
 def _laid_out(plot: Figure, values: np.ndarray, *, height: int) -> Figure:
     most = float(np.abs(values).max()) or 1.0
     plot.update_layout(
-        template="simple_white",
         height=height,
-        margin={"l": 60, "r": 10, "t": 20, "b": 50},
         showlegend=False,
         coloraxis={
             "colorscale": _COLOURS,
             "cmin": -most,
             "cmax": most,
-            "colorbar": {"title": {"text": "attribution"}, "thickness": 12},
+            "colorbar": {"title": {"text": "attribution", "side": "right"}, "thickness": 12},
         },
     )
     return plot
@@ -213,7 +205,8 @@ def _most_important(values: np.ndarray) -> list[int]:
     return sorted(order[:MOST_CHANNELS].tolist())
 
 
-def _caption(found: Attribution, number: int) -> str:
+def _caption(page: Page, found: Attribution, number: int) -> str:
+    """Says what is explained of an example; returns the title."""
     target, output = found.targets[number].item(), found.outputs[number]
     before = found.baseline_outputs[number]
     if found.is_classification:
@@ -221,23 +214,20 @@ def _caption(found: Attribution, number: int) -> str:
     else:
         answer = f"value is {output:.4g}" + f" (output {target + 1})" * bool(target)
     total = found.values[number].sum()
-    lines = [
-        f"<h2>{escape(found.names[number])}: the {escape(answer)}</h2>",
-        f"<p>The baseline's answer is {before:.4g}; the attributions add up to {total:+.4g}.</p>",
-    ]
+    title = f"{found.names[number]}: the {answer}"
+    page.heading(title)
+    page.text(f"The baseline's answer is {before:.4g}; the attributions add up to {total:+.4g}.")
     if found.nearest is not None and found.support_weights is not None:
         place = int(found.nearest[number])
         weight = found.support_weights[number, place]
-        lines.append(
-            f"<p>The nearest support example is number {place + 1}, with {weight:.0%} of the "
-            f"weight of all {found.support_weights.shape[1]}.</p>"
+        page.text(
+            f"The nearest support example is number {place + 1}, with {weight:.0%} of the weight "
+            f"of all {found.support_weights.shape[1]}."
         )
     num_channels = len(found.channels)
     if not found.are_strokes and num_channels > MOST_CHANNELS:
-        lines.append(
-            f"<p class='note'>The {MOST_CHANNELS} of {num_channels} channels that count most.</p>"
-        )
-    return "\n".join(lines)
+        page.text(f"The {MOST_CHANNELS} of {num_channels} channels that count most.", "dim")
+    return title
 
 
 def _words(found: Attribution, number: int) -> str:
@@ -247,7 +237,7 @@ def _words(found: Attribution, number: int) -> str:
     most = float(np.abs(values).max()) or 1.0
     spans = []
     for step, (word, value) in enumerate(zip(found.words[number], values, strict=True)):
-        red, green, blue = (178, 24, 43) if value > 0 else (33, 102, 172)
+        red, green, blue = _FOR if value > 0 else _AGAINST
         share = abs(float(value)) / most
         colour = f"background: rgba({red}, {green}, {blue}, {share:.3f})"
         ink = "; color: #fff" * (share > 0.6)
