@@ -80,6 +80,12 @@ def follow(adapted: Adapted, source: TextIO, kind: FollowFormat) -> Iterator[str
                     "are kept; begin a new stream for others"
                 )
             stream = streams[sequence] = adapted.stream()
+        if stream.num_steps == inputs.stream_steps:
+            raise DataError(
+                f"{place}: {shown(sequence)} has {stream.num_steps} time steps already, the most "
+                "that the network was trained on; name its further rows otherwise in column "
+                f"{inputs.sequence}, as a sequence that begins there"
+            )
         x = np.array([_number(row[name], place, name) for name in inputs.channels])
         try:
             (answer,) = stream.step(x)

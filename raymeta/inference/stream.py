@@ -46,9 +46,12 @@ class Stream:
         temperature: float = 1.0,
     ) -> None:
         if inputs.stream_steps is None:
+            keys = " and ".join(inputs.prepared_by)
+            why = f" ({keys})" if keys else ""
+            without = ", or a network that was trained without" if keys else ""
             raise DataError(
-                "examples of this source are prepared as a whole, so that they cannot be streamed; "
-                "use predict"
+                f"this network cannot be streamed: its examples are prepared as a whole{why}; use "
+                f"predict{without}"
             )
         if recipe.learner.reads_steps:
             raise DataError(

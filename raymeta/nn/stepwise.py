@@ -52,9 +52,18 @@ def first_state(spec: NetworkSpec, params: Mapping[str, Tensor], num_examples: i
             "model.bidirectional: false does not)"
         )
     if spec.stacked_steps > 1:
-        raise ValueError(f"it reads {spec.stacked_steps} time steps at once (model.stacked_steps)")
-    if spec.num_features is None or spec.layer_dtype is not None:
-        raise ValueError("only real-valued inputs and layers of the parameters' dtype have steps")
+        raise ValueError(
+            f"it reads {spec.stacked_steps} time steps at once (one that was trained with "
+            "model.stacked_steps: 1 does not)"
+        )
+    if spec.layer_dtype is not None:
+        dtype = str(spec.layer_dtype).removeprefix("torch.")
+        raise ValueError(
+            f"its layers compute in {dtype} (those of one that was trained with "
+            "training.precision: float32 do not)"
+        )
+    if spec.num_features is None:
+        raise ValueError("it reads tokens, not numbers")
     like = params["rnn.weight_hh_l0"]
     zero = like.new_zeros(like.shape[0], num_examples, spec.hidden_size)
     one_each = zero[..., :1]

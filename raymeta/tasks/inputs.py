@@ -38,7 +38,8 @@ class Inputs:
     `text`), every row is an example.  `target` is the column of what is to be predicted: a class,
     or a number if it is `numeric_target`.  `classes` are the ways' meanings if all tasks share
     their classes.  `stream_steps` is the longest sequence that can be read step by step; None if an
-    example must be prepared as a whole.  `scaling` of such a source is the mean and the deviation
+    example must be prepared as a whole, by the settings named in `prepared_by` if the source has
+    others that need it not.  `scaling` of such a source is the mean and the deviation
     `[C]` of the channels, by which `prepare` standardises every step and does no more.
 
     The last channels are categories if `levels` has the levels of each in training, None for a
@@ -63,6 +64,7 @@ class Inputs:
     text: str | None = None
     classes: tuple[str, ...] = ()
     stream_steps: int | None = None
+    prepared_by: tuple[str, ...] = ()
     scaling: tuple[np.ndarray, np.ndarray] | None = None
     features: tuple[str, ...] = ()
     are_strokes: bool = False

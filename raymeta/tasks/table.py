@@ -175,7 +175,13 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         raise ValueError("mean and deviation do not fit the features")
     scale = facts["target"] if settings.has_numbers else None
     fills_in = settings.missing != "refuse" or settings.time_differences
-    is_plain = not fills_in and settings.spectrum is None and not levels
+    prepared_by = {
+        "tasks.missing": settings.missing != "refuse",
+        "tasks.time_differences": settings.time_differences,
+        "tasks.spectrum": settings.spectrum is not None,
+        "tasks.categories": bool(levels),
+    }
+    is_plain = not any(prepared_by.values())
     return Inputs(
         channels=settings.channels,
         prepare=partial(prepared_examples, settings, levels, mean, deviation),
@@ -188,6 +194,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         is_target_computed=isinstance(settings.target, RemainingLife),
         classes=tuple(map(str, facts.get("classes", ()))),
         stream_steps=settings.example_steps if is_plain else None,
+        prepared_by=tuple(key for key, is_set in prepared_by.items() if is_set),
         scaling=(mean, deviation) if is_plain else None,
         features=() if is_plain else tuple(features),
         may_miss=settings.missing != "refuse",

@@ -128,6 +128,19 @@ def test_lines_that_are_no_rows_are_refused(
         list(follow(adapted, source, "csv"))
 
 
+def test_a_sequence_longer_than_any_of_training_is_refused_with_its_remedy(run_of: RunOf) -> None:
+    run = run_of("table", "learner=prototypes", "tasks.max_steps=9")
+    adapted = raymeta.load(str(run.path)).adapt(X, Y)
+    first, _ = rows_of(adapted)
+    rows = [{**first, str(adapted.trained.inputs.time): step} for step in range(10)]
+    found = follow(adapted, io.StringIO(text_of(rows, "jsonl")), "jsonl")
+    for _ in range(9):
+        next(found)
+    said = "line 10: 'r' has 9 time steps already, the most .*; name its further rows otherwise in "
+    with pytest.raises(DataError, match=f"{said}column {adapted.trained.inputs.sequence}"):
+        next(found)
+
+
 def test_more_sequences_than_are_kept_are_refused(
     adapted: Adapted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

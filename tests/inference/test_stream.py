@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import raymeta
@@ -66,7 +67,39 @@ def test_what_needs_whole_sequences_is_refused(run_of: RunOf) -> None:
     with pytest.raises(DataError, match=r"learner alignment compares whole sequences, .* predict"):
         aligned.stream()
     texts = raymeta.load(str(run_of("sentiment", "learner=maml", "tasks.num_shots=1").path))
-    with pytest.raises(DataError, match="prepared as a whole"):
+    stacked = run_of("table", "learner=prototypes", "model.stacked_steps=3")
+    said = r"reads 3 time steps at once \(.*trained with model\.stacked_steps: 1 .*; use predict"
+    with pytest.raises(DataError, match=said):
+        raymeta.load(str(stacked.path)).adapt(X, Y).stream()
+    with pytest.raises(DataError, match=r"examples are prepared as a whole; use predict$"):
         texts.adapt(["good", "bad"], [1, 0]).stream()
     with pytest.raises(DataError, match="num_streams must be at least 1"):
         raymeta.load(str(run_of("table", "learner=prototypes").path)).adapt(X, Y).stream(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (["tasks.spectrum={frequencies: 4, per_step: 2}"], "tasks.spectrum"),
+        (
+            ["tasks.missing=mask", "tasks.time_differences=true"],
+            "tasks.missing and tasks.time_differences",
+        ),
+    ],
+)
+def test_the_settings_that_need_whole_sequences_are_named(
+    run_of: RunOf, settings: list[str], keys: str
+) -> None:
+    run = run_of("table", "learner=prototypes", *settings)
+    frame = pd.DataFrame(
+        {
+            "recording": np.repeat(range(6), 6),
+            "second": list(range(6)) * 6,
+            "volt": np.concatenate(X)[:, 0],
+            "ampere": np.concatenate(X)[:, 1],
+        }
+    )
+    adapted = raymeta.load(str(run.path)).adapt(frame, Y)
+    said = rf"prepared as a whole \({keys}\); use predict, or a network that was trained without$"
+    with pytest.raises(DataError, match=said):
+        adapted.stream()

@@ -41,7 +41,7 @@ def test_outputs_after_every_step_are_those_of_the_sequence_so_far(cell, pooling
     ("setting", "said"),
     [
         ({"bidirectional": True}, "bidirectional"),
-        ({"layer_dtype": torch.bfloat16}, "dtype"),
+        ({"layer_dtype": torch.bfloat16}, "compute in bfloat16 .*training.precision: float32"),
         ({"stacked_steps": 2}, "2 time steps at once"),
     ],
 )
