@@ -187,6 +187,7 @@ KNOWN_TO = {
         "raymeta.inference.forecaster",
         "raymeta.inference.horizon",
         "raymeta.inference.tables",
+        "raymeta.serving.arrow",
         "raymeta.serving.bodies",
         "raymeta.storage.paths",
         "raymeta.storage.tune",

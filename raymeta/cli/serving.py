@@ -59,8 +59,9 @@ def serve(
     """Serve a finished run's network by HTTP: tasks are adapted once, kept by id, and predicted.
 
     POST /tasks with {"x": examples, "y": targets} adapts and answers with an id; POST
-    /tasks/ID/predict with {"x": examples} predicts. Both also take a stream of Arrow with the
-    columns of `raymeta adapt`. GET /model says what the network expects, GET /openapi.json all
+    /tasks/ID/predict with {"x": examples} predicts. POST /tasks/batch and /predict/batch do so for
+    many tasks. All also take a stream of Arrow with the columns of `raymeta adapt` (and of many
+    tasks, a column `task`). GET /model says what the network expects, GET /openapi.json all
     else, GET /metrics is for Prometheus. SIGUSR1 opens the run anew without losing a request.
     """
     console = open_console(verbose)

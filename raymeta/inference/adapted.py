@@ -5,18 +5,17 @@ Shape legend: N examples, T time steps, C channels, K classes, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raymeta.errors import DataError
-from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration, joint_scale
+from raymeta.evaluation.calibration import NO_CALIBRATION, Calibration
 from raymeta.evaluation.familiarity import Familiarity
+from raymeta.inference.answers import Answers, Question, answers_of
 from raymeta.inference.attribution import Attribution, Baseline, Explainer, Method
 from raymeta.inference.examples import Axes, RawExamples, read_examples
 from raymeta.inference.stream import Stream
@@ -31,7 +30,6 @@ from raymeta.training.checkpoint import state_bytes
 ROLE = "adapted"  # of a file
 PREFIX = "network-"  # of the tensors of each network, before its number
 PROGRAM_SUFFIX = ".pt2"  # of files for `torch.export.load`
-_CHUNK = 256  # examples answered at once; bounds memory, never changes an answer
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,7 @@ class Adapted:
 
     def predict_raw(self, raw: RawExamples) -> np.ndarray:
         """`predict` for examples that were read before."""
-        outputs = self._outputs(raw).numpy()
-        if self.labels is not None:
-            return self.labels[outputs.argmax(axis=1)]
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+        return self._answers(raw).predicted
 
     def predict_proba(self, x: Any, *, axes: Axes | None = None) -> np.ndarray:
         """The probability of each class, float64 `[N, K]`, in the order of `labels`.
@@ -84,7 +79,7 @@ class Adapted:
         """`predict_proba` for examples that were read before."""
         if self.labels is None:
             raise DataError("a regression has no class probabilities; use predict")
-        return self._outputs(raw).numpy()
+        return self._answers(raw).outputs.numpy()
 
     def predict_set(
         self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
@@ -105,13 +100,8 @@ class Adapted:
         """
         if self.labels is None:
             raise DataError("a regression has no prediction sets; use predict_interval")
-        members = self.set_members(read_examples(x, self.trained.inputs, axes=axes), coverage)
-        return [self.labels[row] for row in members]
-
-    def set_members(self, raw: RawExamples, coverage: float) -> np.ndarray:
-        """`predict_set` for examples that were read before, as booleans `[N, K]`."""
-        most = self.calibration.threshold(coverage)
-        return 1 - self.probabilities(raw) <= most
+        raw = read_examples(x, self.trained.inputs, axes=axes)
+        return [self.labels[row] for row in self._answers(raw).members(coverage)]
 
     def predict_interval(
         self, x: Any, *, coverage: float = 0.9, axes: Axes | None = None
@@ -134,18 +124,10 @@ class Adapted:
             DataError: as for `predict`, it predicts classes, or the network's run was not
                 calibrated.
         """
-        return self.interval(read_examples(x, self.trained.inputs, axes=axes), coverage)
-
-    def interval(self, raw: RawExamples, coverage: float) -> tuple[np.ndarray, np.ndarray]:
-        """`predict_interval` for examples that were read before."""
+        raw = read_examples(x, self.trained.inputs, axes=axes)
         if self.labels is not None:
             raise DataError("classes have no prediction intervals; use predict_set")
-        unit = self._scales(raw) * self.trained.target_unit
-        radius = self.calibration.radius(coverage) * unit  # [N, O]
-        middle = self._outputs(raw).numpy()
-        ends = middle - radius, middle + radius
-        lower, upper = (end[:, 0] if end.shape[1] == 1 else end for end in ends)
-        return lower, upper
+        return self._answers(raw, with_scales=True).interval(coverage)
 
     def score(self, x: Any, y: Any = None, *, axes: Axes | None = None) -> float:
         """The mean score of the examples by the metric of the meta-test.
@@ -168,7 +150,7 @@ class Adapted:
             targets = values_array(raw.y, len(raw), self.trained.recipe.spec.num_outputs)
         else:
             targets = torch.from_numpy(known(self.labels, label_array(raw.y, len(raw))))
-        scores = problem.query_scores(self._outputs(raw)[None], targets[None])
+        scores = problem.query_scores(self._answers(raw).outputs[None], targets[None])
         return scores.double().mean().item()
 
     def attribute(
@@ -314,47 +296,13 @@ class Adapted:
             tensors |= self.support.to_tensors()
         return state_bytes(tensors, replace(self.trained.identity, facts=facts, role=ROLE))
 
-    def _scales(self, raw: RawExamples) -> np.ndarray:
-        """The unit of a regression's residuals: the deviation that is expected, `[N, O]`, or 1."""
-        trained, recipe = self.trained, self.trained.recipe
-        found = []
-        for part in _chunks(raw):
-            query = trained.examples(part, torch.zeros(len(part), dtype=torch.int64))
-            each = [recipe.learner.predictive_scale(recipe.spec, p, query) for p in self.params]
-            if any(scale is None for scale in each):
-                return np.ones((len(raw), recipe.spec.num_outputs))
-            values = torch.stack(
-                [recipe.learner.adapted_outputs(recipe.spec, p, query) for p in self.params]
-            )
-            scale = joint_scale(values, each)
-            assert scale is not None, "each network expects one"
-            found.append(scale[0])
-        return torch.cat(found).numpy()
+    def question(self, raw: RawExamples, name: str = "") -> Question:
+        """Asks for `raw`, beside the questions of other tasks; `name` begins messages."""
+        return Question(self.trained, self.params, self.labels, self.calibration, raw, name)
 
-    def _outputs(self, raw: RawExamples) -> Tensor:
-        """The mean answers of the networks, float64: probabilities `[N, K]`, or values `[N, O]`."""
-        trained, recipe = self.trained, self.trained.recipe
-        found = []
-        for part in _chunks(raw):
-            query = trained.examples(part, torch.zeros(len(part), dtype=torch.int64))
-            answers = torch.stack(
-                [recipe.learner.adapted_outputs(recipe.spec, p, query) for p in self.params]
-            )
-            if self.labels is not None:  # what is left was of ways that this task has not
-                answers = answers[..., : len(self.labels)]
-            answers = answers / self.calibration.temperature
-            found.append(recipe.problem.mean_outputs(answers)[0])
-        outputs = torch.cat(found)
-        if self.labels is None:
-            outputs = trained.in_own_units(outputs)
-        is_finite = outputs.isfinite().all(dim=1)
-        if not is_finite.all():
-            name = raw.names[int(is_finite.int().argmin())]
-            raise DataError(
-                f"{name}: the network's answer is not finite; see that it is in the units of the "
-                "training data"
-            )
-        return outputs
+    def _answers(self, raw: RawExamples, *, with_scales: bool = False) -> Answers:
+        (found,) = answers_of([self.question(raw)], with_scales=with_scales)
+        return found
 
 
 def check_onnx() -> None:
@@ -364,9 +312,3 @@ def check_onnx() -> None:
             "export needs the package onnx, which is not installed here: pip install "
             "'raymeta[onnx]'"
         )
-
-
-def _chunks(raw: RawExamples) -> Iterator[RawExamples]:
-    for start in range(0, len(raw), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        yield RawExamples(raw.x[part], raw.names[part])

@@ -17,6 +17,7 @@ import pyarrow.parquet
 from raymeta.data.readers.arrow import read_columns
 from raymeta.errors import DataError
 from raymeta.inference.adapted import Adapted
+from raymeta.inference.answers import Answers, answers_of
 from raymeta.inference.examples import (
     RawExamples,
     needed_columns,
@@ -66,7 +67,19 @@ def table_of_examples(
 
 
 def predictions(adapted: Adapted, raw: RawExamples, coverage: float | None = None) -> pa.Table:
-    """The predictions for examples, one row each in their order.
+    """The predictions for examples, one row each in their order; see `answers_table`.
+
+    Raises:
+        DataError: as `Adapted.predict_interval` and `predict_set` do.
+    """
+    (answers,) = answers_of([adapted.question(raw)], with_scales=coverage is not None)
+    return answers_table(answers, raw, adapted.trained.inputs, coverage)
+
+
+def answers_table(
+    answers: Answers, raw: RawExamples, inputs: Inputs, coverage: float | None = None
+) -> pa.Table:
+    """The answers for the examples `raw`, one row each in their order.
 
     The column of the sequence's id comes first, if the examples have ids.  `prediction` is the
     class or the value (`prediction_1` … of several outputs), `probability_CLASS` the probability of
@@ -77,32 +90,28 @@ def predictions(adapted: Adapted, raw: RawExamples, coverage: float | None = Non
         DataError: as those methods do.
     """
     columns: dict[str, Any] = {}
-    if adapted.labels is None:
-        values = np.atleast_2d(adapted.predict_raw(raw).T)
+    if answers.labels is None:
+        values = np.atleast_2d(answers.predicted.T)
         ends = [""] if len(values) == 1 else [f"_{n}" for n in range(1, len(values) + 1)]
         columns |= {f"prediction{end}": one for end, one in zip(ends, values, strict=True)}
         if coverage is not None:
-            for name, found in zip(
-                ("lower", "upper"), adapted.interval(raw, coverage), strict=True
-            ):
+            for name, found in zip(("lower", "upper"), answers.interval(coverage), strict=True):
                 rows = np.atleast_2d(found.T)
                 columns |= {f"{name}{end}": one for end, one in zip(ends, rows, strict=True)}
     else:
-        found = adapted.probabilities(raw)
-        columns["prediction"] = adapted.labels[found.argmax(axis=1)]
-        for label, column in zip(adapted.labels.tolist(), found.T, strict=True):
+        labels = answers.labels.tolist()
+        columns["prediction"] = answers.predicted
+        for label, column in zip(labels, answers.outputs.numpy().T, strict=True):
             columns[f"probability_{label}"] = column
         if coverage is not None:
-            members = adapted.set_members(raw, coverage)
-            for label, column in zip(adapted.labels.tolist(), members.T, strict=True):
+            for label, column in zip(labels, answers.members(coverage).T, strict=True):
                 columns[f"in_set_{label}"] = column
-    sequence = adapted.trained.inputs.sequence
-    if raw.ids and sequence is not None:
-        if sequence in columns:
+    if raw.ids and inputs.sequence is not None:
+        if inputs.sequence in columns:
             raise DataError(
-                f"the column {sequence!r} of sequences has the name of one of predictions"
+                f"the column {inputs.sequence!r} of sequences has the name of one of predictions"
             )
-        columns = {sequence: list(raw.ids), **columns}
+        columns = {inputs.sequence: list(raw.ids), **columns}
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 

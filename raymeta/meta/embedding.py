@@ -137,6 +137,10 @@ class EmbeddingLearner(Learner, ABC):
         own = {k: adapted[k][index : index + 1].clone() for k in (_FEATURES, _TARGETS)}
         return {**adapted, **own}
 
+    def shared_params(self, task: Mapping[str, Tensor]) -> Params:
+        """The meta-parameters."""
+        return _meta_params(task)
+
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:

@@ -6,7 +6,7 @@ Shape legend: E episodes, S adaptation steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -123,6 +123,24 @@ class Learner(LearnerSettings, ABC):
         What is its own is copied: whoever keeps one task must not keep the memory of all.
         """
         return {name: value[index : index + 1].clone() for name, value in adapted.items()}
+
+    def shared_params(
+        self,
+        task: Mapping[str, Tensor],  # noqa: ARG002
+    ) -> Params:
+        """What `task_params` has that is the same for all tasks, and has no episode axis."""
+        return {}
+
+    def joint_params(self, tasks: Sequence[Mapping[str, Tensor]]) -> Params:
+        """The inverse of `task_params`: several tasks as one batch, for `adapted_outputs`.
+
+        Their `shared_params` must be equal, and all others as large.
+        """
+        if len(tasks) == 1:
+            return dict(tasks[0])
+        shared = self.shared_params(tasks[0])
+        own = tasks[0].keys() - shared.keys()
+        return {**shared, **{name: torch.cat([task[name] for task in tasks]) for name in own}}
 
     @abstractmethod
     def adapted_outputs(

@@ -62,8 +62,8 @@ def _response(answer: Answer) -> Response:
 @api.exception_handler(HTTPException)
 async def _no_such_route(_: Request, error: HTTPException) -> Response:
     routes = (
-        "POST /tasks, POST /tasks/batch, POST /tasks/ID/predict, GET or DELETE /tasks/ID, "
-        "GET /model"
+        "POST /tasks, POST /tasks/batch, POST /tasks/ID/predict, POST /predict/batch, "
+        "GET or DELETE /tasks/ID, GET /model"
     )
     return _response(error_answer(f"{error.detail}; there are {routes}", error.status_code))
 
@@ -157,6 +157,17 @@ class Door:
             return await self._ask("predict", task_id, body, *kinds, coverage)
 
         return await self._served(request, "predict", work)
+
+    @api.post("/predict/batch", openapi_extra=openapi.PREDICT_MANY)
+    async def predict_many(self, request: Request, coverage: _Coverage = None) -> Response:
+        """Predicts the examples of many tasks at once: all of them are answered, or none."""
+
+        async def work() -> Answer:
+            body = await self._body(request)
+            kinds = [request.headers.get(name) for name in ("content-type", "accept")]
+            return await self._ask("predict_many", body, *kinds, coverage)
+
+        return await self._served(request, "predict_many", work)
 
     @api.get("/tasks/{task_id}")
     async def task(self, task_id: str, request: Request) -> Response:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,15 @@ import numpy as np
 import pyarrow as pa
 
 from raymeta.errors import DataError, shown
-from raymeta.inference.adapted import Adapted
-from raymeta.inference.examples import RawExamples, read_examples, table_examples
-from raymeta.inference.tables import predictions
+from raymeta.inference.answers import Answers
+from raymeta.inference.examples import RawExamples, needed_columns, read_examples, table_examples
+from raymeta.inference.tables import answers_table
+from raymeta.serving.arrow import PLACE, TASK, by_task, joined_by_task, read_stream, stream_of
 from raymeta.serving.settings import Limits
 from raymeta.tasks.inputs import Inputs
 
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
-_PLACE = Path("the body")  # what messages call it
-_RECORD_BATCH = 3  # of Arrow's `MessageHeader`
-_TAKEN = (
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_boolean,
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_date,
-    pa.types.is_timestamp,
-)
+_ROWS = Path("its rows")  # what messages call those of one task among many
 
 
 class RequestError(DataError):
@@ -83,56 +74,104 @@ def examples_of(
     if len(body) > limits.body_bytes:
         raise too_large(limits)
     if kind == ARROW:
-        raw = table_examples(_table(body, limits), inputs, _PLACE, with_targets=with_targets)
+        table = read_stream(body, limits.examples * limits.time_steps)
+        raw = table_examples(table, inputs, PLACE, with_targets=with_targets)
     else:
         raw = _of_object(_object(body), inputs, limits, with_targets=with_targets)
     _check_sizes(raw, limits, with_targets=with_targets)
     return raw
 
 
-def supports_of(body: bytes, kind: str, inputs: Inputs, limits: Limits) -> list[RawExamples]:
-    """Reads the support examples of many tasks in a body.
+@dataclass(frozen=True)
+class Part:
+    """What a request for many tasks says of one of them.
+
+    `task` is the task's id, or in support examples what the client calls it; None where it has no
+    word for it.  `name` is what messages call the task.
+    """
+
+    task: str | None
+    name: str
+    content: dict[str, Any] | pa.Table
+
+    def examples(self, inputs: Inputs, limits: Limits, *, with_targets: bool) -> RawExamples:
+        """Reads its examples, as `examples_of` does."""
+        if isinstance(self.content, pa.Table):
+            if TASK in needed_columns(inputs, with_targets=with_targets):
+                raise DataError(
+                    f"the network reads a column {TASK!r} of its own, which cannot also name tasks;"
+                    f" send {JSON}, or one task at a time"
+                )
+            raw = table_examples(self.content, inputs, _ROWS, with_targets=with_targets)
+        else:
+            raw = _of_object(self.content, inputs, limits, with_targets=with_targets)
+        _check_sizes(raw, limits, with_targets=with_targets)
+        return raw
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Names the task in the errors of data that are raised inside."""
+        try:
+            yield
+        except DataError as error:
+            status = error.status if isinstance(error, RequestError) else 400
+            raise RequestError(f"{self.name}: {error}", status) from None
+
+
+def parts_of(body: bytes, kind: str, limits: Limits, *, with_targets: bool) -> list[Part]:
+    """Reads a body for many tasks, apart from the examples themselves.
 
     Args:
-        body: JSON `{"tasks": [{"x": …, "y": …}, …]}`, each as for `examples_of`.
+        body: JSON `{"tasks": [{"x": …, "y": …}, …]}`, or without targets `{"tasks": [{"id": …,
+            "x": …}, …]}`; or a stream of Arrow whose column `task` has the id of each row's task,
+            or with targets any name of it.
         kind: its media type.
-        inputs: of the networks that will read them.
         limits: of the request.
+        with_targets: the examples are those of support sets.
 
     Raises:
-        DataError: naming the task, the example, the rule, what was found and the remedy.
+        DataError: naming the task, the rule, what was found and the remedy.
     """
-    if kind != JSON:
-        raise RequestError(f"many tasks at once must be sent as {JSON}, but got {kind}", 415)
     if len(body) > limits.body_bytes:
         raise too_large(limits)
+    if kind == ARROW:
+        table = read_stream(body, limits.batch_examples * limits.time_steps)
+        tables = by_task(table, limits.batch_examples)
+        return [Part(name, f"task {shown(name)}", rows) for name, rows in tables.items()]
     found = _object(body)
     _check_keys(found, {"tasks"})
     tasks = found["tasks"]
     if not isinstance(tasks, list) or not tasks:
-        raise DataError(f"{_PLACE}: tasks must be a list of tasks, but is {shown(tasks)}")
-    read, count = list[RawExamples](), 0
+        raise DataError(f"{PLACE}: tasks must be a list of tasks, but is {shown(tasks)}")
+    keys = "x and y" if with_targets else "id and x"
+    parts = []
     for number, task in enumerate(tasks, start=1):
-        try:
-            raw = _support_of(task, inputs, limits)
-        except DataError as error:
-            raise DataError(f"task {number}: {error}") from None
-        count += len(raw)
-        if count > limits.batch_examples:
+        name = f"task {number}"
+        if not isinstance(task, dict):
+            raise DataError(f"{name}: must be an object with {keys}, but is {shown(task)}")
+        if with_targets:
+            parts.append(Part(None, name, task))
+            continue
+        if not isinstance(task.get("id"), str):
             raise DataError(
-                f"there may be at most {limits.batch_examples} examples in a request, but task "
-                f"{number} is beyond; send fewer tasks at a time"
+                f"{name}: id must be the id of a task, as text, but is {shown(task.get('id'))}"
             )
-        read.append(raw)
-    return read
+        rest = {key: value for key, value in task.items() if key != "id"}
+        parts.append(Part(task["id"], name, rest))
+    return parts
 
 
-def _support_of(task: Any, inputs: Inputs, limits: Limits) -> RawExamples:
-    if not isinstance(task, dict):
-        raise DataError(f"must be an object with x and y, but is {shown(task)}")
-    raw = _of_object(task, inputs, limits, with_targets=True)
-    _check_sizes(raw, limits, with_targets=True)
-    return raw
+def check_total(count: int, part: Part, limits: Limits) -> None:
+    """Refuses a request at the part whose examples are too many with those before.
+
+    Raises:
+        DataError: naming the task.
+    """
+    if count > limits.batch_examples:
+        raise DataError(
+            f"there may be at most {limits.batch_examples} examples in a request, but {part.name} "
+            "is beyond; send fewer tasks at a time"
+        )
 
 
 def _check_sizes(raw: RawExamples, limits: Limits, *, with_targets: bool) -> None:
@@ -161,44 +200,90 @@ def coverage_of(text: str | None) -> float | None:
     return found
 
 
-def answer_of(
-    adapted: Adapted, raw: RawExamples, kind: str, coverage: float | None = None
-) -> bytes:
-    """Writes the predictions for examples as a body.
+@dataclass(frozen=True)
+class Predicted:
+    """What a task's networks answered for the examples of a request; `task` is its id."""
 
-    JSON has `predictions` `[N]` or `[N, O]`; for classes also `classes` `[K]` and `probabilities`
-    `[N, K]`; and `ids` `[N]` where the examples have them.  With `coverage` it also has the classes
-    in each prediction set, `sets` `[N]`, or the ends of intervals, `lower` and `upper` `[N]` or
-    `[N, O]`, null where they are infinite.  Arrow has the columns that `raymeta predict` writes.
+    task: str
+    raw: RawExamples
+    inputs: Inputs
+    answers: Answers
 
-    Raises:
-        DataError: the network's run was not calibrated, so that it has no sets or intervals.
-    """
-    if kind == ARROW:
-        table = predictions(adapted, raw, coverage)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return sink.getvalue().to_pybytes()
-    found: dict[str, Any] = {}
-    if adapted.labels is None:
-        found["predictions"] = adapted.predict_raw(raw).tolist()
-        if coverage is not None:
-            for name, end in zip(("lower", "upper"), adapted.interval(raw, coverage), strict=True):
+    def to_json(self, coverage: float | None) -> dict[str, Any]:
+        """Plain values.
+
+        They are `predictions` `[N]` or `[N, O]`; for classes also `classes` `[K]` and
+        `probabilities` `[N, K]`; and `ids` `[N]` where the examples have them.  With `coverage` the
+        classes in each prediction set, `sets` `[N]`, or the ends of intervals, `lower` and `upper`
+        `[N]` or `[N, O]`, null where they are infinite.
+
+        Raises:
+            DataError: the network's run was not calibrated, so that it has no sets or intervals.
+        """
+        answers = self.answers
+        found: dict[str, Any] = {"predictions": answers.predicted.tolist()}
+        if answers.labels is not None:
+            found["classes"] = answers.labels.tolist()
+            found["probabilities"] = answers.outputs.tolist()
+            if coverage is not None:
+                members = answers.members(coverage)
+                found["sets"] = [answers.labels[row].tolist() for row in members]
+        elif coverage is not None:
+            for name, end in zip(("lower", "upper"), answers.interval(coverage), strict=True):
                 known = end.astype(object)
                 known[~np.isfinite(end)] = None
                 found[name] = known.tolist()
-    else:
-        probabilities = adapted.probabilities(raw)
-        found["predictions"] = adapted.labels[probabilities.argmax(axis=1)].tolist()
-        found["classes"] = adapted.labels.tolist()
-        found["probabilities"] = probabilities.tolist()
-        if coverage is not None:
-            members = adapted.set_members(raw, coverage)
-            found["sets"] = [adapted.labels[row].tolist() for row in members]
-    if raw.ids:
-        found["ids"] = list(raw.ids)
-    return json.dumps(found, ensure_ascii=False).encode()
+        if self.raw.ids:
+            found["ids"] = list(self.raw.ids)
+        return found
+
+    def to_table(self, coverage: float | None) -> pa.Table:
+        """The columns that `raymeta predict` writes.
+
+        Raises:
+            DataError: as `to_json`.
+        """
+        return answers_table(self.answers, self.raw, self.inputs, coverage)
+
+
+def answer_of(found: Predicted, kind: str, coverage: float | None = None) -> bytes:
+    """Writes the predictions of a task as a body of the media type `kind`.
+
+    Raises:
+        DataError: as `Predicted.to_json`.
+    """
+    if kind == ARROW:
+        return stream_of(found.to_table(coverage))
+    return json.dumps(found.to_json(coverage), ensure_ascii=False).encode()
+
+
+def answer_of_many(
+    found: Sequence[Predicted], kind: str, limits: Limits, coverage: float | None = None
+) -> bytes:
+    """Writes the predictions of many tasks, in their order, as a body of the media type `kind`.
+
+    JSON is `{"tasks": [{"id": …, "predictions": …, …}, …]}`.  Arrow has the id in a column `task`
+    and the columns of all tasks, empty where a task has no such class.
+
+    Raises:
+        DataError: as `Predicted.to_json`; or the tasks have together more classes than a table may
+            have columns for.
+    """
+    if kind == JSON:
+        tasks = [{"id": one.task, **one.to_json(coverage)} for one in found]
+        return json.dumps({"tasks": tasks}, ensure_ascii=False).encode()
+    classes = {
+        str(label)
+        for one in found
+        if one.answers.labels is not None
+        for label in one.answers.labels.tolist()
+    }
+    if len(classes) > limits.classes:
+        raise DataError(
+            f"the tasks of an answer in {ARROW} may have at most {limits.classes} classes "
+            f"together, but have {len(classes)}; accept {JSON}, or send fewer tasks at a time"
+        )
+    return stream_of(joined_by_task([(one.task, one.to_table(coverage)) for one in found]))
 
 
 def too_large(limits: Limits) -> RequestError:
@@ -215,18 +300,18 @@ def _object(body: bytes) -> dict[str, Any]:
         if isinstance(error, DataError):
             raise
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{_PLACE}: is no JSON: {reason:.200}") from None
+        raise DataError(f"{PLACE}: is no JSON: {reason:.200}") from None
     if not isinstance(found, dict):
-        raise DataError(f"{_PLACE}: must be an object, but is {shown(found)}")
+        raise DataError(f"{PLACE}: must be an object, but is {shown(found)}")
     return found
 
 
 def _check_keys(found: dict[str, Any], wanted: set[str]) -> None:
     for key in sorted(wanted - found.keys()):
-        raise DataError(f"{_PLACE}: {key} is required, but is not given")
+        raise DataError(f"{PLACE}: {key} is required, but is not given")
     for key in sorted(found.keys() - wanted):
         rule = "the targets belong to the support examples" if key == "y" else "remove it"
-        raise DataError(f"{_PLACE}: {shown(key)} is not a known key; {rule}")
+        raise DataError(f"{PLACE}: {shown(key)} is not a known key; {rule}")
 
 
 def _of_object(
@@ -235,7 +320,7 @@ def _of_object(
     _check_keys(found, {"x", "y"} if with_targets else {"x"})
     x, y = found["x"], found.get("y")
     if not isinstance(x, list):
-        raise DataError(f"{_PLACE}: x must be a list of examples, but is {shown(x)}")
+        raise DataError(f"{PLACE}: x must be a list of examples, but is {shown(x)}")
     _at_most(len(x), limits.examples, "examples")
     for number, one in enumerate(x, start=1):
         if isinstance(one, list | str):
@@ -246,10 +331,10 @@ def _of_object(
     if not with_targets:
         return raw
     if not isinstance(y, list):
-        raise DataError(f"{_PLACE}: y must be a list with a target for each example")
+        raise DataError(f"{PLACE}: y must be a list with a target for each example")
     if len(y) != len(raw):
         raise DataError(
-            f"{_PLACE}: y must have a target for each of the {len(raw)} examples, but has {len(y)}"
+            f"{PLACE}: y must have a target for each of the {len(raw)} examples, but has {len(y)}"
         )
     for number, label in enumerate(y, start=1):
         if isinstance(label, bool) or (isinstance(label, int) and label.bit_length() > 63):
@@ -290,93 +375,10 @@ def _numeric_targets(y: list[Any]) -> list[list[float]]:
     return rows
 
 
-def _table(body: bytes, limits: Limits) -> pa.Table:
-    """Reads the table in an Arrow stream.
-
-    The sizes that its messages tell of are read before its columns are: a compressed column, one of
-    runs or one without buffers may unfold to any size.
-    """
-    most = limits.examples * limits.time_steps
-    try:
-        rows = 0
-        for metadata in _messages(body):
-            kind, header = _message_header(metadata)
-            if kind != _RECORD_BATCH:
-                continue
-            count, is_compressed = _batch_facts(metadata, header)
-            if is_compressed:
-                raise DataError(f"{_PLACE}: must not be compressed; write the stream without")
-            rows += max(count, 0)
-            _at_most(rows, most, "rows")
-        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            for column in reader.schema:
-                if not any(is_taken(column.type) for is_taken in _TAKEN):
-                    raise DataError(
-                        f"{_PLACE}: column {shown(column.name)} has the type {column.type!s:.100}; "
-                        "send numbers or text"
-                    )
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{_PLACE}: cannot be read as a stream of Arrow: {error!s:.200}") from None
-    return table
-
-
-def _messages(body: bytes) -> Iterator[memoryview]:
-    """Yields the metadata of each message of a stream, by Arrow's encapsulation format.
-
-    It is `<0xFFFFFFFF> <int32 size> <metadata, padded> <body>`, where size 0 ends the stream.
-    """
-    view, at = memoryview(body), 0
-    while at + 8 <= len(view):
-        mark, size = struct.unpack_from("<Ii", view, at)
-        if mark != 0xFFFFFFFF:
-            raise ValueError("it does not begin as one; streams of before Arrow 0.15 are not taken")
-        if size == 0:
-            return
-        if size < 0 or at + 8 + size > len(view):
-            raise ValueError("it is cut off")
-        metadata = view[at + 8 : at + 8 + size]
-        yield metadata
-        length = _field(metadata, struct.unpack_from("<I", metadata)[0], 3)
-        at += 8 + size + (struct.unpack_from("<q", metadata, length)[0] if length else 0)
-        if at < 0:
-            raise ValueError("a message has a negative size")
-
-
-def _message_header(metadata: memoryview) -> tuple[int, int]:
-    """Returns the kind of a message, and the offset of its header."""
-    root = struct.unpack_from("<I", metadata)[0]
-    kind, header = _field(metadata, root, 1), _field(metadata, root, 2)
-    if not kind or not header:
-        return 0, 0
-    return metadata[kind], header + struct.unpack_from("<I", metadata, header)[0]
-
-
-def _batch_facts(metadata: memoryview, header: int) -> tuple[int, bool]:
-    """Returns the number of rows in a batch, and whether it is compressed."""
-    length = _field(metadata, header, 0)
-    rows = struct.unpack_from("<q", metadata, length)[0] if length else 0
-    return rows, bool(_field(metadata, header, 3))
-
-
-def _field(metadata: memoryview, table: int, number: int) -> int:
-    """Returns the offset of a field of a FlatBuffers table; 0 if the field is absent."""
-    vtable = table - struct.unpack_from("<i", metadata, table)[0]
-    if vtable < 0:
-        raise ValueError("its metadata are damaged")
-    size = struct.unpack_from("<H", metadata, vtable)[0]
-    at = 4 + 2 * number
-    offset = struct.unpack_from("<H", metadata, vtable + at)[0] if at < size else 0
-    return table + offset if offset else 0
-
-
 def _at_most(count: int, most: int, what: str, name: str = "") -> None:
     if count > most:
         raise DataError(f"{name}there may be at most {most} {what} in a request, but got {count}")
 
 
 def _no_number(name: str) -> None:
-    raise DataError(f"{_PLACE}: {name} is not a finite number")
+    raise DataError(f"{PLACE}: {name} is not a finite number")

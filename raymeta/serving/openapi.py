@@ -36,13 +36,9 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _described(
-    needed: dict[str, Any], answer: dict[str, Any], status: int, *, takes_arrow: bool = True
-) -> dict[str, Any]:
+def _described(needed: dict[str, Any], answer: dict[str, Any], status: int) -> dict[str, Any]:
     """Describes a request and its answers in OpenAPI's terms."""
-    sent: dict[str, Any] = {JSON: {"schema": _object(needed)}}
-    if takes_arrow:
-        sent[ARROW] = _BINARY
+    sent: dict[str, Any] = {JSON: {"schema": _object(needed)}, ARROW: _BINARY}
     told = {"application/json": {"schema": _ERROR}}
     content: dict[str, Any] = {JSON: {"schema": {"type": "object", "properties": answer}}}
     if status == 200:
@@ -75,6 +71,7 @@ _TASK = {
     "expires": {"type": "string", "format": "date-time"},
     "num_examples": {"type": "integer"},
 }
+_NAME = {"type": "string", "description": "the column task of a stream of Arrow"}
 _SUPPORT = {"x": _EXAMPLES, "y": _TARGETS}
 ADAPT = _described(_SUPPORT, {**_TASK, "warnings": _WARNINGS}, 201)
 ADAPT_MANY = _described(
@@ -89,36 +86,49 @@ ADAPT_MANY = _described(
         "tasks": {
             "type": "array",
             "description": "each task, in the order of the request",
-            "items": {"type": "object", "properties": _TASK},
+            "items": {"type": "object", "properties": {"task": _NAME, **_TASK}},
         },
         "warnings": _WARNINGS,
     },
     201,
-    takes_arrow=False,
 )
-PREDICT = _described(
-    {"x": _EXAMPLES},
+_PREDICTED = {
+    "predictions": {"type": "array", "items": {}},
+    "classes": {"type": "array", "items": {}},
+    "probabilities": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "number"}},
+    },
+    "ids": {"type": "array", "items": {"type": "string"}},
+    "sets": {
+        "type": "array",
+        "description": "with coverage: the classes in each prediction set",
+        "items": {"type": "array", "items": {}},
+    },
+    **{
+        name: {
+            "type": "array",
+            "description": "with coverage: this end of each interval; null if it is infinite",
+            "items": {},
+        }
+        for name in ("lower", "upper")
+    },
+}
+PREDICT = _described({"x": _EXAMPLES}, _PREDICTED, 200)
+PREDICT_MANY = _described(
     {
-        "predictions": {"type": "array", "items": {}},
-        "classes": {"type": "array", "items": {}},
-        "probabilities": {
+        "tasks": {
             "type": "array",
-            "items": {"type": "array", "items": {"type": "number"}},
-        },
-        "ids": {"type": "array", "items": {"type": "string"}},
-        "sets": {
+            "description": "the examples of each task",
+            "items": _object({"id": {"type": "string"}, "x": _EXAMPLES}),
+        }
+    },
+    {
+        "tasks": {
             "type": "array",
-            "description": "with coverage: the classes in each prediction set",
-            "items": {"type": "array", "items": {}},
-        },
-        **{
-            name: {
-                "type": "array",
-                "description": "with coverage: this end of each interval; null if it is infinite",
-                "items": {},
-            }
-            for name in ("lower", "upper")
-        },
+            "description": "each task, in the order of the request",
+            "items": {"type": "object", "properties": {"id": {"type": "string"}, **_PREDICTED}},
+        }
     },
     200,
 )

@@ -14,20 +14,24 @@ from typing import Any
 
 from raymeta.errors import DataError, DataWarning, RaymetaError
 from raymeta.inference.adapted import Adapted
+from raymeta.inference.answers import answers_of
 from raymeta.inference.examples import needed_columns
 from raymeta.inference.model import Model
 from raymeta.serving.bodies import (
     ARROW,
     JSON,
+    Predicted,
     RequestError,
     answer_of,
+    answer_of_many,
+    check_total,
     coverage_of,
     examples_of,
     media_type,
-    supports_of,
+    parts_of,
 )
 from raymeta.serving.settings import Limits
-from raymeta.serving.tasks import KeptTasks, end_of, ids_of_batch
+from raymeta.serving.tasks import MOST_OPEN, KeptTasks, end_of, ids_of_batch
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +84,14 @@ class Service:
 
         def work() -> Answer:
             kind = media_type(content_type, "Content-Type")
-            raws = supports_of(body, kind, self.model.trained.inputs, self.limits)
+            parts = parts_of(body, kind, self.limits, with_targets=True)
+            raws, count = [], 0
+            for part in parts:
+                with part.named():
+                    inputs = self.model.trained.inputs
+                    raws.append(part.examples(inputs, self.limits, with_targets=True))
+                count += len(raws[-1])
+                check_total(count, part, self.limits)
             ids = ids_of_batch(first_id, len(raws))
             self.tasks.check_room(set(ids))
             with _told() as messages:
@@ -92,8 +103,12 @@ class Service:
                 self.tasks.forget(ids)
                 raise
             found = [
-                {**_facts(task_id, own), "num_examples": len(raw)}
-                for task_id, own, raw in zip(ids, adapted, raws, strict=True)
+                {
+                    **({} if part.task is None else {"task": part.task}),
+                    **_facts(task_id, own),
+                    "num_examples": len(raw),
+                }
+                for part, task_id, own, raw in zip(parts, ids, adapted, raws, strict=True)
             ]
             return _json({"tasks": found, "warnings": messages}, 201)
 
@@ -114,8 +129,50 @@ class Service:
             kind = media_type(accept, "Accept")
             sent = media_type(content_type, "Content-Type")
             wanted = coverage_of(coverage)
-            raw = examples_of(body, sent, adapted.trained.inputs, self.limits, with_targets=False)
-            return Answer(200, kind, answer_of(adapted, raw, kind, wanted))
+            inputs = adapted.trained.inputs
+            raw = examples_of(body, sent, inputs, self.limits, with_targets=False)
+            (answers,) = answers_of([adapted.question(raw)], with_scales=wanted is not None)
+            found = Predicted(task_id, raw, inputs, answers)
+            return Answer(200, kind, answer_of(found, kind, wanted))
+
+        return self._answered(work)
+
+    def predict_many(
+        self,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        coverage: str | None = None,
+    ) -> Answer:
+        """Predicts the examples of many tasks in a body, in their order: all of them or none.
+
+        Tasks whose networks can run together are answered by one network call; see `answers_of`.
+        """
+
+        def work() -> Answer:
+            kind = media_type(accept, "Accept")
+            sent = media_type(content_type, "Content-Type")
+            wanted = coverage_of(coverage)
+            parts = parts_of(body, sent, self.limits, with_targets=False)
+            found = list[Predicted]()
+            count = 0
+            for start in range(0, len(parts), MOST_OPEN):  # networks in memory at once
+                asked = []
+                for part in parts[start : start + MOST_OPEN]:
+                    with part.named():
+                        adapted = self.tasks.get(part.task or "")
+                        inputs = adapted.trained.inputs
+                        raw = part.examples(inputs, self.limits, with_targets=False)
+                    count += len(raw)
+                    check_total(count, part, self.limits)
+                    asked.append((part, adapted.question(raw, f"{part.name}: ")))
+                questions = [question for _, question in asked]
+                answers = answers_of(questions, with_scales=wanted is not None)
+                found += [
+                    Predicted(part.task or "", question.raw, question.trained.inputs, own)
+                    for (part, question), own in zip(asked, answers, strict=True)
+                ]
+            return Answer(200, kind, answer_of_many(found, kind, self.limits, wanted))
 
         return self._answered(work)
 

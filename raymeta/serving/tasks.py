@@ -24,7 +24,7 @@ from raymeta.storage.paths import AnyPath, list_matching, remove_file
 
 _SUFFIX = ".raymeta"
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{24}")  # when it ends, in ms; and chance
-_OPEN = 64  # tasks that a replica has in memory
+MOST_OPEN = 64  # tasks that a replica has in memory
 
 
 def new_id(keep_for_s: float, now: float | None = None) -> str:
@@ -158,7 +158,7 @@ class KeptTasks:
 
     def _remember(self, task_id: str, adapted: Adapted) -> None:
         self._open[task_id] = adapted
-        while len(self._open) > _OPEN:
+        while len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
 
     def _remove(self, task_id: str) -> None:

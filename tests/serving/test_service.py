@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from typer.testing import CliRunner
 
@@ -30,6 +31,9 @@ from tests.inference.conftest import make_run
 from tests.inference.test_attribution import task_of
 
 KEEP_S = 100
+ROWS = pa.table(
+    {"recording": ["a", "a"], "second": [0, 1], "volt": [1.0, 2.0], "ampere": [0.5, 0.1]}
+)
 
 
 class Time:
@@ -190,7 +194,7 @@ def test_many_tasks_are_adapted_at_once_as_each_alone(service_of: Any, source: s
         ("good, bad", JSON, 400, "task 2: y must have 2 classes at least"),
         ("good, good, good, good", JSON, 400, "at most 3 tasks, but the request has 4"),
         ("good, good, long", JSON, 400, "at most 20 examples in a request, but task 3"),
-        ("good", ARROW, 415, "many tasks at once must be sent as application/json"),
+        ("good", "text/csv", 415, "Content-Type must be application/json or application/vnd"),
     ],
 )
 def test_a_broken_batch_keeps_none_of_its_tasks(
@@ -207,6 +211,172 @@ def test_a_broken_batch_keeps_none_of_its_tasks(
     assert answer.status == status, answer.body
     assert message in error(answer)
     assert service.tasks.count() == 0
+
+
+def keep_many(service: Service, source: str, *sizes: int) -> list[str]:
+    """Adapts to tasks at once and keeps them; returns their ids."""
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, batch_of(source, *sizes), JSON)
+    assert answer.status == 201, answer.body
+    return [task["id"] for task in json.loads(answer.body)["tasks"]]
+
+
+def asked_of(source: str, **sizes: int) -> bytes:
+    """A request for as many examples of each task, by its id."""
+    bodies = [
+        {"id": task_id, **json.loads(body_of(source, size, 20 + seed, with_targets=False))}
+        for seed, (task_id, size) in enumerate(sizes.items())
+    ]
+    return json.dumps({"tasks": bodies}).encode()
+
+
+def test_many_tasks_are_predicted_at_once_as_each_alone(service_of: Any, source: str) -> None:
+    service = service_of(source)
+    ids = keep_many(service, source, 10, 10, 12)
+    sizes = dict(zip(ids, (4, 4, 3), strict=True))
+    body = asked_of(source, **sizes)
+    answer = service.predict_many(body, JSON, None)
+    assert answer.status == 200, answer.body
+    found = json.loads(answer.body)["tasks"]
+    assert [one["id"] for one in found] == ids
+    arrow = service.predict_many(body, JSON, ARROW)
+    assert arrow.kind == ARROW
+    rows = pa.ipc.open_stream(arrow.body).read_all()
+    assert rows["task"].to_pylist() == [name for name, size in sizes.items() for _ in range(size)]
+    for one, sent in zip(found, json.loads(body)["tasks"], strict=True):
+        alone = json.dumps({"x": sent["x"]}).encode()
+        wanted = json.loads(service.predict(one["id"], alone, JSON, None).body)
+        assert one.keys() == {"id", *wanted}
+        own = rows.filter(pa.compute.equal(rows["task"], one["id"]))
+        if "classes" not in wanted:
+            np.testing.assert_allclose(one["predictions"], wanted["predictions"], rtol=1e-6)
+            np.testing.assert_array_equal(own["prediction"].to_pylist(), one["predictions"])
+            continue
+        assert one["classes"] == wanted["classes"]
+        np.testing.assert_allclose(one["probabilities"], wanted["probabilities"], atol=1e-6)
+        chances = [own[f"probability_{label}"].to_pylist() for label in one["classes"]]
+        np.testing.assert_array_equal(np.transpose(chances), one["probabilities"])
+
+
+def test_tasks_with_other_classes_share_a_table_up_to_a_limit(service_of: Any) -> None:
+    service = service_of(classes=5)
+    x = json.loads(body_of("table", 4, with_targets=False))["x"]
+    supports = [{"x": x, "y": y} for y in (["a", "a", "b", "b"], [7, 7, 8, 9], ["c", "d"] * 2)]
+    first = new_id(KEEP_S, service.tasks.clock())
+    sent = json.dumps({"tasks": supports}).encode()
+    ids = [task["id"] for task in json.loads(service.adapt_many(first, sent, JSON).body)["tasks"]]
+    body = json.dumps({"tasks": [{"id": name, "x": x[:1]} for name in ids[:2]]}).encode()
+    rows = pa.ipc.open_stream(service.predict_many(body, JSON, ARROW).body).read_all()
+    text, number = rows["prediction"].to_pylist()
+    assert text in ("a", "b")
+    assert number in ("7", "8", "9")
+    assert rows["probability_a"].to_pylist()[1] is None
+    assert rows["probability_7"].to_pylist()[0] is None
+    body = json.dumps({"tasks": [{"id": name, "x": x[:1]} for name in ids]}).encode()
+    refused = service.predict_many(body, JSON, ARROW)
+    assert refused.status == 400
+    assert "at most 5 classes together, but have 7; accept application/json" in error(refused)
+    assert service.predict_many(body, JSON, JSON).status == 200
+
+
+def test_streams_of_arrow_name_the_task_of_each_row(service_of: Any) -> None:
+    service = service_of()
+    x, y = task_of("table", 6)
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("task", "recording", "kind", "second", "volt", "ampere")
+    }
+    for task in ("second", "first"):  # in any order, and of each other's recordings
+        for number, (one, label) in enumerate(zip(x, y, strict=True)):
+            columns["task"] += [task] * len(one)
+            columns["recording"] += [f"r{number}"] * len(one)
+            columns["kind"] += [label] * len(one)
+            columns["second"] += list(range(len(one)))
+            columns["volt"] += one[:, 0].tolist()
+            columns["ampere"] += one[:, 1].tolist()
+    table = pa.table(columns)
+    mixed = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    first = new_id(KEEP_S, service.tasks.clock())
+    answer = service.adapt_many(first, stream(mixed), ARROW)
+    assert answer.status == 201, answer.body
+    tasks = {task["task"]: task for task in json.loads(answer.body)["tasks"]}
+    assert tasks.keys() == {"first", "second"}
+    assert all(task["num_examples"] == 6 for task in tasks.values())
+
+    ids = [tasks[name]["id"] for name in columns["task"]]
+    asked = table.set_column(0, "task", [ids]).drop_columns("kind")
+    answer = service.predict_many(stream(asked), ARROW, ARROW)
+    assert answer.status == 200, answer.body
+    rows = pa.ipc.open_stream(answer.body).read_all()
+    assert rows.schema.names[:3] == ["task", "recording", "prediction"]
+    assert rows["task"].to_pylist() == [tasks["second"]["id"]] * 6 + [tasks["first"]["id"]] * 6
+    alone = service.model.adapt(x, y)
+    for start in (0, 6):
+        own = rows.slice(start, 6)
+        chances = [own[f"probability_kind {n}"].to_pylist() for n in range(3)]
+        order = [int(name[1:]) for name in own["recording"].to_pylist()]
+        wanted = alone.predict_proba([x[number] for number in order])
+        np.testing.assert_allclose(np.transpose(chances), wanted, atol=1e-6)
+
+    for broken, message in (
+        (ROWS, "must have one column 'task' that names the task of each row, but has 0"),
+        (ROWS.append_column("task", [["a", None]]), "row 2: column 'task' is empty"),
+        (ROWS.append_column("task", [[0.5, 1.5]]), "must have text or whole numbers, but has"),
+        (ROWS.append_column("task", [["a", "a"]]).slice(0, 0), "has no rows"),
+        (ROWS.append_column("task", [["a", "b"]]), "task 'a': its rows: has no column 'kind'"),
+    ):
+        answer = service.adapt_many(first, stream(broken), ARROW)
+        assert answer.status == 400, answer.body
+        assert message in error(answer)
+    answer = service.predict_many(stream(ROWS.append_column("task", [["a", "b"]])), ARROW, JSON)
+    assert answer.status == 404
+    assert error(answer).startswith("task 'a': there is no such task")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "status", "message"),
+    [
+        ([], 400, "tasks must be a list of tasks"),
+        (["good", 1], 400, "task 2: must be an object with id and x, but is 1"),
+        ([{"x": [[[1, 2]]]}], 400, "task 1: id must be the id of a task, as text, but is None"),
+        (["good", {"id": "a" * 9, "x": [[[1, 2]]]}], 404, "task 2: there is no such task"),
+        (["good", {"y": ["a"]}], 400, "task 2: the body: 'y' is not a known key; the targets"),
+        ([{"x": [[[1]]]}], 400, "task 1: example 1: must be numbers"),
+        ([{"x": [[[1, 2]]] * 9}], 400, "task 1: there may be at most 8 examples in a request"),
+        (["good", "good", "good"], 400, "at most 10 examples in a request, but task 3 is beyond"),
+        ([{"x": [[[1e300, 1e300]]]}], 400, "task 1: example 1: holds numbers too large"),
+    ],
+)
+def test_a_broken_request_for_many_tasks_is_refused_whole(
+    service_of: Any, tasks: list[Any], status: int, message: str
+) -> None:
+    service = service_of(batch_examples=10, examples=8)
+    task_id = new_id(KEEP_S, service.tasks.clock())
+    service.adapt(task_id, body_of("table", 6, with_targets=True), JSON)
+    good = {"id": task_id, "x": [[[1.0, 2.0]]] * 4}
+    sent = [
+        good if one == "good" else {**good, **one} if isinstance(one, dict) else one
+        for one in tasks
+    ]
+    if message.startswith("task 1: id"):
+        del sent[0]["id"]
+    answer = service.predict_many(json.dumps({"tasks": sent}).encode(), JSON, None)
+    assert answer.status == status, answer.body
+    assert message in error(answer)
+
+
+def test_many_tasks_may_name_more_networks_than_are_kept_in_memory(
+    service_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.serving.service.MOST_OPEN", 2)
+    monkeypatch.setattr("raymeta.serving.tasks.MOST_OPEN", 2)
+    service = service_of(most=5)
+    ids = keep_many(service, "table", 10, 10, 10, 10, 10)
+    body = asked_of("table", **dict.fromkeys(ids, 1))
+    found = json.loads(service.predict_many(body, JSON, None).body)["tasks"]
+    assert [one["id"] for one in found] == ids
+    assert service.predict_many(body, "text/csv", None).status == 415
+    assert service.predict_many(body, JSON, "text/csv").status == 406
+    assert service.predict_many(body, JSON, None, "2").status == 400
 
 
 def test_a_batch_waits_until_there_is_room_for_all_of_it(service_of: Any) -> None:
@@ -279,11 +449,6 @@ def stream(table: pa.Table, **options: Any) -> bytes:
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
         out.write_table(table)
     return sink.getvalue()
-
-
-ROWS = pa.table(
-    {"recording": ["a", "a"], "second": [0, 1], "volt": [1.0, 2.0], "ampere": [0.5, 0.1]}
-)
 
 
 @pytest.mark.parametrize(
