@@ -16,10 +16,10 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from typing import Any
 
 import ray
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError, WorkerCrashedError
@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from raymeta.errors import ResourceError
 from raymeta.inference.files import load
 from raymeta.serving import openapi
-from raymeta.serving.bodies import RequestError, too_large
+from raymeta.serving.bodies import JSON, RequestError, too_large
 from raymeta.serving.service import Answer, Service, error_answer
 from raymeta.serving.settings import Limits, ServeSettings
 from raymeta.serving.tasks import KeptTasks, new_id
@@ -45,11 +45,9 @@ _AT_ONCE = 2  # requests that a replica has taken, one of which is under way
 
 _CPUS = ({"num_cpus": 0}, {"num_cpus": 1})  # of the door, and of a replica
 
-# As text: a number that is none gets our own message.
-_Coverage = Annotated[str | None, Query(description=openapi.COVERAGE)]
-
-# Their pages of documentation load scripts from elsewhere; the schema needs nobody.
-api = FastAPI(title="raymeta", version="1", docs_url=None, redoc_url=None)
+# Their pages of documentation load scripts from elsewhere, and their schema does not know our
+# bodies: `openapi.document` does.
+api = FastAPI(openapi_url=None)
 
 
 def _response(answer: Answer) -> Response:
@@ -119,7 +117,7 @@ class Door:
         )
         self._tasks = Gauge("raymeta_tasks_kept", "Tasks kept now", registry=self._registry)
 
-    @api.post("/tasks", status_code=201, openapi_extra=openapi.ADAPT)
+    @api.post("/tasks", status_code=201)
     async def adapt(self, request: Request) -> Response:
         """Adapts to the support examples of a new task, and keeps the task for a time."""
 
@@ -133,7 +131,7 @@ class Door:
 
         return await self._served(request, "adapt", work)
 
-    @api.post("/tasks/batch", status_code=201, openapi_extra=openapi.ADAPT_MANY)
+    @api.post("/tasks/batch", status_code=201)
     async def adapt_many(self, request: Request) -> Response:
         """Adapts to the support examples of many tasks at once: all of them are kept, or none."""
 
@@ -147,8 +145,10 @@ class Door:
 
         return await self._served(request, "adapt_many", work)
 
-    @api.post("/tasks/{task_id}/predict", openapi_extra=openapi.PREDICT)
-    async def predict(self, task_id: str, request: Request, coverage: _Coverage = None) -> Response:
+    @api.post("/tasks/{task_id}/predict")
+    async def predict(
+        self, task_id: str, request: Request, coverage: str | None = None
+    ) -> Response:
         """Predicts the class and its probabilities, or the value, of a task's examples."""
 
         async def work() -> Answer:
@@ -158,8 +158,8 @@ class Door:
 
         return await self._served(request, "predict", work)
 
-    @api.post("/predict/batch", openapi_extra=openapi.PREDICT_MANY)
-    async def predict_many(self, request: Request, coverage: _Coverage = None) -> Response:
+    @api.post("/predict/batch")
+    async def predict_many(self, request: Request, coverage: str | None = None) -> Response:
         """Predicts the examples of many tasks at once: all of them are answered, or none."""
 
         async def work() -> Answer:
@@ -184,11 +184,20 @@ class Door:
         """Returns what the network expects: channels, columns, classes, shots, limits."""
         return await self._served(request, "model", lambda: self._ask("describe"))
 
+    @api.get("/openapi.json")
+    async def schema(self) -> dict[str, Any]:
+        """Returns the description of all routes but this one; needs no token."""
+        return openapi.document(has_token=self._token_hash is not None)
+
     @api.get("/health")
-    async def health(self) -> dict[str, str]:
+    async def health(self, request: Request) -> Response:
         """Tells whether a replica answers; needs no token."""
-        await self._call("num_tasks")
-        return {"status": "ok"}
+
+        async def work() -> Answer:
+            await self._call("num_tasks")
+            return Answer(200, JSON, json.dumps({"status": "ok"}).encode())
+
+        return await self._served(request, "health", work, needs_token=False)
 
     @api.get("/metrics")
     async def metrics(self, request: Request) -> Response:
@@ -196,18 +205,23 @@ class Door:
 
         async def work() -> Answer:
             self._tasks.set(await self._call("num_tasks"))
-            kind = "text/plain; version=0.0.4; charset=utf-8"
-            return Answer(200, kind, generate_latest(self._registry))
+            return Answer(200, openapi.PROMETHEUS, generate_latest(self._registry))
 
         return await self._served(request, "metrics", work)
 
     async def _served(
-        self, request: Request, route: str, work: Callable[[], Awaitable[Answer]]
+        self,
+        request: Request,
+        route: str,
+        work: Callable[[], Awaitable[Answer]],
+        *,
+        needs_token: bool = True,
     ) -> Response:
         """Runs `work` for a request with a valid token; counts and times it."""
         began = time.perf_counter()
         try:
-            self._check_token(request)
+            if needs_token:
+                self._check_token(request)
             answer = await work()
         except RequestError as error:
             answer = error_answer(str(error), error.status)
@@ -263,7 +277,7 @@ class Door:
 
 def application(settings: ServeSettings, token: str | None) -> serve.Application:
     """Builds the application; without a token, whoever reaches it may ask."""
-    # One door, so that its figures are those of all requests; it waits more than it works.
+    # It waits more than it works.
     door = serve.deployment(
         Door, name="Door", num_replicas=1, max_ongoing_requests=1000, ray_actor_options=_CPUS[0]
     )

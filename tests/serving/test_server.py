@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped, unused-ignore]
 
 import raymeta
 from tests.inference.conftest import make_run
@@ -30,7 +33,7 @@ from tests.search.helpers import kill_driver
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ARROW = "application/vnd.apache.arrow.stream"
+ARROW, JSON = "application/vnd.apache.arrow.stream", "application/json"
 TIMEOUT_S = 240  # until a server answers
 NUM_CLIENTS = 3
 ORPHANS_S = 30  # stated in cluster/README.md
@@ -50,6 +53,13 @@ class Server:
         self, path: str, body: Any = None, *, method: str | None = None, **headers: str
     ) -> tuple[int, bytes]:
         """Sends a request, as JSON unless the body is bytes; returns status and body."""
+        status, _, content = self.answer(path, body, method=method, **headers)
+        return status, content
+
+    def answer(
+        self, path: str, body: Any = None, *, method: str | None = None, **headers: str
+    ) -> tuple[int, str, bytes]:
+        """Sends a request as `ask` does; returns status, media type and body."""
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {
             "Authorization": f"Bearer {self.token_file.read_text()}",
@@ -61,26 +71,26 @@ class Server:
         )
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
-                return answer.status, answer.read()
+                return answer.status, answer.headers.get("Content-Type", ""), answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, error.read()
+            return error.code, error.headers.get("Content-Type", ""), error.read()
 
-    def replicas(self) -> list[psutil.Process]:
-        """Returns the processes that adapt and predict."""
+    def replicas(self, name: str = "Replica") -> list[psutil.Process]:
+        """Returns the processes that adapt and predict, or those of `Door`."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 line = process.cmdline()
             except psutil.Error:
                 continue
-            if line and ":Replica" in line[0]:  # the door is one of Serve's replicas too
+            if line and f":{name}" in line[0]:
                 found.append(process)
         return found
 
 
 @contextmanager
-def serving(folder: Path, num_replicas: int) -> Iterator[Server]:
-    """Starts a server and waits until it answers."""
+def serving(folder: Path, num_replicas: int, *further: str) -> Iterator[Server]:
+    """Starts a server and waits until it answers; later options count."""
     run = make_run(folder / "run", "table", "learner=prototypes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -91,7 +101,7 @@ def serving(folder: Path, num_replicas: int) -> Iterator[Server]:
     limits = ["--tasks-kept", "30", "--max-body-mib", "0.5", "--max-examples", "50"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*command, str(run.path), *options, *limits],
+            [*command, str(run.path), *options, *limits, *further],
             stdout=stream,
             stderr=stream,
             start_new_session=True,
@@ -184,10 +194,159 @@ def test_many_tasks_are_adapted_at_once_and_predict_with_coverage(server: Server
     status, content = server.ask("/tasks/batch", {"tasks": [support()] * 31})
     assert status == 400
     assert "at most 30 tasks" in json.loads(content)["error"]
-    schema = json.loads(server.ask("/openapi.json")[1])
-    assert "/tasks/batch" in schema["paths"]
-    (_, parameter) = schema["paths"]["/tasks/{task_id}/predict"]["post"]["parameters"]
-    assert parameter["name"] == "coverage"
+
+
+def arrow(task_ids: list[str]) -> bytes:
+    """A stream of two examples of each task."""
+    columns: dict[str, list[Any]] = {}
+    for task_id in task_ids:
+        for number, one in enumerate(queries(2)):
+            for name, values in (
+                ("task", [task_id] * len(one)),
+                ("recording", [f"new {number}"] * len(one)),
+                ("second", list(range(len(one)))),
+                ("volt", one[:, 0].tolist()),
+                ("ampere", one[:, 1].tolist()),
+            ):
+                columns.setdefault(name, []).extend(values)
+    table, sink = pa.table(columns), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def test_many_tasks_are_predicted_at_once_in_json_and_in_arrow(server: Server) -> None:
+    ids = [new_task(server) for _ in range(2)]
+    x = [one.tolist() for one in queries(2)]
+    body = {"tasks": [{"id": name, "x": x} for name in ids]}
+    status, content = server.ask("/predict/batch", body)
+    assert status == 200, content
+    found = json.loads(content)["tasks"]
+    for name, one in zip(ids, found, strict=True):
+        alone = json.loads(server.ask(f"/tasks/{name}/predict", {"x": x})[1])
+        assert one["id"] == name
+        assert one["predictions"] == alone["predictions"]
+        np.testing.assert_allclose(one["probabilities"], alone["probabilities"], atol=1e-9)
+    status, content = server.ask("/predict/batch", arrow(ids), Content_Type=ARROW, Accept=ARROW)
+    assert status == 200, content
+    rows = pa.ipc.open_stream(content).read_all()
+    assert rows["task"].to_pylist() == [name for name in ids for _ in range(2)]
+    assert rows["prediction"].to_pylist() == [p for one in found for p in one["predictions"]]
+    assert server.ask("/predict/batch", body, Authorization="")[0] == 401
+    assert server.ask("/predict/batch", b"a" * 600_000)[0] == 413
+    assert server.ask(f"/tasks/{ids[0]}", method="DELETE")[0] == 204
+    status, content = server.ask("/predict/batch", body)
+    assert status == 404
+    assert json.loads(content)["error"].startswith("task 1: there is no such task")
+    assert server.ask(f"/tasks/{ids[1]}", method="DELETE")[0] == 204
+    assert 'route="predict_many",status="200"' in server.ask("/metrics")[1].decode()
+
+
+@dataclass
+class Published:
+    """The schema that a server publishes, and the statuses of each route that were checked."""
+
+    server: Server
+    schema: dict[str, Any]
+    seen: set[tuple[str, int]]
+
+    @classmethod
+    def of(cls, server: Server) -> Published:
+        return cls(server, json.loads(server.ask("/openapi.json", Authorization="")[1]), set())
+
+    def ask(
+        self, status: int, method: str, route: str, task: str = "", body: Any = None, **headers: str
+    ) -> bytes:
+        """Sends a request and checks its answer, and if it was taken the request too."""
+        path = route.replace("{task_id}", task)
+        found, kind, content = self.server.answer(path, body, method=method, **headers)
+        assert found == status, content
+        self.check(method, route, found, kind, content)
+        if status < 300 and isinstance(body, dict):
+            self._validate(body, route, method.lower(), "requestBody", "content", JSON)
+        return content
+
+    def check(self, method: str, route: str, status: int, kind: str, content: bytes) -> None:
+        """Checks an answer."""
+        own = self.schema["paths"][route][method.lower()]["responses"][str(status)]
+        self.seen.add((f"{method} {route}", status))
+        if not content:
+            assert "content" not in own
+            return
+        assert kind in own["content"]
+        if kind == JSON:
+            place = (route, method.lower(), "responses", str(status), "content", JSON)
+            self._validate(json.loads(content), *place)
+
+    def _validate(self, found: Any, *place: str) -> None:
+        steps = [step.replace("/", "~1") for step in ("paths", *place, "schema")]
+        Draft202012Validator({**self.schema, "$ref": "#/" + "/".join(steps)}).validate(found)
+
+
+def stalled(server: Server) -> socket.socket:
+    """Sends the head of a request and none of the body that it tells of."""
+    address = urllib.parse.urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=120)
+    head = (
+        f"POST /tasks HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {JSON}\r\n"
+        f"Authorization: Bearer {server.token_file.read_text()}\r\nContent-Length: 99\r\n\r\n"
+    )
+    connection.sendall(head.encode())
+    return connection
+
+
+def test_real_answers_are_those_of_the_published_schema(server: Server) -> None:
+    waiting = stalled(server)
+    published = Published.of(server)
+    x = [one.tolist() for one in queries(2)]
+    task = str(json.loads(published.ask(201, "POST", "/tasks", body=support()))["id"])
+    body = {"tasks": [support(), support()]}
+    told = json.loads(published.ask(201, "POST", "/tasks/batch", body=body))
+    ids = [one["id"] for one in told["tasks"]]
+    one, many = "/tasks/{task_id}/predict", "/predict/batch"
+    published.ask(200, "POST", one, task, {"x": x})
+    published.ask(200, "POST", many, body={"tasks": [{"id": name, "x": x} for name in ids]})
+    sent = {"Content_Type": ARROW, "Accept": JSON}
+    published.ask(200, "POST", many, body=arrow(ids), **sent)
+    published.ask(200, "POST", many, body=arrow(ids), **{**sent, "Accept": ARROW})
+    published.ask(200, "POST", one, task, arrow([task]), **sent)
+    published.ask(200, "POST", one, task, {"x": x}, Accept=ARROW)
+    for route in ("/model", "/health", "/metrics"):
+        published.ask(200, "GET", route)
+    published.ask(200, "GET", "/tasks/{task_id}", task)
+
+    for route in ("/tasks", "/tasks/batch", one, many):
+        published.ask(400, "POST", route, task, b"{")
+        published.ask(401, "POST", route, task, b"{", Authorization="")
+        published.ask(413, "POST", route, task, b"a" * 600_000)
+        published.ask(415, "POST", route, task, b"{}", Content_Type="text/csv")
+    for route in (one, many):
+        published.ask(406, "POST", route, task, b"{}", Accept="text/csv")
+        body = {"tasks": [{"id": "none", "x": x}]}
+        published.ask(404, "POST", route, "none", body)
+        published.ask(400, "POST", f"{route}", task, {"x": x, "y": []})
+    for name in (task, *ids):
+        published.ask(204, "DELETE", "/tasks/{task_id}", name)
+    for method in ("GET", "DELETE"):
+        published.ask(404, method, "/tasks/{task_id}", task)
+        published.ask(401, method, "/tasks/{task_id}", task, Authorization="")
+    for route in ("/model", "/metrics"):
+        published.ask(401, "GET", route, Authorization="")
+
+    with waiting:
+        late = http.client.HTTPResponse(waiting)
+        late.begin()
+        kind, content = late.headers["Content-Type"], late.read()
+    assert late.status == 408
+    published.check("POST", "/tasks", late.status, kind, content)
+    # The rest need a full store or a broken one, and the other routes read bodies by the same code.
+    declared = {
+        (f"{method.upper()} {route}", int(status))
+        for route, methods in published.schema["paths"].items()
+        for method, own in methods.items()
+        for status in own["responses"]
+    }
+    assert {status for _, status in declared - published.seen} <= {408, 429, 503}
 
 
 def test_every_replica_knows_a_task_until_it_is_deleted(server: Server) -> None:
@@ -233,13 +392,11 @@ def test_a_broken_request_gets_one_message(
     assert str(server.token_file.parent) not in error
 
 
-def test_prometheus_gets_figures_and_clients_get_the_schema(server: Server) -> None:
+def test_prometheus_gets_figures_and_clients_what_the_network_expects(server: Server) -> None:
     new_task(server)
     text = server.ask("/metrics")[1].decode()
     assert "raymeta_adaptations_total" in text
     assert 'raymeta_requests_total{route="adapt",status="201"}' in text
-    schema = json.loads(server.ask("/openapi.json")[1])
-    assert "/tasks/{task_id}/predict" in schema["paths"]
     model = json.loads(server.ask("/model")[1])
     assert model["channels"] == ["volt", "ampere"]
     assert model["limits"]["tasks"] == 30

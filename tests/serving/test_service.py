@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pytest
+from fastapi.openapi.utils import get_openapi
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped, unused-ignore]
 from typer.testing import CliRunner
 
 import raymeta
 from raymeta.cli import app
 from raymeta.errors import MAX_MESSAGE, ResourceError, RunError
 from raymeta.evaluation.calibration import Calibration
-from raymeta.serving import server
-from raymeta.serving.app import TOKEN_VARIABLE, build
+from raymeta.serving import openapi, server
+from raymeta.serving.app import TOKEN_VARIABLE, api, build
 from raymeta.serving.bodies import ARROW, JSON
 from raymeta.serving.server import _check_address, _token
 from raymeta.serving.service import Answer, Service
@@ -517,6 +519,46 @@ def test_the_model_says_what_it_expects(service_of: Any) -> None:
     assert found["categories"] == {}
     assert (found["num_ways"], found["num_shots"]) == (3, 2)
     assert found["limits"]["tasks"] == 3
+
+
+def parts_of_document(found: Any) -> Iterator[dict[str, Any]]:
+    """Yields every object in a document."""
+    if isinstance(found, dict):
+        yield found
+    for value in found.values() if isinstance(found, dict) else found:
+        if isinstance(value, dict | list):
+            yield from parts_of_document(value)
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+def test_the_published_schema_tells_of_every_route_in_json_schema(has_token: bool) -> None:
+    document = openapi.document(has_token=has_token)
+    found = get_openapi(title="", version="", routes=api.routes)["paths"]
+    del found["/openapi.json"]
+    routes = {(path, method) for path, own in found.items() for method in own}
+    assert routes == {(path, method) for path, own in document["paths"].items() for method in own}
+    for part in parts_of_document(document):
+        assert "nullable" not in part  # OpenAPI 3.0's
+        if "schema" in part:
+            Draft202012Validator.check_schema(part["schema"])
+        if "$ref" in part:
+            assert (
+                part["$ref"].removeprefix("#/components/schemas/")
+                in (document["components"]["schemas"])
+            )
+    guarded = {
+        (path, method)
+        for path, own in document["paths"].items()
+        for method, route in own.items()
+        if "401" in route["responses"]
+    }
+    assert guarded == (routes - {("/health", "get")} if has_token else set())
+    schemes = document["components"].get("securitySchemes", {})
+    assert schemes == ({"HTTPBearer": {"type": "http", "scheme": "bearer"}} if has_token else {})
+    for path, method in routes:
+        security = document["paths"][path][method].get("security", [])
+        assert security == ([{"HTTPBearer": []}] if (path, method) in guarded else [])
+        assert "422" not in document["paths"][path][method]["responses"]
 
 
 def test_a_token_is_made_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
