@@ -3,7 +3,10 @@
 The door checks token and size, and asks any replica.  A replica that dies takes no request with it:
 the door asks another, since every request may be asked twice (the id of a task is chosen here).
 
-The requests that the door itself has under way are lost if it is killed: they are answered by 500.
+A killed door loses what it has under way, answered by 500, and no more: later requests wait for the
+next door.  Ray Serve's proxy asks another replica only until one has accepted a request, so that a
+second door would lose its own share all the same.  There is one, whose figures are those of all
+requests.
 
 Requests are not batched (`serve.batch`): a replica answers one at a time, and one may hold many
 examples.  HTTP takes most of a request's time (`scripts/bench_serving_http.py`).

@@ -449,6 +449,20 @@ def test_no_request_is_lost_when_a_replica_is_killed(server: Server, load: Load)
     assert set(load.statuses) == {200}
 
 
+def test_a_killed_door_loses_at_most_what_it_had_under_way(server: Server, load: Load) -> None:
+    wait_for(load, 10)
+    (door,) = server.replicas("Door")
+    door.kill()
+    deadline = time.monotonic() + TIMEOUT_S
+    while {process.pid for process in server.replicas("Door")} <= {door.pid}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    wait_for(load, 20)
+    lost = [status for status in load.statuses if status != 200]
+    assert len(lost) <= NUM_CLIENTS
+    assert load.statuses[-10:] == [200] * 10
+
+
 def test_no_request_is_lost_in_a_rolling_update(server: Server, load: Load) -> None:
     before = {process.pid for process in server.replicas()}
     server.process.send_signal(signal.SIGUSR1)
