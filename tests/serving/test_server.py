@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -347,6 +348,43 @@ def test_real_answers_are_those_of_the_published_schema(server: Server) -> None:
         for status in own["responses"]
     }
     assert {status for _, status in declared - published.seen} <= {408, 429, 503}
+
+
+def test_a_full_store_refuses_tasks_until_they_have_expired(tmp_path: Path) -> None:
+    kept, lives_s = tmp_path / "kept", 20
+    options = ("--tasks-kept", "2", "--keep-for", str(lives_s), "--tasks-dir", str(kept))
+    with serving(tmp_path, 1, *options) as server:
+        published = Published.of(server)
+        x = [one.tolist() for one in queries(2)]
+        first = new_task(server)  # the first is slow
+        assert server.ask(f"/tasks/{first}", method="DELETE")[0] == 204
+        began = time.monotonic()
+        ids = [new_task(server), new_task(server)]
+        told = published.ask(429, "POST", "/tasks", body=support())
+        assert "as many tasks are kept as may be (2); delete one, or wait" in told.decode()
+        told = published.ask(429, "POST", "/tasks/batch", body={"tasks": [support()] * 2})
+        assert "delete 2, or wait" in told.decode()
+        assert published.ask(200, "POST", "/tasks/{task_id}/predict", ids[0], {"x": x})
+        assert time.monotonic() < began + lives_s, "the machine is too busy for this test"
+        assert "raymeta_tasks_kept 2.0" in server.ask("/metrics")[1].decode()
+
+        time.sleep(max(0, began + lives_s + 2 - time.monotonic()))
+        while True:  # the second was kept a little later
+            if "raymeta_tasks_kept 0.0" in server.ask("/metrics")[1].decode():
+                break
+            assert time.monotonic() < began + 2 * lives_s
+            time.sleep(0.2)
+        for name in ids:
+            told = published.ask(404, "POST", "/tasks/{task_id}/predict", name, {"x": x})
+            assert "has expired" in told.decode()
+        task = new_task(server)
+        assert server.ask(f"/tasks/{task}")[0] == 200
+        assert [file.name for file in kept.iterdir()] == [f"{task}.raymeta"]
+
+        shutil.rmtree(kept)
+        kept.write_text("where the folder was")
+        told = published.ask(503, "POST", "/tasks", body=support())
+        assert str(kept) not in told.decode()
 
 
 def test_every_replica_knows_a_task_until_it_is_deleted(server: Server) -> None:
