@@ -209,8 +209,8 @@ def _time_steps(facts: Mapping[str, Any]) -> tuple[float, float] | None:
     if "time_steps" not in facts:  # the network reads no times, or the run is of before
         return None
     low, high = map(float, facts["time_steps"])
-    if not 0 < low <= high < math.inf:
-        raise ValueError("time_steps must be two positive numbers, the lower first")
+    if not 0 <= low <= high < math.inf:
+        raise ValueError("time_steps must be two numbers from 0, the lower first")
     return low, high
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import raymeta
-from raymeta.errors import DataError, DataWarning
+from raymeta.errors import DataError, DataWarning, RunError
 from raymeta.inference.adapted import Adapted
 from raymeta.inference.model import Model
 from raymeta.run_folder import Run
@@ -156,12 +156,21 @@ def test_dates_and_numbers_are_not_taken_for_one_another(tmp_path: Path, of_date
     assert len(older.adapt(same).predict(other.drop(columns="kind"))) == 18
 
 
-def without_time_steps(model: Model) -> Model:
-    """The model as of a run that kept no time steps."""
-    known = dict(model.trained.identity.facts)
-    del known["time_steps"]
+def with_time_steps(model: Model, steps: list[float] | None) -> Model:
+    """The model as of a run that kept these time steps, or none."""
+    known = {k: v for k, v in model.trained.identity.facts.items() if k != "time_steps"}
+    known |= {} if steps is None else {"time_steps": steps}
     identity = replace(model.trained.identity, facts=known)
     return replace(model, trained=replace(model.trained, identity=identity))
+
+
+@pytest.mark.parametrize("steps", [[8, 3], [-1, 3], [3], [1, float("inf")], ["x", 3]])
+def test_damaged_time_steps_are_refused(gaps_run: GapsRun, steps: list[float]) -> None:
+    model = raymeta.load(str(gaps_run("refuse", True).path))
+    with pytest.raises(RunError, match="facts of the data do not fit"):
+        _ = with_time_steps(model, steps).trained.inputs
+    # Steps too small for float64 come out as zero.
+    assert with_time_steps(model, [0, 3]).trained.inputs.time_steps == (0, 3)
 
 
 @pytest.mark.parametrize(("missing", "differences"), [("refuse", True), ("mask", False)])
@@ -185,7 +194,7 @@ def test_times_in_another_unit_are_warned_of(
             with pytest.warns(DataWarning, match=said.format(seen=seen)):
                 ask(other)
         # Networks of runs that did not keep it go on as they did.
-        without_time_steps(model).adapt(other).predict(other)
+        with_time_steps(model, None).adapt(other).predict(other)
     # Recordings may be a few times as slow as those of training, and one row has no steps.
     slower = seconds.assign(second=seconds["second"] * 10)
     adapted.predict(slower)
