@@ -96,6 +96,23 @@ def load_forecaster(
     return Forecaster(trained, networks, tasks, errors)
 
 
+def open_network(
+    run: str | AnyPath, *, ensemble: bool = True, runs_dir: str | AnyPath = DEFAULT_ROOT
+) -> Model | Forecaster:
+    """Opens the network of a finished search, whatever its tasks are.
+
+    Arguments and errors are those of `load`.
+    """
+    folder = path_at(run)
+    settings = (
+        HubFolder.read(folder).settings
+        if is_hub_folder(folder)
+        else Run.open(str(run), path_at(runs_dir)).experiment().model_dump()
+    )
+    opens = load_forecaster if settings["tasks"].get("kind") == "forecast" else load
+    return opens(run, ensemble=ensemble, runs_dir=runs_dir)
+
+
 def _forecast_tasks(trained: Trained, place: AnyPath) -> TableTasks:
     """The tasks of a network that forecasts; refuses facts that do not fit them."""
     tasks = trained.experiment.tasks

@@ -31,9 +31,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from raymeta.errors import ResourceError
-from raymeta.inference.files import load
+from raymeta.inference.files import open_network
+from raymeta.inference.forecaster import Forecaster
 from raymeta.serving import openapi
 from raymeta.serving.bodies import JSON, RequestError, too_large
+from raymeta.serving.forecasts import ForecastService
 from raymeta.serving.service import Answer, Service, error_answer
 from raymeta.serving.settings import Limits, ServeSettings
 from raymeta.serving.tasks import KeptTasks, new_id
@@ -64,7 +66,7 @@ def _response(answer: Answer) -> Response:
 async def _no_such_route(_: Request, error: HTTPException) -> Response:
     routes = (
         "POST /tasks, POST /tasks/batch, POST /tasks/ID/predict, POST /predict/batch, "
-        "GET or DELETE /tasks/ID, GET /model"
+        "POST /forecast, GET or DELETE /tasks/ID, GET /model"
     )
     return _response(error_answer(f"{error.detail}; there are {routes}", error.status_code))
 
@@ -73,18 +75,22 @@ class Replica:
     """Adapts and predicts in a process of its own."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        model = load(settings.run, ensemble=settings.ensemble, runs_dir=settings.runs_dir)
-        tasks = KeptTasks(path_at(settings.tasks_dir), settings.tasks_kept)
-        self._service = Service(model, tasks, settings.limits)
+        opened = open_network(settings.run, ensemble=settings.ensemble, runs_dir=settings.runs_dir)
+        self._tasks = KeptTasks(path_at(settings.tasks_dir), settings.tasks_kept)
+        self._service = (
+            ForecastService(forecaster=opened, limits=settings.limits)
+            if isinstance(opened, Forecaster)
+            else Service(model=opened, tasks=self._tasks, limits=settings.limits)
+        )
 
     def ask(self, method: str, *arguments: Any) -> Answer:
-        """Calls a method of `Service` and returns its answer."""
-        answer: Answer = getattr(self._service, method)(*arguments)
-        return answer
+        """Calls a method of the service and returns its answer."""
+        work: Callable[..., Answer] | None = getattr(self._service, method, None)
+        return self._service.refusal() if work is None else work(*arguments)
 
     def num_tasks(self) -> int:
         """Counts the tasks that all replicas together keep."""
-        return self._service.tasks.count()
+        return self._tasks.count()
 
 
 # Above the class: Serve copies its methods, with what they use, as it is defined.
@@ -171,6 +177,17 @@ class Door:
             return await self._ask("predict_many", body, *kinds, coverage)
 
         return await self._served(request, "predict_many", work)
+
+    @api.post("/forecast")
+    async def forecast(self, request: Request, coverage: str | None = None) -> Response:
+        """Forecasts what follows the past of each series."""
+
+        async def work() -> Answer:
+            body = await self._body(request)
+            kinds = [request.headers.get(name) for name in ("content-type", "accept")]
+            return await self._ask("forecast", body, *kinds, coverage)
+
+        return await self._served(request, "forecast", work)
 
     @api.get("/tasks/{task_id}")
     async def task(self, task_id: str, request: Request) -> Response:

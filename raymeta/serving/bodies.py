@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def examples_of(
         table = read_stream(body, limits.examples * limits.time_steps)
         raw = table_examples(table, inputs, PLACE, with_targets=with_targets)
     else:
-        raw = _of_object(_object(body), inputs, limits, with_targets=with_targets)
+        raw = _of_object(object_of(body), inputs, limits, with_targets=with_targets)
     _check_sizes(raw, limits, with_targets=with_targets)
     return raw
 
@@ -138,8 +138,8 @@ def parts_of(body: bytes, kind: str, limits: Limits, *, with_targets: bool) -> l
         table = read_stream(body, limits.batch_examples * limits.time_steps)
         tables = by_task(table, limits.batch_examples)
         return [Part(name, f"task {shown(name)}", rows) for name, rows in tables.items()]
-    found = _object(body)
-    _check_keys(found, {"tasks"})
+    found = object_of(body)
+    check_keys(found, {"tasks"})
     tasks = found["tasks"]
     if not isinstance(tasks, list) or not tasks:
         raise DataError(f"{PLACE}: tasks must be a list of tasks, but is {shown(tasks)}")
@@ -293,7 +293,12 @@ def too_large(limits: Limits) -> RequestError:
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        DataError: the body is none.
+    """
     try:
         found = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -306,10 +311,15 @@ def _object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _check_keys(found: dict[str, Any], wanted: set[str]) -> None:
+def check_keys(found: dict[str, Any], wanted: set[str], optional: Collection[str] = ()) -> None:
+    """Refuses an object that lacks a wanted key, or has one that is neither wanted nor optional.
+
+    Raises:
+        DataError: naming the key.
+    """
     for key in sorted(wanted - found.keys()):
         raise DataError(f"{PLACE}: {key} is required, but is not given")
-    for key in sorted(found.keys() - wanted):
+    for key in sorted(found.keys() - wanted - set(optional)):
         rule = "the targets belong to the support examples" if key == "y" else "remove it"
         raise DataError(f"{PLACE}: {shown(key)} is not a known key; {rule}")
 
@@ -317,7 +327,7 @@ def _check_keys(found: dict[str, Any], wanted: set[str]) -> None:
 def _of_object(
     found: dict[str, Any], inputs: Inputs, limits: Limits, *, with_targets: bool
 ) -> RawExamples:
-    _check_keys(found, {"x", "y"} if with_targets else {"x"})
+    check_keys(found, {"x", "y"} if with_targets else {"x"})
     x, y = found["x"], found.get("y")
     if not isinstance(x, list):
         raise DataError(f"{PLACE}: x must be a list of examples, but is {shown(x)}")

@@ -86,6 +86,17 @@ _PREDICTED = {
         for name in ("lower", "upper")
     },
 }
+_TABLE = {
+    "type": "object",
+    "additionalProperties": _list({"type": ["number", "string", "null"]}),
+}
+_MODEL = {
+    **dict.fromkeys(("experiment", "problem", "learner"), _TEXT),
+    **dict.fromkeys(("columns", "media_types"), _list(_TEXT)),
+    "target": {"type": ["string", "null"]},
+    "networks": {"type": "integer"},
+    "limits": {"type": "object", "additionalProperties": {"type": "integer"}},
+}
 _SOMETIMES = ("classes", "probabilities", "ids", "sets", "lower", "upper")
 _SCHEMAS = {
     "Error": _object({"error": _TEXT}),
@@ -116,18 +127,29 @@ _SCHEMAS = {
             )
         }
     ),
-    "Model": _object(
+    "History": _object(
         {
-            **dict.fromkeys(("experiment", "problem", "learner"), _TEXT),
-            **dict.fromkeys(("channels", "columns", "classes", "media_types"), _list(_TEXT)),
-            "categories": {"type": "object", "additionalProperties": _list(_TEXT)},
-            "text": {"type": "boolean"},
-            "target": {"type": ["string", "null"]},
-            "num_ways": {"type": ["integer", "null"]},
-            **{name: {"type": "integer"} for name in ("num_shots", "networks")},
-            "limits": {"type": "object", "additionalProperties": {"type": "integer"}},
-        }
+            "history": {**_TABLE, "description": "a row a time step, of any number of series"},
+            "known": {**_TABLE, "description": "what is known of the steps to come"},
+        },
+        "known",
     ),
+    "Forecasts": _object({"forecasts": _TABLE, **_WARNINGS}),
+    "Model": {
+        "anyOf": [
+            _object(
+                {
+                    **_MODEL,
+                    **dict.fromkeys(("channels", "classes"), _list(_TEXT)),
+                    "categories": {"type": "object", "additionalProperties": _list(_TEXT)},
+                    "text": {"type": "boolean"},
+                    "num_ways": {"type": ["integer", "null"]},
+                    "num_shots": {"type": "integer"},
+                }
+            ),
+            _object({**_MODEL, "known": _list(_TEXT), "horizon": {"type": "integer"}}),
+        ]
+    },
     "Health": _object({"status": _TEXT}),
 }
 
@@ -224,6 +246,16 @@ _PATHS = {
             *(404, 406),
             sent="ExamplesOfTasks",
             arrow=f"the column `task`, and {_COLUMNS}, empty where a task has no such class",
+            parameters=(_COVERAGE,),
+        )
+    },
+    "/forecast": {
+        "post": _route(
+            "Forecasts what follows the past of each series",
+            "Forecasts",
+            *(404, 406),
+            sent="History",
+            arrow="the columns that `raymeta forecast` writes",
             parameters=(_COVERAGE,),
         )
     },

@@ -22,7 +22,7 @@ import ray
 from ray import serve
 
 from raymeta.errors import EndedBySignalError, ResourceError, RunError
-from raymeta.inference.files import load
+from raymeta.inference.files import open_network
 from raymeta.run_folder import Run
 from raymeta.search.session import connect, stop_ray
 from raymeta.serving.app import NAME, application, check_room
@@ -63,7 +63,7 @@ def serve_run(
     _check_address(host, port, has_token=token_file is not None)
     found = Run.open(settings.run, path_at(settings.runs_dir))
     settings = settings.model_copy(update={"run": str(found.path)})
-    load(settings.run, ensemble=settings.ensemble)  # refuses what no replica could open
+    open_network(settings.run, ensemble=settings.ensemble)  # refuses what no replica could open
     token, is_new = (None, False) if token_file is None else _token(token_file)
     with _signals() as signals, tempfile.TemporaryDirectory(prefix="raymeta-") as own:
         if not settings.tasks_dir:

@@ -45,17 +45,33 @@ class Answer:
     body: bytes
 
 
-@dataclass
-class Service:
-    """Adapts a model to tasks and predicts with them.
+@dataclass(kw_only=True)
+class Answering:
+    """Every public method answers; none raises what a client or a disk got wrong."""
 
-    Every method answers; none raises what a client or a disk got wrong.
-    """
+    limits: Limits
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def _answered(self, work: Callable[[], Answer]) -> Answer:
+        """Runs `work` alone and returns its answer: the numerics fill a core by themselves."""
+        with self._lock:
+            try:
+                return work()
+            except RequestError as error:
+                return error_answer(str(error), error.status)
+            except DataError as error:
+                return error_answer(str(error), 400)
+            except (RaymetaError, OSError) as error:  # of the server's own files: not for strangers
+                _LOG.error("a task could not be kept or read: %s", type(error).__name__)
+                return error_answer("the server could not keep or read its tasks; try again", 503)
+
+
+@dataclass(kw_only=True)
+class Service(Answering):
+    """Adapts a model to tasks and predicts with them."""
 
     model: Model
     tasks: KeptTasks
-    limits: Limits
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def adapt(self, task_id: str, body: bytes, content_type: str | None) -> Answer:
         """Adapts to the support examples in a body, and keeps the task under its id.
@@ -68,11 +84,11 @@ class Service:
             kind = media_type(content_type, "Content-Type")
             inputs = self.model.trained.inputs
             raw = examples_of(body, kind, inputs, self.limits, with_targets=True)
-            with _told() as messages:
+            with told() as messages:
                 adapted = self.model.adapt_to(raw)
             self.tasks.keep(task_id, adapted)
             found = {**_facts(task_id, adapted), "num_examples": len(raw), "warnings": messages}
-            return _json(found, 201)
+            return json_answer(found, 201)
 
         return self._answered(work)
 
@@ -94,7 +110,7 @@ class Service:
                 check_total(count, part, self.limits)
             ids = ids_of_batch(first_id, len(raws))
             self.tasks.check_room(set(ids))
-            with _told() as messages:
+            with told() as messages:
                 adapted = self.model.adapt_many((raw, None) for raw in raws)
             try:
                 for task_id, own in zip(ids, adapted, strict=True):
@@ -110,7 +126,7 @@ class Service:
                 }
                 for part, task_id, own, raw in zip(parts, ids, adapted, raws, strict=True)
             ]
-            return _json({"tasks": found, "warnings": messages}, 201)
+            return json_answer({"tasks": found, "warnings": messages}, 201)
 
         return self._answered(work)
 
@@ -176,9 +192,14 @@ class Service:
 
         return self._answered(work)
 
+    def refusal(self) -> Answer:
+        """Answers a request that this network cannot serve."""
+        message = "this network makes no forecasts; adapt it to a task by POST /tasks"
+        return error_answer(message, 404)
+
     def task(self, task_id: str) -> Answer:
         """Describes a kept task."""
-        return self._answered(lambda: _json(_facts(task_id, self.tasks.get(task_id))))
+        return self._answered(lambda: json_answer(_facts(task_id, self.tasks.get(task_id))))
 
     def delete(self, task_id: str) -> Answer:
         """Removes a task."""
@@ -211,22 +232,9 @@ class Service:
                 "media_types": [JSON, ARROW],
                 "limits": {**self.limits.model_dump(), "tasks": self.tasks.most},
             }
-            return _json(found)
+            return json_answer(found)
 
         return self._answered(work)
-
-    def _answered(self, work: Callable[[], Answer]) -> Answer:
-        """Runs `work` alone and returns its answer: the numerics fill a core by themselves."""
-        with self._lock:
-            try:
-                return work()
-            except RequestError as error:
-                return error_answer(str(error), error.status)
-            except DataError as error:
-                return error_answer(str(error), 400)
-            except (RaymetaError, OSError) as error:  # of the server's own files: not for strangers
-                _LOG.error("a task could not be kept or read: %s", type(error).__name__)
-                return error_answer("the server could not keep or read its tasks; try again", 503)
 
 
 def _facts(task_id: str, adapted: Adapted) -> dict[str, Any]:
@@ -244,7 +252,7 @@ def _facts(task_id: str, adapted: Adapted) -> dict[str, Any]:
 
 
 @contextmanager
-def _told() -> Iterator[list[str]]:
+def told() -> Iterator[list[str]]:
     """Collects the warnings of data, each once, at its end."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as told:
@@ -256,8 +264,9 @@ def _told() -> Iterator[list[str]]:
 
 def error_answer(message: str, status: int) -> Answer:
     """Makes the answer that states a mistake."""
-    return _json({"error": message}, status)
+    return json_answer({"error": message}, status)
 
 
-def _json(found: dict[str, Any], status: int = 200) -> Answer:
+def json_answer(found: dict[str, Any], status: int = 200) -> Answer:
+    """Makes an answer of plain values."""
     return Answer(status, JSON, json.dumps(found, ensure_ascii=False).encode())

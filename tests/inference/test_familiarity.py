@@ -150,7 +150,7 @@ def test_every_interface_reports_an_unfamiliar_support_set(
         assert code == 0
         assert (UNLIKE in " ".join(error.split())) == (name == "bad")
 
-    service = Service(model, KeptTasks(tmp_path / "tasks"), Limits())
+    service = Service(model=model, tasks=KeptTasks(tmp_path / "tasks"), limits=Limits())
     for (x, y), is_unlike in ((good, False), (bad, True)):
         body = {"x": [one.tolist() for one in x], "y": y.tolist()}
         task = new_id(60)

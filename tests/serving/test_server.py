@@ -28,8 +28,11 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped, unused-ignore]
 
 import raymeta
+from raymeta.run_folder import Run
+from raymeta.serving.arrow import stream_of
 from tests.inference.conftest import make_run
 from tests.inference.test_attribution import task_of
+from tests.inference.test_forecaster import forecast_run, history
 from tests.search.helpers import kill_driver
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -90,9 +93,11 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, num_replicas: int, *further: str) -> Iterator[Server]:
+def serving(
+    folder: Path, num_replicas: int, *further: str, run: Run | None = None
+) -> Iterator[Server]:
     """Starts a server and waits until it answers; later options count."""
-    run = make_run(folder / "run", "table", "learner=prototypes")
+    run = run or make_run(folder / "run", "table", "learner=prototypes")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -328,6 +333,7 @@ def test_real_answers_are_those_of_the_published_schema(server: Server) -> None:
         published.ask(400, "POST", f"{route}", task, {"x": x, "y": []})
     for name in (task, *ids):
         published.ask(204, "DELETE", "/tasks/{task_id}", name)
+    published.ask(404, "POST", "/forecast", body={"history": {"volt": [1.0]}})
     for method in ("GET", "DELETE"):
         published.ask(404, method, "/tasks/{task_id}", task)
         published.ask(401, method, "/tasks/{task_id}", task, Authorization="")
@@ -340,14 +346,16 @@ def test_real_answers_are_those_of_the_published_schema(server: Server) -> None:
         kind, content = late.headers["Content-Type"], late.read()
     assert late.status == 408
     published.check("POST", "/tasks", late.status, kind, content)
-    # The rest need a full store or a broken one, and the other routes read bodies by the same code.
+    # The rest need a full store or a broken one, and the other routes read bodies by the same code;
+    # a run of a forecast has a server of its own below.
     declared = {
         (f"{method.upper()} {route}", int(status))
         for route, methods in published.schema["paths"].items()
         for method, own in methods.items()
         for status in own["responses"]
     }
-    assert {status for _, status in declared - published.seen} <= {408, 429, 503}
+    unseen = {status for route, status in declared - published.seen if route != "POST /forecast"}
+    assert unseen <= {408, 429, 503}
 
 
 def test_a_full_store_refuses_tasks_until_they_have_expired(tmp_path: Path) -> None:
@@ -385,6 +393,31 @@ def test_a_full_store_refuses_tasks_until_they_have_expired(tmp_path: Path) -> N
         kept.write_text("where the folder was")
         told = published.ask(503, "POST", "/tasks", body=support())
         assert str(kept) not in told.decode()
+
+
+def test_the_run_of_a_forecast_is_served(tmp_path: Path) -> None:
+    run = forecast_run(tmp_path / "run", "learner=ridge")
+    frame = history()
+    sent = {str(name): column.astype(str).tolist() for name, column in frame.items()}
+    expected = raymeta.load_forecaster(str(run.path)).forecast(frame)
+    route, body = "/forecast", {"history": sent}
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with serving(tmp_path, 1, run=run) as server:
+        published = Published.of(server)
+        found = json.loads(published.ask(200, "POST", route, body=body))["forecasts"]["forecast"]
+        assert found == pytest.approx(expected.point.ravel(), rel=1e-9)
+        answer = published.ask(
+            200, "POST", route, body=stream_of(table), Content_Type=ARROW, Accept=ARROW
+        )
+        assert pa.ipc.open_stream(answer).read_all().equals(expected.to_table())
+        published.ask(200, "GET", "/model")
+        published.ask(400, "POST", route, body=b"{")
+        published.ask(401, "POST", route, body=b"{", Authorization="")
+        published.ask(406, "POST", route, body=body, Accept="text/csv")
+        published.ask(413, "POST", route, body=b"a" * 600_000)
+        published.ask(415, "POST", route, body=b"{}", Content_Type="text/csv")
+        no_task = {"x": [[[1.0]]], "y": [1]}
+        assert "POST /forecast" in str(server.ask("/tasks", no_task)[1])
 
 
 def test_every_replica_knows_a_task_until_it_is_deleted(server: Server) -> None:

@@ -67,7 +67,7 @@ def service_of(folders: dict[str, str], tmp_path: Path) -> Any:
             made = make_run(Path(folders[""]) / source, source, f"learner={learner}")
             folders[source] = str(made.path)
         tasks = KeptTasks(tmp_path / "kept", most, Time())
-        return Service(raymeta.load(folders[source]), tasks, Limits(**limits))
+        return Service(model=raymeta.load(folders[source]), tasks=tasks, limits=Limits(**limits))
 
     return make
 
@@ -123,7 +123,7 @@ def test_a_coverage_gives_sets_or_intervals_in_json_as_in_arrow(
     assert refused.status == 400
     assert "was not calibrated" in error(refused)
 
-    service = Service(replace(service.model, calibration=known), service.tasks, service.limits)
+    service = replace(service, model=replace(service.model, calibration=known))
     task_id, x = keep(service, source), task_of(source, 4, 1)[0]
     body = body_of(source, 4, 1, with_targets=False)
     adapted = service.tasks.get(task_id)
@@ -435,11 +435,11 @@ def test_deleted_and_unknown_tasks_are_not_found(service_of: Any) -> None:
 def test_another_replica_finds_a_task_and_reports_a_damaged_one(service_of: Any) -> None:
     service = service_of()
     task_id = keep(service)
-    other = Service(service.model, KeptTasks(service.tasks.folder, 3, Time()), Limits())
+    other = replace(service, tasks=KeptTasks(service.tasks.folder, 3, Time()), limits=Limits())
     assert other.task(task_id).status == 200
     (file,) = service.tasks.folder.iterdir()
     file.write_bytes(file.read_bytes()[:-20])
-    fresh = Service(service.model, KeptTasks(service.tasks.folder, 3, Time()), Limits())
+    fresh = replace(service, tasks=KeptTasks(service.tasks.folder, 3, Time()), limits=Limits())
     answer = fresh.task(task_id)
     assert answer.status == 404
     assert "damaged" in error(answer)
