@@ -113,7 +113,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What one example looks like to a network.
+    """The format of one example as a network reads it.
 
     Exactly one of `num_features` (real-valued sequences) and `vocabulary_size` (token ids, 0 being
     padding) is set.  `num_outputs` is the number of ways of a classification episode, the dimension
@@ -184,7 +184,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Legend:
-    """How people know what is in meta-test episodes, for whoever draws them.
+    """The names and units by which meta-test episodes are drawn for people.
 
     `classes` name what `Episode.way_classes` number, `units` the units of an axis by their ids.
     `texts` are the examples by their ids, where they are texts.  `channels` name the C features of

@@ -158,10 +158,10 @@ def _why_not(
 
 
 def to_json(nodes: Sequence[Nodes]) -> str:
-    """For `from_json`, by way of an environment variable."""
+    """Serialises for `from_json`, to be passed in an environment variable."""
     return json.dumps([asdict(kind) for kind in nodes])
 
 
 def from_json(text: str) -> list[Nodes]:
-    """What `to_json` wrote."""
+    """Reads the text that `to_json` wrote."""
     return [Nodes(**kind) for kind in json.loads(text)]

@@ -68,7 +68,7 @@ def name_runtime_env_folder(name: str) -> None:
 
 @contextmanager
 def without_idle_services(*, shows_logs: bool) -> Iterator[None]:
-    """Has `ray.init` start, on this machine, only the processes that a search uses.
+    """Makes `ray.init` start only the processes that a search uses, on this machine.
 
     Made for Ray 2.60, which starts a web server although it has `include_dashboard=False`, and
     waits a second for it; a monitor for an autoscaler that no file describes; and a reader of logs.
@@ -88,4 +88,4 @@ def without_idle_services(*, shows_logs: bool) -> Iterator[None]:
 
 
 def _start_nothing(*_: Any, **__: Any) -> None:
-    """In place of a start of a process by Ray's node."""
+    """Replaces a method of Ray's `Node` that would start a process."""

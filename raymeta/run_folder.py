@@ -161,7 +161,7 @@ class Run:
 
     @property
     def search_dir(self) -> AnyPath:
-        """What the model of the search makes of its space."""
+        """The folder of the analyses of the search's model."""
         return self.path / "search"
 
     @property
@@ -218,7 +218,7 @@ class Run:
 
     @property
     def origin(self) -> RunOrigin | None:
-        """What the run began with; None for a run of raymeta 0.1.
+        """The record of the run's beginning; None for a run of raymeta 0.1.
 
         Raises:
             RunError: the file is damaged.

@@ -31,7 +31,7 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True)
 class RunOrigin:
-    """What a run began with.
+    """The record of a run's beginning.
 
     `experiment` is its experiment as plain values, `data` the fingerprint of its data, `versions`
     those of the libraries that its numbers depend on, `trackers` where its trials are told.

@@ -1,4 +1,4 @@
-"""Who may work in a run folder: its lock, its links and its owner.
+"""Guards a run folder: its lock, its links and its owner.
 
 Folders in storage that Arrow knows, such as buckets, have none of the three.
 """

@@ -79,7 +79,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result in words."""
         return {True: "holds", False: "falls short", None: ""}[self.holds]
 
 
@@ -150,7 +150,7 @@ def share_unlike(adapted: list[Adapted]) -> float:
 
 
 def changes_of(supports: list[tuple[Signals, np.ndarray]]) -> dict[str, Change]:
-    """What spoils the examples of these tasks, by name."""
+    """The ways to spoil the examples of these tasks, by name."""
     rng = np.random.default_rng(0)
     every = np.concatenate([step for x, _ in supports for step in x])
     mean, deviation = every.mean(axis=0), every.std(axis=0)
@@ -174,7 +174,7 @@ def changes_of(supports: list[tuple[Signals, np.ndarray]]) -> dict[str, Change]:
 
 
 def warning_claims(name: str, model: Model, tasks: Tasks, ordinary: list[Adapted]) -> list[Claim]:
-    """Which tasks are called unlike the training."""
+    """Tests which tasks are called unlike the training."""
     share, most = share_unlike(ordinary), MOST_ORDINARY
     claims = [
         Claim(

@@ -98,9 +98,9 @@ def _submissions(cluster: Any) -> Row:
 
 
 def _recoveries(cluster: Any) -> list[Row]:
-    """From the beginning of a fault to the next result of a trial.
+    """Measures the time from the beginning of a fault to the next result of a trial.
 
-    Where the fault was a host's, of the same trial from another host.
+    After the fault of a host it is the next result of the same trial, from another host.
     """
     faults: dict[str, Callable[[Any], object]] = {
         "the trial's process is killed": lambda search: search.kill_trial(),
@@ -215,7 +215,7 @@ class _Ticking(tune.Trainable):
 
 
 class _Times(tune.Callback):
-    """When Tune took up each report."""
+    """Records when Tune processed each report."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

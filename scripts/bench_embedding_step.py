@@ -156,7 +156,7 @@ def rival(problem: Problem, learner: EmbeddingLearner, start: Params) -> Callabl
 
 
 def _gradients(module: nn.Module) -> Params:
-    """By raymeta's names."""
+    """The gradients by raymeta's names."""
     found: Params = {}
     for name, value in module.named_parameters():
         if value.grad is None:
@@ -170,7 +170,7 @@ def _gradients(module: nn.Module) -> Params:
 
 
 def measured(problem: Problem, learner: EmbeddingLearner, rounds: int) -> list[float]:
-    """How many times as long as raymeta the rival takes, by round."""
+    """The time of the rival as a multiple of raymeta's, by round."""
     start = learner.init_meta_params(problem.params)
     steps = {"raymeta": ours(problem, learner, start), "torch": rival(problem, learner, start)}
     apart = distance(steps["torch"](), steps["raymeta"]())

@@ -163,7 +163,7 @@ class Problem:
 
 
 class TorchNetwork(nn.Module):
-    """What a loop over tasks runs: `torch.nn`'s layers and a head on the last state."""
+    """The network of a loop over tasks: `torch.nn`'s layers and a head on the last state."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ def run_functional_call(problem: Problem) -> Callable[[], Params]:
 
 
 def run_learn2learn(problem: Problem) -> Callable[[], Params]:
-    """Its `MAML` wrapper."""
+    """A meta-step with learn2learn's `MAML` wrapper."""
     algorithms = importlib.import_module("learn2learn.algorithms.maml")
     module = problem.module()
     maml = algorithms.MAML(module, lr=INNER_LR)
@@ -252,7 +252,7 @@ def run_learn2learn(problem: Problem) -> Callable[[], Params]:
 
 
 def run_higher(problem: Problem) -> Callable[[], Params]:
-    """Its inner-loop context."""
+    """A meta-step with higher's inner-loop context."""
     higher = importlib.import_module("higher")
     module = problem.module()
     optimizer = torch.optim.SGD(module.parameters(), lr=INNER_LR)
@@ -273,7 +273,7 @@ def run_higher(problem: Problem) -> Callable[[], Params]:
 
 
 def run_torchopt(problem: Problem) -> Callable[[], Params]:
-    """Its differentiable optimiser."""
+    """A meta-step with TorchOpt's differentiable optimiser."""
     torchopt = importlib.import_module("torchopt")
     module = problem.module()
     leaves = dict(module.named_parameters())
@@ -296,7 +296,7 @@ def run_torchopt(problem: Problem) -> Callable[[], Params]:
 
 
 def run_parallel_metalearn(problem: Problem) -> Callable[[], Params]:
-    """Its `MAML.step`, vmap backend, over its own layers."""
+    """A meta-step with parallel-metalearn's `MAML.step`, vmap backend, over its own layers."""
     algorithms = importlib.import_module("metalearn.algorithms.MAML")
     wrappers = importlib.import_module("metalearn.model_wrappers.MAMLWrapper")
     optimizers = importlib.import_module("metalearn.inner_optimizers.optimizers")
@@ -396,7 +396,7 @@ class VmapBackbone(nn.Module):
                     getattr(layer, mine).copy_(stacked)
 
     def grads(self) -> Params:
-        """By torch's names."""
+        """The gradients by torch's names."""
         found: Params = {}
         for number, layer in enumerate(self.layers):
             for mine, torchs in self._names:
@@ -426,7 +426,7 @@ class VmapHead(nn.Module):
             self.linear.bias.copy_(params["head.bias"])
 
     def grads(self) -> Params:
-        """By our names."""
+        """The gradients by raymeta's names."""
         weight, bias = self.linear.weight.grad, self.linear.bias.grad
         assert weight is not None and bias is not None  # noqa: PT018
         return {"head.weight": weight.clone(), "head.bias": bias.clone()}
@@ -547,7 +547,7 @@ class Cellwise:
     not_run: dict[str, str]
 
     def ratios(self, name: str) -> list[float]:
-        """How many times as long as raymeta a contestant takes, by round."""
+        """The time of a contestant as a multiple of raymeta's, by round."""
         return [a / b for a, b in zip(self.seconds[name], self.seconds[OURS], strict=True)]
 
 
@@ -698,7 +698,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result in words."""
         return "not run" if self.holds is None else "holds" if self.holds else "falls short"
 
 
@@ -735,7 +735,7 @@ def floor_claim(cells: Sequence[Cellwise]) -> Claim:
 
 
 def memory_claims(rounds: int) -> list[Claim]:
-    """Memory-flat mode."""
+    """Measures the memory-flat mode."""
     used: dict[int, list[float]] = {5: [], 20: []}
     resident: dict[int, list[tuple[float, float]]] = {5: [], 20: []}
     full: list[tuple[float, float]] = []
@@ -813,7 +813,7 @@ def workers_claim(rounds: int, steps: int) -> Claim:
 
 
 def growth_claim(steps: int) -> Claim:
-    """Memory over many meta-steps."""
+    """Measures the growth of memory over many meta-steps."""
     ratio = growth(steps)
     return Claim(
         f"memory after {steps:,} meta-steps against 50", "≤ 1.01 ×", f"{ratio:.3f} ×", ratio <= 1.01

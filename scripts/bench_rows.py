@@ -133,7 +133,7 @@ def ended(command: list[str], log: Path) -> Ended:
 
 
 def own_command(part: str, file: Path, *further: str) -> list[str]:
-    """This script, to run one part in a process of its own."""
+    """The command that runs one part of this script in a process of its own."""
     return [sys.executable, __file__, "--part", part, "--file", str(file), *further]
 
 
@@ -178,7 +178,7 @@ def memory_of(pid: int) -> tuple[int, int]:
 
 
 def workers(file: Path, count: int, num_steps: int) -> tuple[list[dict[str, Any]], int, int]:
-    """So many workers at once that hold their tasks.
+    """Runs `count` workers at once, each of which holds its tasks.
 
     Returns:
         What each one says; the mean of what each has written itself; the sum of their shares.

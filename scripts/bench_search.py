@@ -86,7 +86,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Claim:
-    """What was measured against what must be reached; `holds` is None for what is only shown."""
+    """A measurement and its requirement; `holds` is None if there is no requirement."""
 
     what: str
     must: str
@@ -95,7 +95,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result in words."""
         return "" if self.holds is None else "holds" if self.holds else "falls short"
 
 
@@ -103,7 +103,7 @@ class Claim:
 
 
 def stall_claims() -> list[Claim]:
-    """Ours, and the one that waits."""
+    """Compares raymeta's searcher with one that waits for Ax on Tune's loop."""
     ray.init(
         "local",
         num_cpus=CONCURRENT,
@@ -140,7 +140,7 @@ def stall_claims() -> list[Claim]:
 
 
 def state_claims() -> list[Claim]:
-    """Saving 500 trials."""
+    """Measures the saving of 500 trials."""
     searcher = AxSearcher(SPACE, metric="value", mode="max")
     generator = np.random.default_rng(0)
 
@@ -277,7 +277,7 @@ def run_batches(seed: int, rounds: int = 8) -> float:
 
 
 def seconds_of_a_batch(num_trials: int = 500, running: int = 48) -> float:
-    """For one batch, the model's fit included."""
+    """The seconds that one batch of proposals takes, the model's fit included."""
     rng = np.random.default_rng(0)
     records = {}
     for number in range(num_trials + running):

@@ -54,7 +54,7 @@ class Answers:
 
     @property
     def lost(self) -> int:
-        """How many were not answered as they should be."""
+        """The number of requests that were not answered with status 200."""
         return sum(status != 200 for status in self.statuses)
 
 

@@ -105,7 +105,7 @@ def trained_for(experiment: Experiment, seconds: float) -> Trainer:
 
 
 def network(trainer: Trainer) -> Network:
-    """What the meta-test judges."""
+    """The network that the meta-test judges."""
     return Network(trainer.tasks, trainer.recipe, trainer.meta_params)
 
 

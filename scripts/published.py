@@ -54,7 +54,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """As the table shows it."""
+        """The label in the table."""
         return f"{self.learner}, {self.shots} points"
 
 

@@ -40,12 +40,12 @@ class Function:
     range: float
 
     def regret(self, value: float) -> float:
-        """In percent of the range."""
+        """The regret of a value in percent of the range."""
         return 100 * (value - self.least) / self.range
 
 
 def function(name: str) -> Function:
-    """By its name in `FUNCTIONS`."""
+    """Builds the function of this name in `FUNCTIONS`."""
     found = FUNCTIONS[name]()
     parameters = tuple(
         Parameter(name=f"x{i}", low=low, high=high)
@@ -99,7 +99,7 @@ def stopped(problem: Function, seed: int, budget: int, limit: float, num_sobol: 
 
 
 def seconds(problem: Function, point: Mapping[str, Any], surface: str) -> float:
-    """Of a simulated trial: 1 to 10, growing or falling with the first parameter."""
+    """The seconds of a simulated trial: 1 to 10, growing or falling with the first parameter."""
     first = problem.space.parameters[0]
     assert first.low is not None
     assert first.high is not None

@@ -21,7 +21,7 @@ from raymeta.search import Parameter
 
 
 def _spread(name: str, function: synthetic.SyntheticTestFunction, share: float) -> Problem:
-    """With noise that grows with the value, from a tenth of it to `share` times it."""
+    """A problem whose noise grows with the distance of the value from the optimum."""
     plain = continuous(name, function)
 
     def noise(point: Mapping[str, Any]) -> float:

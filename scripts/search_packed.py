@@ -19,7 +19,7 @@ WARM_UP_STEPS = 3
 
 
 def _trainer(name: str, pack: int) -> Trainer:
-    """With the episodes of `pack` trials a meta-step, past the first steps."""
+    """Builds a trainer with the episodes of `pack` trials in a meta-step, and warms it up."""
     alone = ["search.space={}", "resources.num_workers=1", "training.pretrain_steps=0"]
     size = pack * load_experiment(name, alone).training.meta_batch_size
     trainer = build_trainer(load_experiment(name, [*alone, f"training.meta_batch_size={size}"]))

@@ -145,7 +145,7 @@ class Optuna:
 
 
 def _unasked(config: Any, seed: int = 0) -> float:
-    """What SMAC3 would run itself; here it is asked for trials and told of them."""
+    """Refuses to run: SMAC3 must only propose trials and be told their results."""
     raise AssertionError(f"SMAC3 ran {config} with seed {seed} itself")
 
 
@@ -225,13 +225,13 @@ class Uniform:
         self._rng = np.random.default_rng((seed, 1))
 
     def start(self, number: int, point: Point) -> None:
-        """Nothing depends on it."""
+        """Does nothing: the points depend on no start."""
 
     def ask(self, number: int) -> Point:  # noqa: ARG002
         return self._problem.point(self._rng.random(len(self._problem.parameters)).tolist())
 
     def tell(self, number: int, value: float | None) -> None:
-        """Nor on this."""
+        """Does nothing: the points depend on no result."""
 
 
 def _for_ax(parameter: Parameter) -> RangeParameterConfig | ChoiceParameterConfig:
@@ -284,7 +284,7 @@ HELD_OUT_ALONE = ("SMAC3",)
 
 @dataclass(frozen=True)
 class Search:
-    """What one engine did with one problem.
+    """The result of one engine on one problem.
 
     `regrets` holds, after every tenth trial to end, the distance from the optimum of the true value
     of the trial that was seen as the best; `in_time` that at the moment when an engine that takes
@@ -350,7 +350,7 @@ def run_search(key: Key, num_trials: int = 40) -> Search:
 
 
 def _makespan(durations: np.ndarray, concurrent: int) -> float:
-    """When the last trial ends if each begins as soon as a slot is free."""
+    """The time when the last trial ends if each begins as soon as a slot is free."""
     slots = [0.0] * concurrent
     for duration in durations:
         heapq.heapreplace(slots, slots[0] + duration)
@@ -408,14 +408,14 @@ class Standing:
 
 
 def standings(searches: Sequence[Search]) -> list[Standing]:
-    """Of all engines that are there, in their order."""
+    """Ranks all engines of the searches, in their order."""
     engines = list(dict.fromkeys(search.engine for search in searches))
     settings = list(dict.fromkeys((s.problem, s.concurrent) for s in searches))
     seeds = sorted({search.seed for search in searches})
     by_key = {(s.engine, s.problem, s.concurrent, s.seed): s for s in searches}
 
     def table(value: Callable[[Search], float]) -> np.ndarray:
-        """Of shape (settings, seeds, engines)."""
+        """Arranges the values as (settings, seeds, engines)."""
         return np.array(
             [[[value(by_key[e, *s, seed]) for e in engines] for seed in seeds] for s in settings]
         )

@@ -38,7 +38,7 @@ class Sleeper(tune.Trainable):
 
 
 class Clock(tune.Callback):
-    """How long the steps of Tune's loop take, and when trials start and end."""
+    """Measures the steps of Tune's loop, and when trials start and end."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -51,7 +51,7 @@ class Clock(tune.Callback):
         self._last = time.monotonic()
 
     def on_step_end(self, **_: Any) -> None:
-        """It ends; with no trial running there is nothing to hold up, and Tune waits by itself."""
+        """A step ends; without a running trial nothing is held up, and Tune waits by itself."""
         if sum(change for _, change in self.events) > 0:
             self.steps.append(time.monotonic() - self._last)
 
@@ -65,7 +65,7 @@ class Clock(tune.Callback):
         self.events.append((time.monotonic(), -1))
 
     def busy_share(self) -> float:
-        """Of all slots, from the eighth start to the last."""
+        """The busy share of all slots, from the eighth start to the last."""
         begin, end = self.starts[CONCURRENT - 1], self.starts[-1]
         busy, running, at = 0.0, 0, begin
         for when, change in sorted(self.events):

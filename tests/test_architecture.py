@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import deque
@@ -253,6 +254,10 @@ BEHIND_NUMERICS = {"raymeta.nn.native", "raymeta.training.distributed"}
 SLOW_LIBRARIES = {"ax", "botorch", "ray", "torch"}
 
 
+# Openings of docstrings without a noun, which make a reader look for the sentence before.
+RIDDLES = re.compile(r"(As|By|Its|Nor|Of|That|They|Those|Whom)\b")
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -319,6 +324,18 @@ def test_the_modules_that_know_a_library_use_it() -> None:
     for library, modules in KNOWN_TO.items():
         for module in modules & set(MODULES):
             assert any(is_within(name, library) for name in imports(module)), (library, module)
+
+
+@pytest.mark.parametrize("tree", [ROOT, ROOT.parent / "scripts"], ids=lambda tree: tree.name)
+def test_docstrings_name_what_they_are_about(tree: Path) -> None:
+    riddles = [
+        f"{path}, line {node.body[0].lineno}: {text.splitlines()[0]}"
+        for path in tree.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if (text := ast.get_docstring(node)) and RIDDLES.match(text)
+    ]
+    assert not riddles, "\n".join(riddles)
 
 
 def import_chains(module: str) -> Iterator[list[str]]:

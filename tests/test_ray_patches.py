@@ -35,7 +35,7 @@ class Manager:
 
 
 def fail_for_memory() -> list[Exception]:
-    """Has Ray handle an actor killed for memory; returns what Tune's trial is told."""
+    """Makes Ray handle an actor killed for memory; returns what Tune's trial is told."""
     told: list[Exception] = []
     actor = SimpleNamespace(actor_id=1, _on_error=lambda _, error: told.append(error))
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)

@@ -320,7 +320,7 @@ def influence(
 
 
 def _likeness(familiarity: Familiarity | None) -> str:
-    """What is known of the likeness of support examples to meta-training; warnings say more."""
+    """Says whether support examples look like meta-training; warnings say more."""
     if familiarity is None:
         return (
             "whether they look like the tasks of meta-training is not known: the run was "

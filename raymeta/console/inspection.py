@@ -1,4 +1,4 @@
-"""What `raymeta new` and `raymeta inspect` print."""
+"""Prints the results of `raymeta new` and `raymeta inspect`."""
 
 from __future__ import annotations
 

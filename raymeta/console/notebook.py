@@ -29,7 +29,7 @@ def is_notebook() -> bool:
 
 
 class LiveHtml:
-    """What `rich.live.Live` is on a terminal; it is drawn again when `refresh` is called.
+    """The notebook's counterpart of `rich.live.Live`; `refresh` draws it again.
 
     Args:
         get_renderable: draws the present state.

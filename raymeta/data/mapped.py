@@ -44,7 +44,7 @@ class _Digesting:
         return self._file.write(content)
 
     def flush(self) -> None:
-        """Arrow asks for it."""
+        """Does nothing; Arrow calls it."""
 
 
 def keep_arrays(

@@ -79,7 +79,7 @@ def noticed(cloud: Cloud, metadata: str = METADATA) -> bool:
 
 
 def drain(seconds: int) -> bool:
-    """Has Ray drain this node; returns whether Ray accepted."""
+    """Asks Ray to drain this node; returns whether Ray accepted."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
     command += ["--deadline-remaining-seconds", str(seconds)]

@@ -36,7 +36,7 @@ Rows = tuple[tuple[float, ...], ...]  # a number for each query [M] of each epis
 
 @dataclass(frozen=True)
 class Calibration:
-    """What meta-validation says of a network's answers.
+    """The calibration of a network's answers by meta-validation.
 
     `temperature` divides logits; 1 leaves them.  `misfits` `[E][M]` are 1 - p of the true class in
     further meta-validation episodes.  `residuals` `[O][E][M]` are what a regression misses of each
@@ -115,7 +115,7 @@ def _not_calibrated(what: str) -> str:
 
 
 def task_quantile(rows: Rows, coverage: float) -> float:
-    """What a number of a new task's query stays within, with this probability at least.
+    """The bound that a value of a new task's query keeps to with at least probability `coverage`.
 
     It is the quantile of `rows` `[E][M]` with weight 1 / (E + 1) for each task, spread over its
     queries, and as much at infinity.  What has to be exchangeable are the tasks, the new one and
@@ -182,7 +182,7 @@ def joint_scale(values: Tensor, scales: Sequence[Tensor | None]) -> Tensor | Non
 
 
 def _missed(networks: Sequence[Network], split: Split, num_episodes: int) -> tuple[Tensor, Tensor]:
-    """What networks together miss of the first queries of a split.
+    """Measures the joint errors of networks on the first queries of a split.
 
     Returns:
         The absolute errors `[E, M, O]`, and the deviation that the networks expect, of that shape;
@@ -217,7 +217,7 @@ def interval_coverage(
     num_episodes: int,
     coverage: float = TESTED_COVERAGE,
 ) -> Coverage | None:
-    """How many values of the first meta-test episodes are in the networks' intervals.
+    """Measures which share of meta-test values lies in the networks' intervals.
 
     None: meta-validation has too few tasks for intervals with ends.
 
@@ -287,7 +287,7 @@ def keep_calibrations(run: Run, networks: Sequence[Network]) -> Calibration:
     """Calibrates a run's networks, the first alone and all together, and writes `RUN/FILE`.
 
     Returns:
-        That of all together.
+        The calibration of all networks together.
     """
     found = {str(count): calibrate(networks[:count]) for count in sorted({1, len(networks)})}
     run.write_json(CALIBRATION_FILE, {count: one.to_json() for count, one in found.items()})
@@ -295,7 +295,7 @@ def keep_calibrations(run: Run, networks: Sequence[Network]) -> Calibration:
 
 
 def calibration_of(run: Run, num_networks: int) -> Calibration:
-    """That of the first networks of a run; temperature 1 of a run that was not calibrated.
+    """Reads the joint calibration of a run's first networks; `NO_CALIBRATION` if there is none.
 
     Raises:
         RunError: the file is damaged.

@@ -1,4 +1,4 @@
-"""What a report draws of a meta-test, RUN/drawings.json: some episodes, forecasts and a confusion.
+"""The data of a report's drawings, RUN/drawings.json: episodes, forecasts, a confusion matrix.
 
 The file holds what is drawn and nothing else, in bounded size, so that a page can be made without
 the data.
@@ -93,7 +93,7 @@ class DrawnFit:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often queries of a class (row) got each answer (column); means over the trainings.
+    """A confusion matrix: queries by class (row) and answer (column), averaged over trainings.
 
     `num_left_out` classes with fewer errors are left out.
     """
@@ -285,14 +285,14 @@ def _episode(episode: Episode, legend: Legend, probabilities: np.ndarray) -> Dra
 
 
 def _spread(examples: list[Example], classes: Mapping[str, int]) -> tuple[Example, ...]:
-    """So many examples of each class that there is room for all."""
+    """Keeps the first examples of each class, as many as there is room for."""
     most = max(1, _MOST_EXAMPLES // len(classes))
     kept = [[e for e in examples if e.truth == name][:most] for name in classes]
     return tuple(example for own in kept for example in own)[:_MOST_EXAMPLES]
 
 
 def _way_names(episode: Episode, legend: Legend) -> list[str]:
-    """What the ways are called; a number where the source does not say."""
+    """Names the ways; a way without a name in the source is numbered."""
     assert episode.way_classes is not None, "a classification has classes"
     named = [
         legend.classes[number] if 0 <= number < len(legend.classes) else f"class {way + 1}"
@@ -374,7 +374,7 @@ def _bins(confidence: np.ndarray, is_right: np.ndarray) -> tuple[Bin, ...]:
 
 
 def _series(episode: Episode, legend: Legend) -> str:
-    """What the series of a forecast is called: the unit of the axis that has most of them."""
+    """Names a forecast's series by its unit on the axis with the most units."""
     units = episode.query_units or {}
     axes = {axis: names for axis, names in legend.units.items() if axis in units}
     if not axes:

@@ -53,7 +53,7 @@ _SMALLEST = 1e-3  # spread and roughness whose logarithm is told from less
 
 @dataclass(frozen=True)
 class Familiarity:
-    """How far a support set is from those of meta-training.
+    """The distance of a support set from those of meta-training.
 
     A `distance` above `threshold` is called unlike the training, and so is that of about one
     ordinary task in a hundred.  `p_value` is the share of ordinary tasks that are as far away.
@@ -70,7 +70,7 @@ class Familiarity:
 
     @property
     def warning(self) -> str:
-        """What to tell of a task that is unlike the training."""
+        """The warning about a task that is unlike the training."""
         return (
             f"these support examples do not look like the tasks of meta-training (distance "
             f"{self.distance:.3g}, ordinary tasks have at most {self.threshold:.3g}; p = "
@@ -85,7 +85,7 @@ class Familiarity:
 
 @dataclass(frozen=True)
 class Reference:
-    """What support sets are compared with.
+    """The statistics that support sets are compared with.
 
     `center` `[D]` and `whitener` `[D, D]` make descriptions `(v - center) @ whitener` of zero mean
     and about unit covariance over meta-training; `distances` `[V]` are those of meta-validation,
@@ -97,7 +97,7 @@ class Reference:
     distances: np.ndarray
 
     def familiarity(self, descriptions: np.ndarray) -> Familiarity:
-        """That of a support set, from its examples' descriptions `[N, D]`."""
+        """Compares a support set with the reference, by its examples' descriptions `[N, D]`."""
         distance = self.distance(descriptions)
         count = len(self.distances)
         farther = count - int(np.searchsorted(self.distances, distance, side="left"))
@@ -168,7 +168,7 @@ class Reference:
         return found
 
     def fits(self, spec: NetworkSpec, problem: str) -> bool:
-        """Whether it can be of such a network."""
+        """Whether the arrays have the shapes and types of this network's reference."""
         size, count = description_size(spec, problem), self.distances.size
         shapes = {"center": (size,), "whitener": (size, size), "distances": (count,)}
         return count > 0 and all(
@@ -178,7 +178,7 @@ class Reference:
 
 
 def description_size(spec: NetworkSpec, problem: str) -> int:
-    """D."""
+    """The number D of values that describe an example."""
     channels = spec.num_features or 0
     own = 3 * channels if channels <= _MAX_CHANNELS else 0
     return spec.output_size + 1 + own + (2 * spec.num_outputs if problem == "regression" else 0)

@@ -1,4 +1,4 @@
-"""How far forecasts of a network are from the truth, from series of meta-validation.
+"""Measures the errors of a network's forecasts on series of meta-validation.
 
 The errors make intervals around the forecasts of new series that hold the values to come with a
 stated probability.  They never come from meta-test series, and never from a series' own past, which
@@ -40,7 +40,7 @@ class ForecastErrors:
 
     @property
     def most(self) -> float:
-        """No coverage above this can be promised from so few series."""
+        """The highest coverage that can be promised from this number of series."""
         return len(self.errors) / (len(self.errors) + 1)
 
     def half_widths(self, coverage: float) -> np.ndarray:
@@ -81,7 +81,7 @@ class ForecastErrors:
 
     @classmethod
     def measure(cls, networks: Sequence[Network], axis: str) -> ForecastErrors:
-        """Those of networks that answer together, on meta-validation.
+        """Measures the joint errors of networks on meta-validation.
 
         Args:
             networks: trainings of one configuration.
@@ -132,7 +132,7 @@ def keep_errors(run: Run, networks: Sequence[Network]) -> ForecastErrors:
     """Measures the errors of a run's first network and of all together, and keeps them.
 
     Returns:
-        Those of all together.
+        The errors of all networks together.
     """
     axis = run.experiment().value("tasks.sequence")
     found = {
@@ -144,7 +144,7 @@ def keep_errors(run: Run, networks: Sequence[Network]) -> ForecastErrors:
 
 
 def errors_of(run: Run, num_networks: int, horizon: int) -> ForecastErrors | None:
-    """Those of the first networks of a run; None of a run that was not meta-tested.
+    """Reads the joint errors of a run's first networks; None if the run has no meta-test.
 
     Raises:
         RunError: the file is damaged.
@@ -162,7 +162,7 @@ def errors_of(run: Run, num_networks: int, horizon: int) -> ForecastErrors | Non
 def coverage_in_meta_test(
     errors: ForecastErrors, networks: Sequence[Network], num_episodes: int
 ) -> Coverage | None:
-    """How many values of the first meta-test episodes are in the networks' intervals.
+    """Measures which share of meta-test values lies in the networks' intervals.
 
     None: there are too few series of meta-validation.
     """

@@ -46,7 +46,7 @@ class Refitted:
 
     @classmethod
     def of(cls, run: Run) -> Refitted:
-        """What the run has kept.
+        """Reads the run's record of its refit; `NO_REFIT` if there is none.
 
         Raises:
             RunError: the record is damaged.

@@ -96,7 +96,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the meta-test's values are in the intervals around the answers.
+    """The share of meta-test values that lie in the intervals around the answers.
 
     The intervals should hold the share `wanted`; they hold `found`, over units.  They come from
     `num_tasks` tasks of meta-validation, of so many units of each axis as `val_units` says: tasks
@@ -135,7 +135,7 @@ MASE_UNIT = "units of MASE"  # a series' mean error of the season before
 
 @dataclass(frozen=True)
 class SetCoverage:
-    """How many of the meta-test's queries have their class in their prediction set.
+    """The share of meta-test queries whose prediction set holds their class.
 
     The sets should hold the share `wanted` of the classes; they hold `found`, over units, and have
     `size` of the `num_classes` classes of a task on average.  `num_tasks` and `val_units` are as in
@@ -164,7 +164,7 @@ class SetCoverage:
 
 @dataclass(frozen=True)
 class UnlikeTraining:
-    """How many tasks have support examples that do not look like those of meta-training.
+    """The share of tasks whose support examples do not look like those of meta-training.
 
     `of_validation` and `of_test` are the shares of the first `num_validation` and `num_test` tasks
     with a distance above `threshold`.  The threshold is made so that about one meta-validation task

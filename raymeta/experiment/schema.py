@@ -267,7 +267,7 @@ class Search(Section):
 
 
 class Evaluation(Section):
-    """Meta-test."""
+    """The settings of the meta-test."""
 
     num_episodes: int = Field(600, ge=2)
     adaptation_steps: int = Field(
@@ -281,7 +281,7 @@ class Evaluation(Section):
 
 
 class Subject(Section):
-    """What is learned, and by which network."""
+    """The tasks to learn, and the network that learns them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)
     seed: Seed = 0

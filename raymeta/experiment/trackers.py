@@ -22,7 +22,7 @@ class Wandb(Section):
 
 
 class Trackers(Section):
-    """Where trials are told besides in the run folder; they decide nothing about the run.
+    """Services that record the trials besides the run folder; they do not influence the run.
 
     Keys, tokens and passwords come from the trackers' own environment variables alone.
     """

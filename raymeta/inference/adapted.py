@@ -164,7 +164,7 @@ class Adapted:
         num_nodes: int | None = None,
         axes: Axes | None = None,
     ) -> Attribution:
-        """Which time steps and channels made the answers, in float64.
+        """Attributes the answers to time steps and channels, in float64.
 
         Args:
             x: as for `Model.adapt`.

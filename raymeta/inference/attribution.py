@@ -1,4 +1,4 @@
-"""Which time steps, channels and support examples made an adapted network's answers.
+"""Attributes an adapted network's answers to time steps, channels and support examples.
 
 What is explained is the probability of a class, or a predicted value.  The baseline is the mean of
 what the network reads in the support set.  Several networks' attributions are averaged, as their
@@ -39,7 +39,7 @@ _TOKENS = "token"  # the channel of texts
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each time step and channel did for the answers to N examples.
+    """The contributions of each time step and channel to the answers to N examples.
 
     `values` float64 `[N, T, C]` speak for the answer where they are positive, and against it where
     they are negative; beyond an example's `lengths` `[N]` they are zero.  `channels` name C: what
@@ -74,7 +74,7 @@ class Attribution:
 
     @property
     def residuals(self) -> np.ndarray:
-        """What is missing to completeness, `[N]`; near zero for integrated gradients alone."""
+        """The error of completeness, `[N]`; near zero for integrated gradients only."""
         return self.outputs - self.baseline_outputs - self.values.sum(axis=(1, 2))
 
     @property
@@ -102,7 +102,7 @@ class _Query:
 
 
 class Explainer:
-    """What made the answers of networks that were adapted to a task.
+    """Attributes the answers of networks that were adapted to a task.
 
     Args:
         recipe: of the networks.
@@ -213,7 +213,7 @@ class Explainer:
         return list(self._support.means)
 
     def _channels(self) -> list[tuple[str, slice]]:
-        """What the networks read at a time step: names, and which of the D features each is."""
+        """Lists the channels of a time step: their names, and their places among the D features."""
         if self._inputs.text is not None:
             return [(_TOKENS, slice(None))]
         names = list(self._inputs.features or self._inputs.channels)

@@ -22,7 +22,7 @@ from raymeta.run_folder import DEFAULT_ROOT
 
 
 class _FewShot(BaseEstimator):
-    """What both estimators do."""
+    """The common part of both estimators."""
 
     _problem: str
     adapted_: Adapted
@@ -60,7 +60,7 @@ class _FewShot(BaseEstimator):
         return validate_data(self, X, reset=reset, dtype="numeric")
 
     def __sklearn_tags__(self) -> Any:
-        """Inputs of three axes too."""
+        """Accepts inputs with three axes as well."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
@@ -118,7 +118,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         return self.adapted_.predict_proba(self._examples(X, reset=False), axes=self.axes)
 
     def __sklearn_tags__(self) -> Any:
-        """Any score, since the data may be of another world."""
+        """Lets scikit-learn's checks expect any score: their data are unlike the training's."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.poor_score = True
         return tags
@@ -156,7 +156,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         return self.adapted_.predict(self._examples(X, reset=False), axes=self.axes)
 
     def __sklearn_tags__(self) -> Any:
-        """Any score, since the data may be of another world."""
+        """Lets scikit-learn's checks expect any score: their data are unlike the training's."""
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = True
         return tags
@@ -168,7 +168,7 @@ def _refuse_without_targets(X: Any) -> None:
 
 
 def _is_list_of_examples(X: Any) -> bool:
-    """Whether it is a list of texts, of arrays with two axes each, or of ones of many lengths.
+    """Whether `X` is a list of texts, of 2-D arrays, or of sequences of different lengths.
 
     An array of objects is such a list if it has one axis and no bare numbers.
     """

@@ -133,7 +133,7 @@ def _forecast_tasks(trained: Trained, place: AnyPath) -> TableTasks:
 def _shared_networks(
     shared: HubFolder, folder: AnyPath, *, ensemble: bool
 ) -> tuple[Trained, tuple[Params, ...]]:
-    """How the networks of a shared folder were trained, and their meta-parameters."""
+    """The training record and the meta-parameters of a shared folder's networks."""
     file = folder / MODEL_FILE
     with _damage_of(folder):
         experiment = _experiment(shared.settings)
@@ -170,7 +170,7 @@ def _experiment(settings: Any) -> Experiment:
 
 
 def _networks(run: Run, *, ensemble: bool) -> tuple[Trained, tuple[Params, ...]]:
-    """How the networks of a run were trained, and their meta-parameters."""
+    """The training record and the meta-parameters of a run's networks."""
     run.experiment()  # refuses folders of a later format
     best = run.best_experiment()
     seeds = Refitted.of(run).seeds if ensemble else ()

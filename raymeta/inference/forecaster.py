@@ -97,7 +97,7 @@ class Forecaster:
     def forecast(
         self, history: Any, *, known: Any = None, coverage: float | None = None
     ) -> Forecasts:
-        """What follows the history of each series, `tasks.horizon` steps ahead.
+        """Forecasts `tasks.horizon` steps after the history of each series.
 
         The network adapts to the last `Cutter.past` steps of each history; earlier ones are not
         read.
@@ -301,7 +301,7 @@ class Forecaster:
         return recipe.problem.mean_outputs(torch.stack(answers))[:, 0]
 
     def _inputs(self) -> Inputs:
-        """What arrays of histories are checked against."""
+        """Describes the columns that arrays of histories must have."""
         tasks = self.tasks
         return Inputs(
             channels=(tasks.target_name, *tasks.features, *tasks.known, *tasks.categories),
@@ -337,7 +337,7 @@ def _table(frame: pd.DataFrame, columns: Sequence[str], place: Path) -> pa.Table
 
 
 def _column(level: float) -> str:
-    """What a table calls a quantile."""
+    """The name of a quantile's column in tables."""
     return f"quantile {level}"
 
 

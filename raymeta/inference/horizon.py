@@ -108,7 +108,7 @@ class Ahead:
     last: Any = None
 
     def at(self, step: int) -> str:
-        """Where a step from 1 is, for a message."""
+        """The time of a step, counted from 1, for a message; empty without times."""
         return "" if self.times is None else f" ({self.times[step - 1]})"
 
     def rows(self, rows: np.ndarray, clock: pd.Series | None) -> list[Any]:

@@ -121,7 +121,7 @@ class HubFolder:
         return found
 
     def calibration(self, num_networks: int) -> Calibration:
-        """That of the first networks.
+        """The joint calibration of the first networks.
 
         Raises:
             LookupError, TypeError, ValueError: it is damaged.
@@ -131,7 +131,7 @@ class HubFolder:
         return Calibration.from_json(self.calibrations[str(num_networks)])
 
     def familiarity(self, spec: NetworkSpec, problem: str) -> Reference | None:
-        """What support sets are compared with.
+        """The statistics that support sets are compared with; None if the folder has none.
 
         Raises:
             ValueError: it does not fit the network.
@@ -141,7 +141,7 @@ class HubFolder:
         return self.reference
 
     def forecast_errors(self, num_networks: int, horizon: int) -> ForecastErrors | None:
-        """Those of the first networks.
+        """The joint forecast errors of the first networks; None if the folder has none.
 
         Raises:
             LookupError, TypeError, ValueError: they are damaged.
@@ -180,7 +180,7 @@ class HubFolder:
 
 
 def is_hub_folder(folder: AnyPath) -> bool:
-    """Whether a network is to be looked for in it, not a run."""
+    """Whether the folder holds a shared network rather than a run."""
     is_run = (folder / "experiment.yaml").is_file()
     return not is_run and (folder / CONFIG_FILE).is_file() and (folder / MODEL_FILE).is_file()
 

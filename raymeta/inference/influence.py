@@ -1,4 +1,4 @@
-"""Which support examples made an answer: adaptation without each of them (leave-one-out).
+"""Measures each support example's influence on answers by adapting without it (leave-one-out).
 
 Shape legend: S support examples, N query examples, T time steps, D features, K classes, O outputs.
 """
@@ -24,7 +24,7 @@ _AT_ONCE = 2**22  # numbers of the support sets adapted to at once; bounds memor
 
 @dataclass(frozen=True)
 class Influence:
-    """What each support example did for the answers to N examples.
+    """The influence of each support example on the answers to N examples.
 
     `changes` float64 `[N, S]` are the answers after adaptation to all support examples, less those
     after adaptation without each: positive for an example that speaks for the answer.  One that is

@@ -175,7 +175,7 @@ class Model:
         target: Any = None,
         axes: Axes | None = None,
     ) -> Influence:
-        """Which support examples made the answers: adapts again without each of them.
+        """Measures each support example's influence on the answers by adapting without it.
 
         Args:
             support_x: as `x` of `adapt`.
@@ -211,7 +211,7 @@ class Model:
         return replace(found, changes=found.changes * unit, outputs=outputs)
 
     def _support(self, raw: RawExamples) -> _Task:
-        """What networks are adapted to."""
+        """Prepares the support set that networks adapt to."""
         trained, recipe = self.trained, self.trained.recipe
         rows = list(range(len(raw)))
         if trained.is_classification:
@@ -234,7 +234,7 @@ class Model:
 
     @cached_property
     def is_open(self) -> bool:
-        """Whether the network has no outputs of its own for each way."""
+        """Whether the network takes any number of ways: its head has no row for each way."""
         num_ways = self.trained.recipe.spec.num_outputs
         return not any(
             is_head(name) and len(value) == num_ways for name, value in self.networks[0].items()

@@ -107,7 +107,7 @@ def occlusion(
     window: int,
     channels: Sequence[slice],
 ) -> Tensor:
-    """How much less the answer is where a window of time is the baseline, `[N, T, C]`.
+    """The drop of the answer when a window of time is replaced by the baseline, `[N, T, C]`.
 
     A window goes to every place within an example, one channel at a time.  A time step has the mean
     over the windows with it; a window longer than an example covers all of it.

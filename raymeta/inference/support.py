@@ -1,4 +1,4 @@
-"""What an adapted network keeps of its support examples beside what answers need of them.
+"""The facts about its support set that an adapted network keeps for explanations.
 
 Shape legend: S support examples, N examples, T time steps, D features.
 """
@@ -36,7 +36,7 @@ class Support:
     def of(
         cls, recipe: Recipe, params: Sequence[Params], examples: Examples, rows: Sequence[int]
     ) -> Support:
-        """From the examples (a batch of one episode) that networks were adapted to."""
+        """Computes the means of the support examples, a batch of one episode."""
         steps = torch.arange(examples.x.shape[2])
         inside = None if examples.lengths is None else steps < examples.lengths[0][:, None]
 
@@ -59,7 +59,7 @@ class Support:
             raise ValueError(f"its support has {len(self.rows)} examples, not {num_examples}")
 
     def to_tensors(self) -> Params:
-        """As tensors of a file, for `from_tensors`."""
+        """Converts to the tensors of a file, for `from_tensors`."""
         # Copies: networks may have a mean in common, which safetensors refuses.
         means = {f"{_MEANS}{number}": mean.clone() for number, mean in enumerate(self.means)}
         return {**means, _ROWS: self.rows}
@@ -68,7 +68,7 @@ class Support:
     def from_tensors(
         cls, tensors: Mapping[str, Tensor], recipe: Recipe, num_networks: int
     ) -> Support | None:
-        """What a file has of it; None if it has nothing, as older files have not.
+        """Reads the tensors that `to_tensors` wrote; None if a file has none, as older files.
 
         Raises:
             ValueError: the tensors do not fit the networks.

@@ -1,4 +1,4 @@
-"""How the networks of a model were trained, and how examples become what they read.
+"""The training of a model's networks, and the preparation of examples for them.
 
 Shape legend: T time steps.
 """
@@ -27,7 +27,7 @@ _SECTIONS = {"name", "seed", "tasks", "model", "learner", "training", "evaluatio
 
 @dataclass(frozen=True)
 class Trained:
-    """What a model and what it is adapted to have in common: how its networks were trained.
+    """The training of networks, which a model shares with its adapted networks.
 
     `experiment` has the best trial's values in it.  `identity` is that of the first network, with
     the facts of its data.
@@ -39,7 +39,7 @@ class Trained:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What an example is."""
+        """The format of an example, and its preparation."""
         return load_inputs(self.experiment.tasks, self.identity.facts)
 
     @property
@@ -52,11 +52,11 @@ class Trained:
 
     @property
     def is_classification(self) -> bool:
-        """Whether it predicts classes; numbers otherwise."""
+        """Whether the networks predict classes rather than numbers."""
         return self.recipe.problem.name == "classification"
 
     def examples(self, raw: RawExamples, y: Tensor) -> Examples:
-        """Prepared as in training, padded, as a batch of one episode."""
+        """Prepares and pads examples as training does; returns a batch of one episode."""
         prepared = [torch.from_numpy(x) for x in self.inputs.prepare(raw.x, raw.names)]
         sizes = torch.tensor([[len(x) for x in prepared]])
         padded = torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
@@ -76,6 +76,6 @@ class Trained:
 
     @property
     def target_unit(self) -> float:
-        """What a difference of 1 between two numbers of the networks is to their user."""
+        """The factor that converts differences from the networks' unit to the user's."""
         scale = self.inputs.target_scale
         return 1.0 if scale is None else scale[1]

@@ -53,7 +53,7 @@ class FloatNetwork:
         return max(self._spec.input_size, self._spec.output_size)
 
     def vectors(self, examples: Examples) -> Tensor:
-        """What the layers read of the examples of one episode, `[N, T, D]`."""
+        """The vectors of one episode's examples that the recurrent layers read, `[N, T, D]`."""
         if examples.x.is_floating_point():
             return examples.x[0].double()
         return embedding(examples.x[0], self._network["embedding.weight"])

@@ -42,7 +42,7 @@ class GraphedMetaGradient:
         *,
         graph_steps: int | None = None,
     ) -> MetaGradient:
-        """As `meta_gradient`."""
+        """Computes `Learner.meta_gradient`, from a captured graph where there is one."""
         inputs = _inputs(spec, meta_params, episodes)
         shapes = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
         key = (learner, spec, problem, graph_steps, shapes)

@@ -133,7 +133,7 @@ class EmbeddingLearner(Learner, ABC):
         return {**meta_params, _FEATURES: features, _TARGETS: support.y}
 
     def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
-        """As for every learner; the meta-parameters are the same for all episodes."""
+        """Extracts one episode's features and targets; all episodes share the meta-parameters."""
         own = {k: adapted[k][index : index + 1].clone() for k in (_FEATURES, _TARGETS)}
         return {**adapted, **own}
 
@@ -144,7 +144,7 @@ class EmbeddingLearner(Learner, ABC):
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:
-        """As for every learner."""
+        """Computes the queries' features, and from them the answers."""
         own = _meta_params(adapted)
         with torch.no_grad():
             features = self.features(spec, own, query.x, query.lengths)
@@ -153,7 +153,7 @@ class EmbeddingLearner(Learner, ABC):
     def predictive_scale(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor | None:
-        """As for every learner."""
+        """Computes the queries' features, and from them `scale_of`."""
         own = _meta_params(adapted)
         with torch.no_grad():
             features = self.features(spec, own, query.x, query.lengths)
@@ -179,14 +179,14 @@ class EmbeddingLearner(Learner, ABC):
     def adapted_answers(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
     ) -> Tensor:
-        """As for every learner."""
+        """Computes `answers` from the features of the support set and the queries."""
         embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
         return self.answers(_meta_params(adapted), embedded)
 
     def support_weights(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], features: Tensor
     ) -> Tensor | None:
-        """As for every learner."""
+        """Computes `example_weights` from the features of the support set and the queries."""
         embedded = Embedded(adapted[_FEATURES], adapted[_TARGETS], features, spec.num_outputs)
         return self.example_weights(_meta_params(adapted), embedded)
 

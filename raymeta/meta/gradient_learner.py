@@ -33,7 +33,7 @@ class GradientLearner(StepSettings, Learner, ABC):
 
     @property
     def remedy(self) -> str:
-        """As for every learner."""
+        """Advice for gradients that are not finite, with the settings of the inner loop."""
         return f"lower {self.name}.inner_lr or training.outer_lr, or set {self.name}.inner_clip"
 
     def init_meta_params(self, params: Mapping[str, Tensor], seed: int = 0) -> Params:
@@ -143,7 +143,7 @@ class GradientLearner(StepSettings, Learner, ABC):
         query: Examples,
         num_steps: int,
     ) -> Iterator[Tensor]:
-        """As for every learner."""
+        """Yields the outputs for the query sets after 0 … S gradient steps, dropout off."""
         for params in self._path(spec, problem, meta_params, support, num_steps):
             yield self.adapted_outputs(spec, params, query)
 
@@ -161,7 +161,7 @@ class GradientLearner(StepSettings, Learner, ABC):
     def adapted_outputs(
         self, spec: NetworkSpec, adapted: Mapping[str, Tensor], query: Examples
     ) -> Tensor:
-        """As for every learner."""
+        """The outputs of the adapted network, dropout off."""
         with torch.no_grad():
             return self.bind(spec, None)(adapted, query)
 
@@ -179,7 +179,7 @@ class GradientLearner(StepSettings, Learner, ABC):
         adapted: Mapping[str, Tensor],
         features: Tensor,
     ) -> Tensor:
-        """Those of the head."""
+        """Applies the adapted head to the features."""
         weight = adapted["head.weight"].transpose(1, 2)
         return torch.baddbmm(adapted["head.bias"].unsqueeze(1), features, weight)
 
@@ -199,7 +199,7 @@ class GradientLearner(StepSettings, Learner, ABC):
         return self.adaptation_path(network, problem, expanded, support, num_steps=num_steps)
 
     def starts_from(self, meta_params: Params, pretrained: Params) -> None:
-        """As for every learner; a shared head starts from zero."""
+        """Copies a jointly trained network's parameters; a shared head starts from zero."""
         super().starts_from(meta_params, pretrained)
         if self.shared_head:
             for name in filter(is_head, meta_params):

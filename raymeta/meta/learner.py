@@ -41,12 +41,12 @@ class Learner(LearnerSettings, ABC):
 
     @property
     def remedy(self) -> str:
-        """What a user should change if its gradients are not finite."""
+        """Advice for a user whose gradients are not finite: the settings to change."""
         return "lower training.outer_lr"
 
     @property
     def has_step_losses(self) -> bool:
-        """Whether the meta-loss has the query's loss after every adaptation step, not the last."""
+        """Whether the meta-loss has the query loss after every step, not only the last."""
         return False
 
     def at_progress(self, progress: float) -> Learner:
@@ -118,9 +118,9 @@ class Learner(LearnerSettings, ABC):
         """
 
     def task_params(self, adapted: Mapping[str, Tensor], index: int) -> Params:
-        """What `adapted_params` found of one of its episodes, as a batch of that one.
+        """Extracts one episode from the result of `adapted_params`, as a batch of one.
 
-        What is its own is copied: whoever keeps one task must not keep the memory of all.
+        Its tensors are copied, so that a kept task does not keep the memory of all the others.
         """
         return {name: value[index : index + 1].clone() for name, value in adapted.items()}
 
@@ -172,7 +172,7 @@ class Learner(LearnerSettings, ABC):
         lengths: Tensor | None = None,
         masks: list[Tensor] | None = None,
     ) -> Tensor:
-        """What `adapted_answers` reads of examples, `[E, N, F]`; see `shared_features`."""
+        """The features for `adapted_answers`, `[E, N, F]`; see `shared_features`."""
         return shared_features(spec, params, x, lengths, masks)
 
     @abstractmethod
@@ -190,7 +190,7 @@ class Learner(LearnerSettings, ABC):
         adapted: Mapping[str, Tensor],  # noqa: ARG002
         features: Tensor,  # noqa: ARG002
     ) -> Tensor | None:
-        """How near each of S support examples is to the queries, `[E, N, S]`; they add up to one.
+        """The similarity of each query to each of S support examples, `[E, N, S]`; rows sum to one.
 
         None for a learner that compares queries with no examples.  The arguments are those of
         `adapted_answers`.

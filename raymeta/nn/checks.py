@@ -1,4 +1,4 @@
-"""What a network refuses: parameters and examples that do not fit it or each other."""
+"""Refuses parameters and examples that do not fit a network or each other."""
 
 from __future__ import annotations
 

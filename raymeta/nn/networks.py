@@ -340,7 +340,7 @@ def attention_weights(
 ) -> Tensor:
     """The weights `[E, T, N]` of the steps, from what `recurrent_features` returns.
 
-    Those of an example add up to one; padding has none.
+    The weights of an example add up to one; padding has none.
     """
     score = torch.einsum("etnf,ef->etn", sequence, params["attention.weight"][:, 0])
     if valid is not None:

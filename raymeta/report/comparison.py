@@ -32,7 +32,7 @@ _LONGEST_VALUE = 60  # characters
 
 @dataclass(frozen=True)
 class Lead:
-    """How far a run is ahead of the first one over the same queries.
+    """The lead of a run over the first one on the same queries.
 
     `score` is positive where the run is better; None where the two cannot be paired, and `note`
     says why.  Otherwise `note` says what the interval leaves out.
@@ -43,7 +43,7 @@ class Lead:
 
     @property
     def verdict(self) -> str:
-        """What the interval says."""
+        """The lead's interval in words."""
         if self.score is None:
             return "not paired"
         if self.score.half_width is None:
@@ -84,7 +84,7 @@ class Comparison:
         return found
 
     def notes(self) -> list[str]:
-        """What the leads leave out, or why there is none."""
+        """Explains what the leads leave out, or why there is none."""
         first = self.runs[0].name
         named = zip(self.runs[1:], self.leads, strict=True)
         return [f"{facts.name} and {first}: {lead.note}" for facts, lead in named if lead.note]

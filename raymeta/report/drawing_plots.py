@@ -15,7 +15,7 @@ _CELL, _MOST_WRITTEN = 30, 12  # pixels of a class; classes whose shares are wri
 
 
 def confusion_figure(confusion: Confusion) -> go.Figure:
-    """Of the queries of each class (row), the share that got each answer (column), in percent."""
+    """Draws the share of each class's queries (row) that got each answer (column), in percent."""
     counts = np.array(confusion.counts)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(totals > 0, totals, 1.0)
@@ -60,7 +60,7 @@ def _percent(share: float, count: float) -> str:
 
 
 def reliability_figure(bins: tuple[Bin, ...]) -> go.Figure:
-    """How often answers of like probability are right."""
+    """Draws the accuracy of answers against their predicted probability."""
     diagonal = go.Scatter(
         x=[0, 1],
         y=[0, 1],

@@ -57,7 +57,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run; `missing` says what is not, and why."""
+    """The recorded facts of a run; `missing` lists those that are absent, and why."""
 
     run: Run
     experiment: Experiment
@@ -196,7 +196,7 @@ def _importance(run: Run) -> dict[str, float]:
 
 
 def _analyses(run: Run, missing: list[str]) -> list[Analysis]:
-    """What `raymeta explain` has left."""
+    """Reads the analyses that `raymeta explain` wrote."""
     index = run.read_json(f"search/{ANALYSES_FILE}")
     if index is None:
         missing.append(

@@ -36,7 +36,7 @@ _MOST_SHOWN = 40  # channels or classes
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells of.
+    """The facts that a model card shows.
 
     `experiment` is the run's own, as it was searched; `trained` is how the network was trained.
     `result` is None of a run that was not meta-tested.
@@ -51,17 +51,17 @@ class CardFacts:
 
     @property
     def is_forecast(self) -> bool:
-        """Whether it forecasts series."""
+        """Whether the network forecasts series."""
         return self.trained.recipe.problem.is_forecast
 
     @property
     def is_text(self) -> bool:
-        """Whether it reads texts."""
+        """Whether the network reads texts."""
         return not self.is_forecast and self.trained.inputs.text is not None
 
     @property
     def task_type(self) -> str:
-        """What the Hub calls such tasks."""
+        """The Hub's name for this type of task."""
         if self.is_text:
             return "text-classification"
         asked = "forecasting" if self.is_forecast else self.trained.recipe.problem.name

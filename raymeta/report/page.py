@@ -78,7 +78,7 @@ class Page:
         self._parts.append(html)
 
     def begin_grid(self) -> None:
-        """What follows stands side by side where there is room, up to `end_grid`."""
+        """Begins a grid, whose parts stand side by side where there is room, up to `end_grid`."""
         self._parts.append("<div class='grid'>")
 
     def end_grid(self) -> None:
@@ -141,7 +141,7 @@ class Page:
         )
 
     def fragment(self) -> str:
-        """What was added so far without plots and scripts, for a notebook."""
+        """The page's contents so far, without plots and scripts, for a notebook."""
         return f"<div>{''.join(self._parts)}</div>"
 
     def html(self) -> str:

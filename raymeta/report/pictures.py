@@ -99,7 +99,7 @@ def _ranges(episode: DrawnEpisode) -> list[Range]:
 
 
 def _key(episode: DrawnEpisode) -> str:
-    """Which line is which channel, and in which range it is drawn."""
+    """The legend of an episode's lines: each channel with its colour and its drawn range."""
     if episode.are_strokes or not episode.channels:
         return ""
     key = line_key(
@@ -115,7 +115,7 @@ def _key(episode: DrawnEpisode) -> str:
 
 
 def line_key(colours: Mapping[str, str]) -> str:
-    """What the lines of pictures or plots stand for: text -> colour."""
+    """The legend of lines in pictures or plots, from texts with their colours."""
     items = [
         "<span><svg width='14' height='8' aria-hidden='true'><line x1='0' y1='4' x2='14' y2='4' "
         f"stroke-width='2.5' stroke='{escape(colour)}'/></svg> {label(text)}</span>"

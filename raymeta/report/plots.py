@@ -98,7 +98,7 @@ def score_figure(result: MetaTest) -> go.Figure:
 
 
 def lead_figure(result: MetaTest) -> go.Figure:
-    """How far the network is ahead of each control, over the same queries."""
+    """Draws the network's lead over each control on the same queries."""
     figure = go.Figure()
     for row in result.controls:
         if row.ahead is not None and math.isfinite(row.ahead.mean):
@@ -158,7 +158,7 @@ def _band(row: Row, steps: list[int], colour: str) -> list[go.Scatter]:
 
 
 def _unit(axis: str, number: int, known: Sequence[str]) -> str:
-    """What a unit of an axis is called; with the axis, if that is a number alone."""
+    """Names a unit of an axis; a name that is only a number gets the axis before it."""
     name = known[number] if 0 <= number < len(known) else str(number)
     return f"{label(axis, 20)} {label(name, 40)}" if name.isdigit() else label(name, 40)
 

@@ -121,7 +121,7 @@ def progress_figure(trials: Trials, experiment: Experiment) -> go.Figure | None:
 
 
 def time_figure(trials: Trials) -> go.Figure | None:
-    """When each trial ran; None where no times were recorded."""
+    """Draws when each trial ran; None if no times were recorded."""
     figure, count = go.Figure(), 0
     for number, record in trials.items():
         if record.began_s is not None and record.latest_s > record.began_s:
@@ -252,7 +252,7 @@ def _scaled(
 
 
 def _shade(place: float) -> str:
-    """From grey to blue to orange: readable on both themes."""
+    """A colour for a place in 0 … 1, from grey over blue to orange; both themes show it well."""
     stops = ((138, 143, 152), (59, 130, 196), (217, 130, 43))
     at = 2 * place
     low = stops[min(int(at), 1)]

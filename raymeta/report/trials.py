@@ -110,7 +110,7 @@ def _last_text(curve: Curve) -> str:
 
 
 def _cost(experiment: Experiment) -> tuple[str, float]:
-    """In what a trial's cost is told, and how much of it a second takes."""
+    """The unit of a trial's cost, and the cost of one second."""
     resources = experiment.resources
     if resources.gpus_per_worker:
         return "GPU-hours", resources.num_workers * resources.gpus_per_worker / 3600
@@ -118,7 +118,7 @@ def _cost(experiment: Experiment) -> tuple[str, float]:
 
 
 def _train_command(facts: RunFacts, point: Point) -> str:
-    """What trains a trial's values alone."""
+    """The command that trains a trial's values alone."""
     values = (f"--set {shlex.quote(f'{key}={json.dumps(v)}')}" for key, v in point.items())
     file = shlex.quote(str(facts.run.experiment_file))
     return " ".join(["raymeta train", file, *values])

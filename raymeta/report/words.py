@@ -1,4 +1,4 @@
-"""What a run's results say, in words: for the terminal and for the page, the same.
+"""The results of a run in words, the same on the terminal and on the page.
 
 Lines that have a style carry it as a pair `(line, style)`, by Rich's names.
 """
@@ -37,7 +37,7 @@ _SOURCE_WORDS = {
 
 
 def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
-    """How the trials of a run ended, where their points came from, and what went wrong.
+    """Says how the trials of a run ended, where their points came from, and what went wrong.
 
     Returns:
         Lines with their styles.
@@ -77,7 +77,7 @@ def trial_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
 
 
 def agreement_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
-    """Whether the validation tells the finished trials apart, or the best of them was luck."""
+    """Says whether validation separates the finished trials, or the best of them was luck."""
     from raymeta.search.agreement import FEWEST_TRIALS, agreement  # noqa: PLC0415  (imports SciPy)
 
     found = agreement(trials)
@@ -94,7 +94,7 @@ def agreement_lines(trials: LoggedTrials) -> list[tuple[str, str]]:
 
 
 def refit_lines(run: Run) -> list[tuple[str, str]]:
-    """What became of the refit, if there was one: lines with their styles."""
+    """Says how the refit ended, if there was one: lines with their styles."""
     experiment = run.experiment()
     if experiment.search.refit is None:
         return []
@@ -120,7 +120,7 @@ def _counts(found: Counter[Any], words: Mapping[Any, str]) -> str:
 
 
 def interval_lines(result: MetaTest) -> list[str]:
-    """What the intervals of the meta-test are over, and what they leave out."""
+    """Says what the intervals of the meta-test are over, and what they leave out."""
     several = [f"{count} × {axis}" for axis, count in result.units.items() if count > 1]
     single = [axis for axis, count in result.units.items() if count == 1]
     lines = [f"only 1 × {axis}: nothing here holds for another {axis}" for axis in single]
@@ -139,7 +139,7 @@ def interval_lines(result: MetaTest) -> list[str]:
 
 
 def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
-    """What the meta-test says of the controls, the bad news first: lines with their styles."""
+    """Says which controls were beaten, the bad news first: lines with their styles."""
     named: dict[Verdict, list[str]] = {}
     for row in result.controls:
         named.setdefault(result.verdict(row), []).append(row.label)
@@ -160,7 +160,7 @@ def verdict_lines(result: MetaTest) -> list[tuple[str, str]]:
 
 
 def certainty_lines(result: MetaTest) -> list[str]:
-    """How far probabilities, intervals and the network on such support examples can be trusted."""
+    """Says how far probabilities, intervals and answers to unfamiliar tasks can be trusted."""
     lines = []
     if (classes := result.reliability) is not None:
         lines.append(
@@ -198,7 +198,7 @@ def certainty_lines(result: MetaTest) -> list[str]:
 
 
 def _of_units(counts: Mapping[str, int]) -> str:
-    """Of how many units the tasks are: few of them make tasks that depend on each other."""
+    """Counts the units behind the tasks; tasks of few units depend on each other."""
     found = ", ".join(f"{count} × {axis}" for axis, count in counts.items())
     return f" ({found})" if found else ""
 
@@ -240,7 +240,7 @@ def _plain(value: float, digits: int) -> str:
 
 
 def range_words(dimension: Dimension) -> str:
-    """In what a key is searched."""
+    """Describes the range or the choices of a searched key."""
     if dimension.choices is not None:
         text = ", ".join(map(value_text, dimension.choices))
     else:
@@ -253,7 +253,7 @@ def range_words(dimension: Dimension) -> str:
 
 
 def source_words(source: Source) -> str:
-    """Where a trial's point came from."""
+    """Says where a trial's point came from."""
     return _SOURCE_WORDS[source]
 
 
@@ -289,7 +289,7 @@ def _an(metric: str) -> str:
 
 
 def problem_words(experiment: Experiment) -> str:
-    """What a task asks for, in few words."""
+    """Describes a task in few words."""
     tasks = experiment.tasks
     if experiment.problem.name == "classification":
         return f"{tasks.num_ways}-way {tasks.num_shots}-shot classification"
@@ -301,7 +301,7 @@ def problem_words(experiment: Experiment) -> str:
 
 
 def asked(experiment: Experiment, *, names_data: bool = True) -> list[str]:
-    """What an experiment is about, a line each; with the place of its data on this machine."""
+    """Describes an experiment, a line each; with the place of its data on this machine."""
     tasks, training, search = experiment.tasks, experiment.training, experiment.search
     lines = [f"{problem_words(experiment)} on tasks of the source {tasks.source}"]
     if names_data and tasks.data_dir is not None:

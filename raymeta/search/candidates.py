@@ -170,7 +170,7 @@ class CandidateQueue:
         return self._num_slots > FEW_SLOTS or self._is_model_slow()
 
     def _has_all(self, num_ready: int = 0) -> bool:
-        """Whether the last trial has begun, or has one of so many ready candidates."""
+        """Whether the last trial has begun, or one of the `num_ready` candidates is for it."""
         return self.num_wanted is not None and len(self._records) + num_ready >= self.num_wanted
 
     # ------------------------------------------------------------------- issuing

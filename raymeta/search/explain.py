@@ -1,4 +1,4 @@
-"""What a search's model makes of its space, by Ax's own analyses; RUN/report.html draws them.
+"""Explains a search by Ax's analyses of its model; RUN/report.html draws them.
 
 RUN/search/*.csv            the data of each analysis
 RUN/search/analyses.json    which file holds what, and why an analysis is missing

@@ -88,4 +88,4 @@ class ListedPoints(Searcher):
         write_state(Path(checkpoint_path), SavedSearch([], self.records))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed run goes by its own record of trials."""
+        """Does nothing: a resumed run reads its own record of trials."""

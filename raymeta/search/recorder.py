@@ -55,7 +55,7 @@ class RecordingSearcher(Searcher):
         self._live: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the log, which belongs to this process."""
+        """Leaves out the log, which belongs to this process."""
         return self.__dict__ | {"_log": None}
 
     @property
@@ -65,7 +65,7 @@ class RecordingSearcher(Searcher):
 
     @property
     def mode(self) -> str:
-        """Its direction."""
+        """The direction of the first objective."""
         return self.inner.mode
 
     def set_search_properties(

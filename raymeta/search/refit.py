@@ -145,7 +145,7 @@ def _points(experiment: Experiment, winner: Point, given: Point) -> dict[str, Po
 def _unfinished(part: Run, known: LoggedTrials, wanted: list[Point]) -> list[str]:
     """The trainings that run again: interrupted, failed, or with a damaged last checkpoint.
 
-    Those of another point are of a winner that a resumed search has replaced.
+    Trainings of other points belong to a winner that a resumed search has replaced.
     """
     found = []
     for trial_id, record in known.records.items():

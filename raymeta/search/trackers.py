@@ -112,7 +112,7 @@ class Tracker(tune.Callback):
             self._SAVED_FILE_TEMPLATES = TBXLoggerCallback._SAVED_FILE_TEMPLATES  # noqa: SLF001
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: a resumed search makes its own."""
+        """Leaves out the callback: a resumed search makes its own."""
         return {"_key": self._key, "_inner": None, "_shown": {}}
 
     def setup(self, **info: Any) -> None:

@@ -1,4 +1,4 @@
-"""How much is read of files that strangers may have written: none may unfold to gigabytes.
+"""Limits the reading of files that strangers may have written: none may unfold to gigabytes.
 
 JSON takes some 100 bytes of memory for each bracket, and the header of a safetensors file 25 times
 its own size.
@@ -57,7 +57,7 @@ def check_json(content: bytes) -> None:
 
 
 def header_fault(start: bytes) -> str:
-    """What is wrong with the length of a safetensors header, as a file's first bytes say it.
+    """Says what is wrong with the length of a safetensors header, given a file's first bytes.
 
     Empty if nothing is.
     """

@@ -19,7 +19,7 @@ DATABASE = "mlflow.db"  # in a folder
 
 
 def mlflow_uri(place: str) -> str:
-    """What MLflow calls a server, a database or a folder; in a folder it is a database."""
+    """MLflow's URI of a server, a database or a folder; a folder gets a database."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     parts = urlsplit(place)

@@ -138,12 +138,12 @@ class Cutter:
         return replace(episode, query_y=np.zeros_like(episode.query_y))
 
     def takes(self, past: np.ndarray) -> bool:
-        """Whether a past `[P, D]` differs from season to season, by finite numbers."""
+        """Whether the target of a past `[P, D]` changes between seasons, by finite numbers."""
         changes = self._changes(past)
         return bool((changes > 0).any() and np.isfinite(changes.sum()))
 
     def _read(self, scale: _Scale, x: np.ndarray, start: int, end: int) -> np.ndarray:
-        """What a network reads of the steps from `start` to `end`, `[T, I]`.
+        """The network's inputs for the steps from `start` to `end`, `[T, I]`.
 
         With columns known in advance there are H more steps, which the last input marks by a one.
         """
@@ -157,7 +157,7 @@ class Cutter:
         return np.concatenate([np.pad(window, ((0, 0), (0, 1))), ahead])
 
     def _as_they_are(self, num_columns: int) -> np.ndarray:
-        """Which of the D - 1 columns beside the target are not scaled: levels and the calendar."""
+        """Marks those of the D - 1 other columns that are not scaled: levels and the calendar."""
         found = np.zeros(num_columns - 1, dtype=bool)
         place = len(found) - self.num_known
         found[place - self.num_levels : place] = True
@@ -165,7 +165,7 @@ class Cutter:
         return found
 
     def _changes(self, x: np.ndarray) -> np.ndarray:
-        """What each season changed of the one before it, `[L - season]`."""
+        """The absolute change of the target since the season before, `[L - season]`."""
         with np.errstate(over="ignore"):
             changes: np.ndarray = np.abs(x[self.season :, 0] - x[: -self.season, 0])
         return changes
@@ -185,7 +185,7 @@ class Cutter:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What the numbers of a past are measured in; see the top of this module.
+    """The units of a past's numbers; see the top of this module.
 
     `center` and `spread` `[D - 1]` are those of the columns beside the target.
     """
@@ -197,7 +197,7 @@ class _Scale:
 
     @classmethod
     def of(cls, past: np.ndarray, season: int, as_they_are: np.ndarray) -> _Scale:
-        """That of a past `[P, D]`; some columns beside the target, `[D - 1]`, stay as they are."""
+        """The scale of a past `[P, D]`; the columns marked in `as_they_are` `[D - 1]` stay."""
         others = past[:, 1:]
         size = np.abs(others).max(axis=0)  # squares of large numbers would overflow
         size[size == 0] = 1.0
@@ -212,7 +212,7 @@ class _Scale:
         )
 
     def read(self, window: np.ndarray) -> np.ndarray:
-        """What a network reads of a window `[T, D]`, float32 `[T, D + 1]`.
+        """The network's inputs for a window `[T, D]`, float32 `[T, D + 1]`.
 
         The target relative to its last value, its change over a season, and the other columns.
         """

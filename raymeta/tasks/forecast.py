@@ -139,7 +139,7 @@ def load_forecast(settings: TableTasks, *, seed: int, sealed: bool = False) -> T
 
 
 def forecast_facts(settings: TableTasks) -> dict[str, Any]:
-    """What a network must know of its inputs, but for the levels of categories."""
+    """The facts about its inputs that a network needs, except for the levels of categories."""
     columns = [settings.target_name, *settings.features, *settings.known]
     further: dict[str, list[Any]] = {"quantiles": settings.quantiles, "known": settings.known}
     facts = {"columns": [*columns, *calendar_names(settings.calendar)], "season": settings.season}

@@ -74,7 +74,7 @@ class Inspection:
         )
 
     def _number(self, tasks: TableTasks) -> str:
-        """What a task with a number for each example is."""
+        """Describes a task with a number for each example."""
         where = (
             f"one {self.dealt.task}" if self.dealt.task else f"some sequences ({tasks.sequence})"
         )
@@ -87,7 +87,7 @@ class Inspection:
 
 
 def _cut(tasks: TableTasks) -> str:
-    """What an example is of a sequence, where it is not the rows themselves."""
+    """Describes how an example is made of a sequence, unless it is the sequence itself."""
     text = ""
     if tasks.window is not None:
         text = (

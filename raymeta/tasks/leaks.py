@@ -71,7 +71,7 @@ def find_leaks(chosen: Mapping[Split, Sequences], axes: Sequence[str]) -> list[F
 
 
 def find_shared_sides(tasks: TaskDistribution, num_episodes: int = 20) -> list[Finding]:
-    """What could leak from the support set of an episode to its queries.
+    """Finds data that the support set of an episode shares with its queries.
 
     Args:
         tasks: whose episodes are drawn; their examples are numbers.
@@ -97,7 +97,7 @@ def find_shared_sides(tasks: TaskDistribution, num_episodes: int = 20) -> list[F
 def find_future_reads(
     tasks: TaskDistribution, num_known: int, num_episodes: int = 5
 ) -> list[Finding]:
-    """What forecasts could read of the future, found by other values in its place.
+    """Finds forecasts that read the future, by putting other values in its place.
 
     Behind the first step of each query all columns but those known in advance get other values, and
     behind its horizon these too.  The support set, what the query reads, and the base and unit of
@@ -164,7 +164,7 @@ def _inputs_of(episode: Episode, query: int) -> tuple[bytes, ...]:
 
 
 def _shared_sides(episode: Episode, name: str) -> str | None:
-    """What the support set of an episode shares with its queries."""
+    """Says what the support set of an episode shares with its queries; None for nothing."""
     sides = []
     for x, lengths, ids in (
         (episode.support_x, episode.support_lengths, episode.support_ids),

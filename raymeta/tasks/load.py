@@ -45,7 +45,7 @@ from raymeta.tasks.text import deal_text, load_text, text_inputs
 
 @dataclass(frozen=True)
 class Source:
-    """What can be done with the data of a source.
+    """The functions that serve the data of a source.
 
     Attributes:
         load: draws episodes: `load(settings, *, seed, sealed)`.

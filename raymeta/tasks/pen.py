@@ -342,7 +342,7 @@ def context_places(context_grid: int) -> tuple[np.ndarray, float]:
 
 
 def ink_around(paths: np.ndarray, pens: np.ndarray, context_grid: int) -> np.ndarray:
-    """How much ink there is around each point, float32 `[..., T, G²]`, in whatever order it came.
+    """The amount of ink around each point, float32 `[..., T, G²]`, in whatever order it came.
 
     Twice the square root of the share of the path's points that are on paper and near each place of
     a grid around the point; every place sees a Gaussian window.  It is the idea of

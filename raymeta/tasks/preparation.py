@@ -1,4 +1,4 @@
-"""What networks read of the sequences of a table: filled in, cut, as spectra, standardised.
+"""Prepares a table's sequences for networks: fills in, cuts, takes spectra, standardises.
 
 Shape legend: S sequences, N examples, T time steps, D features, F frequencies.
 """
@@ -157,7 +157,7 @@ def prepared_examples(
     examples: Sequence[np.ndarray],
     names: Sequence[str],
 ) -> list[np.ndarray]:
-    """What a trained network reads of further examples `[T, D]`, float32.
+    """Prepares further examples `[T, D]` for a trained network, float32.
 
     Args:
         settings: that the network was trained with.
@@ -252,7 +252,7 @@ def _standardised_rows(
 
 
 def feature_names(settings: TableTasks, spectrum: Spectrum | None, levels: Levels) -> list[str]:
-    """What the network reads at a time step, in the order of the numbers.
+    """The names of the numbers that the network reads at a time step, in their order.
 
     All levels of a category have its name.
     """

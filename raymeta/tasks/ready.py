@@ -1,4 +1,4 @@
-"""What training reads of a table: dealt and prepared sequences.
+"""The dealt and prepared sequences of a table, for training.
 
 Of a large table they are made once a machine, and mapped into memory by all workers and trials
 (see `raymeta.data.mapped`): nobody holds the table itself, or reads it again.
@@ -239,5 +239,5 @@ def _unpacked(
 
 
 def _none(lengths: np.ndarray) -> np.ndarray:
-    """As many rows as sequences of these lengths have, without features: it takes no memory."""
+    """Makes rows without features for sequences of these lengths; it takes no memory."""
     return np.zeros((int(lengths.sum()), 0))

@@ -184,7 +184,7 @@ def unit_ids(names: Sequence[str]) -> np.ndarray:
 
 
 def unit_names(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """What the numbers of `unit_ids` stand for on every axis."""
+    """The names behind the numbers of `unit_ids`, on every axis."""
     return {axis: tuple(np.unique(np.array(names)).tolist()) for axis, names in groups.items()}
 
 

@@ -71,7 +71,7 @@ class PenTasks(TaskSettings):
     augmentation: Augmentation = Augmentation()
 
     def data_files(self) -> list[AnyPath]:
-        """One file a writer."""
+        """Lists the files, one for each writer."""
         folder = path_at(self.data_dir) if self.data_dir else PEN_DIR
         return files_in(folder, "UJIpenchars-w*")
 
@@ -105,7 +105,7 @@ class SentenceTasks(TaskSettings):
 
     @property
     def has_fixed_labels(self) -> bool:
-        """Domains share their labels."""
+        """All domains share their labels."""
         return True
 
 
@@ -122,7 +122,7 @@ class SentimentTasks(SentenceTasks):
     )
 
     def data_files(self) -> list[AnyPath]:
-        """One file a domain."""
+        """Lists the files, one for each domain."""
         folder = path_at(self.data_dir) if self.data_dir else SENTENCES_DIR
         return files_in(folder, "*.json")
 
@@ -140,7 +140,7 @@ class SinusoidTasks(TaskSettings):
 
     @property
     def has_fixed_labels(self) -> bool:
-        """Numbers are what they are."""
+        """A number means the same in all tasks."""
         return True
 
 

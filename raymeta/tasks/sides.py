@@ -61,7 +61,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Draw:
-    """How an episode takes examples of a class, and from which sequences.
+    """The rule by which an episode draws a class's examples from its sequences.
 
     `at_random`: from sequences in random order; otherwise from the first ones for the support set,
     as the data order them, and from later ones for the queries.  `each` bounds the windows that an
@@ -75,7 +75,7 @@ class Draw:
 
     @classmethod
     def of(cls, settings: TableTasks) -> Draw:
-        """As the settings say."""
+        """The rule that the settings describe."""
         return cls(
             settings.num_shots,
             settings.num_queries,
@@ -84,7 +84,7 @@ class Draw:
         )
 
     def num_served(self, sizes: Sequence[int]) -> int:
-        """How many queries there are at least, whatever is drawn.
+        """The smallest number of queries that a draw may leave.
 
         Args:
             sizes: windows of each sequence of one class of one task, in the order of the data.
@@ -206,7 +206,7 @@ class Examples(Protocol):
 
     @property
     def x(self) -> Mapping[Split, Ragged]:
-        """Of each example `[T, D]`, in float32."""
+        """The examples `[T, D]` of each split, in float32."""
 
     @property
     def longest(self) -> int:
@@ -214,7 +214,7 @@ class Examples(Protocol):
 
     @property
     def windows(self) -> Mapping[Split, Windows]:
-        """Where each example was cut from."""
+        """The rows that each example was cut from."""
 
     @property
     def mirror(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:

@@ -117,14 +117,14 @@ def load_table(settings: TableTasks, *, seed: int, sealed: bool = False) -> Task
 
 
 def _facts(own: Prepared, dealt: Dealt) -> dict[str, Any]:
-    """What a network must know of its inputs; the classes too, where all tasks share them."""
+    """The facts about its inputs that a network needs; with the classes if all tasks share them."""
     return {**own.facts, **({} if dealt.task is None else {"classes": list(dealt.classes)})}
 
 
 def _pools(
     settings: TableTasks, dealt: Dealt
 ) -> tuple[dict[Split, ClassPool], dict[Split, SidePool]]:
-    """What episodes are drawn from: the classes of each split, or its groups.
+    """The pools that episodes draw from: the classes of each split, or its groups.
 
     Raises:
         DataError: they cannot serve such episodes.
@@ -345,7 +345,7 @@ def _note(dealt: Dealt, settings: TableTasks) -> str:
 
 
 def _legend(dealt: Dealt, settings: TableTasks, facts: Mapping[str, Any]) -> Legend:
-    """How a report draws meta-test episodes; spectra are not drawn."""
+    """The names and units for drawing meta-test episodes; spectra are not drawn."""
     tested, by_class = dealt.chosen["test"], settings.kind == "classes"
     size = 0 if settings.spectrum is not None else len(settings.features)
     return Legend(

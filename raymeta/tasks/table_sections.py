@@ -10,7 +10,7 @@ from raymeta.sections import Section
 
 
 class Spectrum(Section):
-    """Which part of an example's spectrum a network reads in place of its time steps."""
+    """The part of an example's spectrum that a network reads in place of its time steps."""
 
     frequencies: int = Field(
         64,
@@ -40,7 +40,7 @@ class NumberTarget(Section):
 
 
 class RemainingLife(Section):
-    """How long a unit, run to its failure, still has after an example's last row."""
+    """The remaining life, after an example's last row, of a unit that ran to its failure."""
 
     rul: str = Field(
         description="column of the times, such as cycles; a sequence's last one is its failure"

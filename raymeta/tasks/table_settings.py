@@ -232,13 +232,13 @@ class TableTasks(FileTasks):
 
     @property
     def target_name(self) -> str:
-        """What the target is called in tables and messages: its column, mostly."""
+        """The target's name in tables and messages, mostly its column."""
         if isinstance(self.target, RemainingLife):
             return f"remaining {self.target.rul}"
         return self.target if isinstance(self.target, str) else self.target.number
 
     def asks_for(self) -> str:
-        """Forecasts and numbers are problems of their own."""
+        """The name of the problem; forecasts and numbers are problems of their own."""
         if self.kind == "forecast":
             return "quantiles" if self.quantiles else "forecast"
         return "regression" if self.has_numbers else self.problem

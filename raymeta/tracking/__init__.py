@@ -1,1 +1,1 @@
-"""What a tracker gets of a finished run: the meta-test, and the network as a model of its own."""
+"""Sends a finished run to trackers: its meta-test, and its network as a model."""

@@ -87,7 +87,7 @@ def _metrics(result: MetaTest) -> dict[str, float]:
 
 
 def _model_folder(run: Run, folder: Path) -> Path:
-    """Those files of a run that its network needs."""
+    """Copies the files that a run's network needs into a folder, and returns it."""
     (folder / "models").mkdir(parents=True)
     files = [run.path / name for name in _FILES if (run.path / name).is_file()]
     for file in files:

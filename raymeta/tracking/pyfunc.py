@@ -18,7 +18,7 @@ from raymeta.inference.tables import predictions
 
 
 class AdaptingModel:
-    """What MLflow calls to predict."""
+    """The model that MLflow calls to predict."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -52,5 +52,5 @@ class AdaptingModel:
 
 
 def _load_pyfunc(path: str) -> AdaptingModel:
-    """What MLflow calls to load it; `path` is a run folder."""
+    """Loads the model for MLflow; `path` is a run folder."""
     return AdaptingModel(load(path))

@@ -24,7 +24,7 @@ from tests.inference.test_forecaster import forecast_run
 
 
 def test_errors_of_a_new_series_are_below_the_half_width_as_often_as_stated() -> None:
-    """By simulation: series differ in how hard they are; 9 of them in meta-validation."""
+    """Simulates series that differ in how hard they are; 9 of them are in meta-validation."""
     rng = np.random.default_rng(0)
     hits = []
     for _ in range(2000):

@@ -225,7 +225,7 @@ def test_networks_open_by_the_function_that_uses_them(run: Run, run_of: RunOf) -
 
 
 def test_quantiles_are_outputs_of_their_own(tmp_path: Path, run_cli: Cli) -> None:
-    """They are those of the network's outputs, in the series' own units; intervals go on beside."""
+    """Quantiles are the network's outputs, in the series' own units; intervals go on beside."""
     levels = [0.1, 0.5, 0.75]
     run = forecast_run(tmp_path / "run", f"tasks.quantiles={levels}", "learner=maml", seeds=2)
     forecaster = raymeta.load_forecaster(str(run.path))
@@ -270,7 +270,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def coming(days: int = 4, shops: int = 3) -> pd.DataFrame:
-    """What is known of the days after `history`, and more besides."""
+    """The known columns of the days after `history`, and of further days."""
     frame = history(days=30 + days + 2, shops=shops, seed=8).drop(columns="sales")
     return frame[frame["day"] >= "2026-03-25"]
 

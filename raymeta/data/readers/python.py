@@ -148,7 +148,7 @@ def _called(
 
 
 def _table(found: object, place: str) -> pa.Table:
-    """What a function returned, as a table.
+    """Converts a function's result to a table.
 
     Raises:
         DataError: it is none.

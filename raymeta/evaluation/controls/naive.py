@@ -108,7 +108,7 @@ class SeasonalNaive(Control):
     problems = frozenset({"forecast", "quantiles"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
-        """Not for seasons of one step, where it equals `Naive`."""
+        """Whether a season has several steps; with one step this control would equal `Naive`."""
         return super().serves(tasks) and (tasks.season or 1) > 1
 
     def judge(self, contest: Contest) -> Judgement:

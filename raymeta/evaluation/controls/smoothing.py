@@ -116,14 +116,14 @@ class ExponentialSmoothing(_Fitted):
     _SEASONAL = "additive season"
 
     def forms(self, steps: int, season: int) -> list[str]:
-        """A season needs two of them to be seen."""
+        """Lists all trends, and with each a season if the past holds at least two seasons."""
         seasons = ["no season", *([self._SEASONAL] if 1 < season <= steps // 2 else [])]
         return [f"{trend}, {own}" for own in seasons for trend in self._TRENDS]
 
     def fitted(
         self, past: np.ndarray, season: int, horizon: int, form: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """By maximum likelihood, the initial states too."""
+        """Fits the parameters and the initial states by maximum likelihood."""
         from statsmodels.tsa import holtwinters  # noqa: PLC0415  (an extra)
 
         trend, own = form.split(", ")

@@ -27,7 +27,7 @@ class SummaryRidge(Control):
     inputs = frozenset({"features"})
 
     def serves(self, tasks: TaskDistribution) -> bool:
-        """Whether examples are sequences: of single points there is nothing to sum up."""
+        """Whether examples are sequences; single points have nothing to summarise."""
         return super().serves(tasks) and tasks.target_scale is not None
 
     def judge(self, contest: Contest) -> Judgement:

@@ -250,7 +250,7 @@ def _alignment(
 
 
 def _logarithms(nodes: Nodes, weights: str) -> str:
-    """Those of weights; minus infinity at padding."""
+    """The logarithms of weights; minus infinity at padding."""
     none = nodes.op("LessOrEqual", weights, nodes.constant(0.0))
     known = nodes.op("Log", nodes.op("Where", none, nodes.constant(1.0), weights))
     return nodes.op("Where", none, nodes.constant(-np.inf), known)

@@ -161,7 +161,7 @@ def _without(nodes: Nodes, value: str) -> str:
 
 
 def _slope(nodes: Nodes, gate: str) -> str:
-    """That of a sigmoid whose value is `gate`."""
+    """The derivative of a sigmoid, from its value `gate`."""
     return _times(nodes, gate, _without(nodes, gate))
 
 

@@ -285,7 +285,7 @@ def _finish(
 
 
 def _notes(trained: Trained, labels: np.ndarray | None) -> dict[str, str]:
-    """What a reader of the file should know, as its metadata."""
+    """The metadata of the file, for its readers."""
     notes = {
         "raymeta_version": version("raymeta"),
         "experiment": trained.experiment.name,

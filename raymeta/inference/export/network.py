@@ -52,7 +52,7 @@ def onnx_form(spec: NetworkSpec, params: Mapping[str, np.ndarray]) -> dict[str, 
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass through the network gave: `pooled` `[N, F]`, and what its gradient needs.
+    """The results of a forward pass: `pooled` `[N, F]`, and the values that its gradient needs.
 
     `inputs` `[T, N, ·]` and `states` `[T, D, N, H]` are those of each layer, `valid` `[T, N, 1]` is
     1 within an example; `weights` are of the attention, `[T, N, 1]`.

@@ -1,4 +1,4 @@
-"""What training does to examples before the network reads them, as ONNX nodes.
+"""Prepares raw examples for the network as training does, in ONNX nodes.
 
 Shape legend: N examples, T time steps (raw), P points (prepared), C channels.
 """
@@ -136,7 +136,7 @@ def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int, context_grid: 
     known = nodes.op("Unsqueeze", is_valid, nodes.constant([1], np.int64))
 
     def number(condition: str) -> str:
-        """How many points of each example fulfil a condition `[N, P, T]`, int64 `[N, P]`."""
+        """Counts the points of each example that fulfil a condition `[N, P, T]`, int64 `[N, P]`."""
         return nodes.sum(nodes.cast(nodes.op("And", condition, known), "int64"), 2)
 
     def at(values: str, places: str) -> str:
@@ -208,10 +208,10 @@ def _ink_around(nodes: Nodes, path: str, pen: str, num_points: int, context_grid
 
 
 def _differences(nodes: Nodes, values: str) -> str:
-    """Along the second axis."""
+    """Differences of neighbours along the second axis."""
     return nodes.op("Sub", nodes.slice(values, 1, INT64_MAX, 1), nodes.slice(values, 0, -1, 1))
 
 
 def _norm(nodes: Nodes, values: str) -> str:
-    """Along the third axis."""
+    """Euclidean norms along the third axis."""
     return nodes.op("Sqrt", nodes.sum(nodes.op("Mul", values, values), 2))

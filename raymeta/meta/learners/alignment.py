@@ -63,7 +63,7 @@ class Alignment(AlignmentSettings, EmbeddingLearner):
         return torch.cat([states, weights.unsqueeze(-1)], dim=-1).flatten(2)
 
     def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
-        """As for every learner of features."""
+        """Logits from the distance of each query to each class; see the top of this module."""
         towards, back = self._distances(meta_params, embedded)
         sharpness = meta_params[SHARPNESS].exp()
         members = embedded.target_rows.transpose(1, 2)  # [E, O, N]
@@ -91,7 +91,7 @@ class Alignment(AlignmentSettings, EmbeddingLearner):
     def _distances(
         self, meta_params: Mapping[str, Tensor], embedded: Embedded
     ) -> tuple[Tensor, Tensor]:
-        """Of each query step to each support example m `[E, M, T, N]`, and Σ_s w m' `[E, M, N]`."""
+        """Distances m of query to support steps `[E, M, T, N]`, and Σ_s w m' `[E, M, N]`."""
         sharpness = meta_params[SHARPNESS].exp()
         known, known_weights = _steps(meta_params, embedded.support)  # [E, N, S, F], [E, N, S]
         asked, asked_weights = _steps(meta_params, embedded.query)
@@ -114,6 +114,6 @@ def _steps(meta_params: Mapping[str, Tensor], features: Tensor) -> tuple[Tensor,
 
 
 def _logarithms(weights: Tensor) -> Tensor:
-    """Those of weights; minus infinity, without a gradient, where there is none: at padding."""
+    """The logarithms of weights; minus infinity, without a gradient, at padding."""
     none = weights <= 0
     return weights.masked_fill(none, 1.0).log().masked_fill(none, -torch.inf)

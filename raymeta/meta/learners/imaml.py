@@ -39,7 +39,7 @@ class Imaml(ImamlSettings, GradientLearner):
 
     @property
     def remedy(self) -> str:
-        """As for every learner."""
+        """Advice for gradients that are not finite; a larger proximity helps as well."""
         return f"{super().remedy}, or raise imaml.proximity"
 
     def adaptation_step(

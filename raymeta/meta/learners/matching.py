@@ -60,7 +60,7 @@ class Matching(MatchingSettings, EmbeddingLearner):
         return meta_params
 
     def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
-        """As for every learner of features."""
+        """Logits of classes, or the mean of numbers, by attention over the support examples."""
         attention = self._log_attention(meta_params, embedded)
         if embedded.targets.is_floating_point():
             return attention.exp() @ embedded.targets
@@ -89,7 +89,7 @@ def _support_reader(size: int) -> NetworkSpec:
 
 
 def _query_reader(size: int) -> NetworkSpec:
-    """Its input is [f'(x), r]: the paper feeds r to the recurrent weights beside h."""
+    """The LSTM that reads [f'(x), r]: the paper feeds r to the recurrent weights beside h."""
     return NetworkSpec(num_outputs=1, cell="lstm", num_features=2 * size, hidden_size=size)
 
 

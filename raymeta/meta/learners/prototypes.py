@@ -37,7 +37,7 @@ class Prototypes(PrototypesSettings, EmbeddingLearner):
         return meta_params | {SCALE: logarithm(start, next(iter(params.values())))}
 
     def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
-        """As for every learner of features."""
+        """Logits from the distance of each query to each class's mean support feature."""
         members = embedded.target_rows.transpose(1, 2)  # [E, O, N]
         counts = members.sum(dim=-1)
         prototypes = members @ embedded.support / counts.clamp(min=1).unsqueeze(-1)

@@ -54,7 +54,7 @@ class Ridge(RidgeSettings, EmbeddingLearner):
         )
 
     def answers(self, meta_params: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
-        """As for every learner of features."""
+        """Solves a ridge regression on the support set and applies it to the queries."""
         # In float64: a small λ makes the equations of near features badly conditioned.
         support, query = with_ones(embedded.support.double()), with_ones(embedded.query.double())
         rows, is_real = embedded.target_rows.double(), embedded.targets.is_floating_point()

@@ -43,7 +43,7 @@ class _Plan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class AffineHead:
-    """How answers come from features: `features @ weight + bias`, `[H, O]` and `[O]` float64.
+    """A linear head: answers are `features @ weight + bias`, `[H, O]` and `[O]` float64.
 
     `has_unit_length`: the features are divided by their length first.
     """

@@ -362,7 +362,7 @@ def has_succeeded(jobs: Jobs, job_id: str) -> bool:
 def test_a_hostile_job_of_the_cluster_writes_nothing_here(
     head: Head, jobs: Jobs, tmp_path: Path
 ) -> None:
-    """Its metadata and log point outside the target; other jobs are listed nevertheless."""
+    """The job's metadata and log point outside the target; other jobs are listed nevertheless."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "experiment.yaml").write_text("name: secret\n")

@@ -1,4 +1,4 @@
-"""What a job is told when it is submitted; `test_client.py` has jobs of a real cluster."""
+"""Tests the settings that a submitted job gets; `test_client.py` runs jobs on a real cluster."""
 
 from __future__ import annotations
 

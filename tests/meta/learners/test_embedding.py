@@ -208,7 +208,7 @@ def aligned(
 
 
 def with_prior(leaves: Mapping[str, Tensor], support: Tensor, y: Tensor, query: Tensor) -> Tensor:
-    """Of numbers the normal equations of the penalty around W₀; of classes the step from W₀.
+    """Solves the ridge equations around W₀ for numbers; takes the step from W₀ for classes.
 
     The step is written as the gradient of the labels' log likelihood at W₀, by autograd, times the
     inverse of the bound of its curvature.
