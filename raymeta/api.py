@@ -3,7 +3,7 @@
 The command line calls them.
 
 from raymeta import tune
-report = tune("pen", overrides={"search.num_trials": 8})
+report = tune("pen-maml", overrides={"search.num_trials": 8})
 report.best.maml.inner_lr, report.meta_test.rows[0].score
 """
 
@@ -47,12 +47,12 @@ __all__ = [
     "Overrides",
     "Report",
     "Watcher",
+    "check_experiment",
     "compare",
     "evaluate",
     "explain",
-    "load",
-    "load_checked",
     "load_report",
+    "read_experiment",
     "train",
     "tune",
     "watch",
@@ -68,7 +68,7 @@ class _Silent:
 
 
 @contextmanager
-def _shown(watcher: Watcher | None, verbose: bool) -> Iterator[Watcher]:
+def _shown(watcher: Watcher | None, *, verbose: bool) -> Iterator[Watcher]:
     """The watcher, or without one the live view of a notebook; a script gets none."""
     if watcher is not None:
         yield watcher
@@ -111,14 +111,22 @@ def tune(
     """
     root = path_at(runs_dir)
     if resume is not None:
-        return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
-    loaded = load(experiment, overrides)
+        return _resume(
+            resume,
+            root,
+            asked=experiment,
+            overrides=overrides,
+            trust=trust,
+            watcher=watcher,
+            verbose=verbose,
+        )
+    loaded = read_experiment(experiment, overrides)
     if not loaded.search.space:
         raise ExperimentError(
             f"{loaded.name}: search.space is empty, so there is nothing to tune; name keys in it, "
             "or use `raymeta train`"
         )
-    return _start(loaded, root, name, keep_data, watcher, verbose)
+    return _start(loaded, root, name=name, keep_data=keep_data, watcher=watcher, verbose=verbose)
 
 
 def train(
@@ -136,15 +144,24 @@ def train(
     """Meta-trains an experiment's own configuration and meta-tests it; arguments as for `tune`."""
     root = path_at(runs_dir)
     if resume is not None:
-        return _resume(resume, experiment, overrides, root, trust, watcher, verbose)
+        return _resume(
+            resume,
+            root,
+            asked=experiment,
+            overrides=overrides,
+            trust=trust,
+            watcher=watcher,
+            verbose=verbose,
+        )
     nothing: dict[str, object] = {"search.space": {}, "search.constraints": []}
-    loaded = with_values(load(experiment, overrides), nothing)
-    return _start(loaded, root, name, keep_data, watcher, verbose)
+    loaded = with_values(read_experiment(experiment, overrides), nothing)
+    return _start(loaded, root, name=name, keep_data=keep_data, watcher=watcher, verbose=verbose)
 
 
 def _start(
     loaded: Experiment,
     root: AnyPath,
+    *,
     name: str | None,
     keep_data: bool,
     watcher: Watcher | None,
@@ -152,15 +169,16 @@ def _start(
 ) -> Report:
     """Checks an experiment and runs it in a new folder."""
     prepared = prepare(loaded, root)
-    with _shown(watcher, verbose) as shown:
-        return running.start(prepared, root, name, keep_data, shown, verbose)
+    with _shown(watcher, verbose=verbose) as shown:
+        return running.start(prepared, root, shown, name=name, keep_data=keep_data, verbose=verbose)
 
 
 def _resume(
     name: str,
+    root: AnyPath,
+    *,
     asked: str | Path | Experiment | None,
     overrides: Overrides,
-    root: AnyPath,
     trust: bool,
     watcher: Watcher | None,
     verbose: bool,
@@ -173,10 +191,10 @@ def _resume(
     experiment = run.experiment()
     if overrides:
         raise ExperimentError("a resumed run keeps its own settings; leave --set out")
-    if asked is not None and load(asked).name != experiment.name:
+    if asked is not None and read_experiment(asked).name != experiment.name:
         raise RunError(f"{run.path}: is a run of the experiment {experiment.name}, not of {asked}")
-    with _shown(watcher, verbose) as shown:
-        return running.resume(run, shown, verbose, trust=trust)
+    with _shown(watcher, verbose=verbose) as shown:
+        return running.resume(run, shown, verbose=verbose, trust=trust)
 
 
 def watch(
@@ -240,7 +258,7 @@ def evaluate(
         _refuse_if_all_abandoned(found)
     with _shown(watcher, verbose=False) as shown:
         shown.started(found, found.experiment())
-        return running.judge(found, shown, num_episodes)
+        return running.judge(found, shown, num_episodes=num_episodes)
 
 
 def _refuse_if_all_abandoned(run: Run) -> None:
@@ -306,23 +324,24 @@ def compare(
     return found
 
 
-def load_checked(
+def check_experiment(
     experiment: str | Path | Experiment | None, overrides: Overrides = ()
 ) -> Experiment:
-    """Loads an experiment and runs every check that needs neither a run nor a cluster.
+    """Reads an experiment and runs every check that needs neither a run nor a cluster.
 
     Raises:
         ExperimentError: it breaks a rule of the schema.
         DataError: its data are broken, or cannot serve its episodes.
     """
     return prepare(
-        load(experiment, overrides), DEFAULT_ROOT, earlier=[], sources=Sources()
+        read_experiment(experiment, overrides), DEFAULT_ROOT, earlier=[], sources=Sources()
     ).experiment
 
 
-def load(experiment: str | Path | Experiment | None, overrides: Overrides = ()) -> Experiment:
-    """Loads an experiment with overrides; `tasks.data_dir` and the encoder folder become absolute
-    paths.
+def read_experiment(
+    experiment: str | Path | Experiment | None, overrides: Overrides = ()
+) -> Experiment:
+    """Reads an experiment with overrides; `tasks.data_dir` and an encoder's folder become absolute.
 
     Raises:
         ExperimentError: it breaks a rule of the schema.

@@ -68,6 +68,7 @@ class Run:
         root: AnyPath,
         experiment: Experiment,
         name: str | None = None,
+        *,
         keep_data: bool = False,
         fingerprint: str = "",
     ) -> Run:

@@ -114,9 +114,10 @@ def load_report(run: Run) -> Report | None:
 def start(
     prepared: Prepared,
     root: AnyPath,
+    watcher: Watcher,
+    *,
     name: str | None,
     keep_data: bool,
-    watcher: Watcher,
     verbose: bool,
 ) -> Report:
     """Begins a run in a new folder and takes it to its meta-test.
@@ -124,15 +125,21 @@ def start(
     Args:
         prepared: the checked experiment.
         root: the folder of run folders.
+        watcher: receives the progress.
         name: of the run folder; None for one by experiment, date and time.
         keep_data: copies `tasks.data_dir` into the run folder.
-        watcher: receives the progress.
         verbose: shows Ray's own log as well.
     """
     if name is not None:
         check_run_name(name)
-    with _ray(prepared.experiment, watcher, verbose) as trials_at_once:
-        run = Run.create(root, prepared.experiment, name, keep_data, prepared.tasks.fingerprint)
+    with _ray(prepared.experiment, watcher, verbose=verbose) as trials_at_once:
+        run = Run.create(
+            root,
+            prepared.experiment,
+            name,
+            keep_data=keep_data,
+            fingerprint=prepared.tasks.fingerprint,
+        )
         # With `keep_data` the data are in the run folder now.
         prepared = replace(prepared, experiment=run.experiment())
         watcher.started(run, prepared.experiment)
@@ -143,7 +150,7 @@ def start(
         return judge(run, watcher, is_tracked=True)
 
 
-def resume(run: Run, watcher: Watcher, verbose: bool, *, trust: bool = False) -> Report:
+def resume(run: Run, watcher: Watcher, *, verbose: bool, trust: bool = False) -> Report:
     """Continues a run; a refusal changes nothing.
 
     Args:
@@ -179,7 +186,7 @@ def resume(run: Run, watcher: Watcher, verbose: bool, *, trust: bool = False) ->
             TrialLog(run).begin(prepared.earlier, prepared.sources.trials)
         is_unfinished = bool(unfinished_trials(experiment, run, trials))
         if not run.has_best or is_unfinished or unfinished_trainings(experiment, run):
-            with _ray(experiment, watcher, verbose) as trials_at_once:
+            with _ray(experiment, watcher, verbose=verbose) as trials_at_once:
                 past = [trials.records]
                 if experiment.search.refit is not None:
                     past.append(logged_trials(run.refit).records)
@@ -192,11 +199,11 @@ def resume(run: Run, watcher: Watcher, verbose: bool, *, trust: bool = False) ->
 
 
 @contextmanager
-def _ray(experiment: Experiment, watcher: Watcher, verbose: bool) -> Iterator[int]:
+def _ray(experiment: Experiment, watcher: Watcher, *, verbose: bool) -> Iterator[int]:
     """Starts Ray for a search; yields the number of trials at once. A running Ray is kept."""
     was_running = ray.is_initialized()
     try:
-        yield start_ray(experiment.resources, verbose, watcher.phase)
+        yield start_ray(experiment.resources, verbose=verbose, say=watcher.phase)
     finally:
         if not was_running:
             stop_ray()
@@ -255,7 +262,7 @@ def _search(prepared: Prepared, run: Run, watcher: Watcher, trials_at_once: int)
 
 
 def judge(
-    run: Run, watcher: Watcher, num_episodes: int | None = None, *, is_tracked: bool = False
+    run: Run, watcher: Watcher, *, num_episodes: int | None = None, is_tracked: bool = False
 ) -> Report:
     """Meta-tests a run's network beside its controls; the results are written to the run.
 

@@ -17,9 +17,9 @@ def test_a_name_a_path_and_an_experiment_are_the_same(tmp_path: Path) -> None:
     experiment = load_experiment("sinusoid")
     (tmp_path / "own.yaml").write_text(to_yaml(experiment))
     for given in ("sinusoid", tmp_path / "own.yaml", str(tmp_path / "own.yaml"), experiment):
-        assert api.load(given) == experiment
-        changed = api.load(given, ["seed=3"])
-        assert changed == api.load(given, {"seed": 3})
+        assert api.read_experiment(given) == experiment
+        changed = api.read_experiment(given, ["seed=3"])
+        assert changed == api.read_experiment(given, {"seed": 3})
         assert changed.seed == 3
 
 
@@ -38,7 +38,7 @@ def test_a_name_a_path_and_an_experiment_are_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_a_mapping_arrive_as_they_are(key: str, value: object) -> None:
-    loaded = api.load("sinusoid", {key: value})
+    loaded = api.read_experiment("sinusoid", {key: value})
     if key == "search.space.maml.inner_lr":
         assert loaded.search.space["maml.inner_lr"].low == 1e-4
     else:
@@ -57,7 +57,7 @@ def test_values_of_a_mapping_arrive_as_they_are(key: str, value: object) -> None
 )
 def test_wrong_overrides_are_refused_by_their_key(overrides: object, message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
-        api.load("sinusoid", overrides)  # type: ignore[arg-type]
+        api.read_experiment("sinusoid", overrides)  # type: ignore[arg-type]
 
 
 def test_runs_are_listed_by_the_package(tmp_path: Path) -> None:

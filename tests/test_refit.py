@@ -95,7 +95,7 @@ def test_the_meta_test_is_of_all_seeds(resumed: api.Report) -> None:
 
 
 def test_best_yaml_trains_the_same_again_and_not_longer(resumed: api.Report) -> None:
-    best = api.load(str(resumed.run.path / "best.yaml"))
+    best = api.read_experiment(str(resumed.run.path / "best.yaml"))
     assert best.refit_meta_steps == best.training.meta_steps == META_STEPS
 
 

@@ -180,14 +180,14 @@ def test_no_command_runs_the_code_of_a_strangers_run(
             with suppress(RaymetaError):
                 command(str(folder))
         assert "done" in listed(folder)
-        for command in (api.tune, api.train, api.load_checked):
+        for command in (api.tune, api.train, api.check_experiment):
             (tmp_path / "theirs.yaml").write_text(CODE.replace("FOLDER", str(folder / "data")))
             with pytest.raises(DataError, match="asks to run the code in this file"):
                 command(str(tmp_path / "theirs.yaml"))
     assert not (tmp_path / "ran").exists()
     monkeypatch.setenv(ALLOW_CODE, str(folder / "data" / "own.py"))  # the mark is made if it runs
     with pytest.raises(DataError, match="has no column"):
-        api.load_checked(str(tmp_path / "theirs.yaml"))
+        api.check_experiment(str(tmp_path / "theirs.yaml"))
     assert (tmp_path / "ran").exists()
 
 

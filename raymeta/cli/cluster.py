@@ -60,7 +60,7 @@ def check(
     from raymeta.deploy.jobs.client import connect  # noqa: PLC0415
 
     described = load_cluster(cluster, crds=crds)
-    findings = check_on(api.load_checked(experiment, overrides or ()), described, runs_dir)
+    findings = check_on(api.check_experiment(experiment, overrides or ()), described, runs_dir)
     print_findings(console, findings)
     if has_errors(findings):
         raise ClusterError(f"the experiment cannot run on {cluster} as it is")
@@ -92,7 +92,7 @@ def submit(
 
     if resume is not None and (experiment is not None or overrides):
         raise ClusterError("a resumed run keeps its own experiment; leave EXPERIMENT and --set out")
-    loaded = None if resume is not None else api.load_checked(experiment, overrides or ())
+    loaded = None if resume is not None else api.check_experiment(experiment, overrides or ())
     described = load_cluster(cluster) if cluster is not None else None
     if loaded is not None and described is not None:
         findings = check_on(loaded, described, runs_dir)

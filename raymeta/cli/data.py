@@ -66,7 +66,7 @@ def inspect(experiment: ExperimentArgument = None, overrides: SetOption = None) 
     from raymeta.console.inspection import print_inspection  # noqa: PLC0415
     from raymeta.tasks.inspection import inspect_tasks  # noqa: PLC0415
 
-    inspection = inspect_tasks(api.load(experiment, overrides or ()))
+    inspection = inspect_tasks(api.read_experiment(experiment, overrides or ()))
     print_inspection(console, inspection)
     if not inspection.is_sound:
         raise DataError("the experiment cannot run on these data as they are")

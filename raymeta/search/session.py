@@ -28,7 +28,7 @@ JOIN_S = 600  # how long to wait for nodes that are still being installed
 
 
 def start_ray(
-    resources: Resources, verbose: bool, say: Callable[[str], object] = lambda _: None
+    resources: Resources, *, verbose: bool, say: Callable[[str], object] = lambda _: None
 ) -> int:
     """Connects to the cluster in RAY_ADDRESS, or starts Ray on this machine, unless it is running.
 

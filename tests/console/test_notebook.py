@@ -122,7 +122,7 @@ def test_a_search_that_a_notebook_starts_shows_its_trials_without_being_asked(
     cell = f"""
 import raymeta.api, raymeta.running
 from raymeta.search.progress import TrialEvent
-def start(prepared, root, name, keep_data, watcher, verbose):
+def start(prepared, root, watcher, **options):
     from raymeta.run_folder import Run
     watcher.started(Run.create(root, prepared.experiment, "here"), prepared.experiment)
     watcher.trial(TrialEvent("a", "started", {{"training.outer_lr": 0.002}}, {{}}, 0.0))

@@ -82,7 +82,7 @@ def test_the_experiment_of_a_card_can_be_run(
     text = card_of(run, tmp_path / "shared")
     (tmp_path / "experiment.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     shutil.copytree(str(run.best_experiment().tasks.data_dir), tmp_path / "data")
-    found = api.load_checked(tmp_path / "experiment.yaml")
+    found = api.check_experiment(tmp_path / "experiment.yaml")
     best = run.best_experiment()
     assert found.model == best.model
     assert found.training == best.training

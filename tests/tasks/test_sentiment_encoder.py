@@ -184,9 +184,12 @@ def test_a_relative_folder_becomes_a_full_path(
     encoder: Path, sentences: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(encoder.parent)
-    loaded = api.load("sentiment", [f"tasks.encoder={encoder.name}"])
+    loaded = api.read_experiment("sentiment", [f"tasks.encoder={encoder.name}"])
     assert loaded.tasks.pretrained() == str(encoder.resolve())
-    assert api.load("sentiment", ["tasks.encoder=me/model"]).tasks.pretrained() == "me/model"
+    assert (
+        api.read_experiment("sentiment", ["tasks.encoder=me/model"]).tasks.pretrained()
+        == "me/model"
+    )
 
 
 def test_the_encoder_is_not_searched(encoder: Path) -> None:

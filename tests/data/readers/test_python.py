@@ -175,7 +175,7 @@ def test_workers_in_other_folders_get_the_table(
     import ray  # noqa: PLC0415  (slow)
 
     monkeypatch.setenv(ALLOW_CODE, "machines.py")
-    experiment = api.load(str(example))
+    experiment = api.read_experiment(str(example))
 
     def fingerprint() -> str:
         os.chdir("/")

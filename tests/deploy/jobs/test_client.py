@@ -144,7 +144,7 @@ def followed(jobs: Jobs, job: Job) -> tuple[Job, str]:
 
 def search(name: str, num_trials: int, *overrides: str) -> Experiment:
     values = [*TINY, *SEARCH, f"search.num_trials={num_trials}", f"name={name}", *overrides]
-    return api.load_checked("sinusoid", values)
+    return api.check_experiment("sinusoid", values)
 
 
 def raymeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -169,7 +169,7 @@ def trained(head: Head) -> tuple[Job, str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs._client, "tail_job_logs", lost_at_once)
-        job = jobs.submit(api.load_checked("sinusoid", [*TINY, "name=followed"]))
+        job = jobs.submit(api.check_experiment("sinusoid", [*TINY, "name=followed"]))
         ended = jobs.follow(job, shown.append)
     assert connections > 2
     return ended, "".join(shown)
@@ -262,7 +262,7 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_users_own_code_runs_in_a_job(jobs: Jobs, own_code: Path) -> None:
-    experiment = api.load_checked(str(own_code), TINY)
+    experiment = api.check_experiment(str(own_code), TINY)
     ended, log = followed(jobs, jobs.submit(experiment))
     assert ended.status == "SUCCEEDED", log
     assert "Meta-test" in log
@@ -286,7 +286,7 @@ def test_data_are_submitted_and_fetched_with_the_run(
     for file in PEN_DIR.glob("UJIpenchars-w*"):
         shutil.copy(file, data)
     values = [*TINY, f"tasks.data_dir={data}", "name=own-data", "evaluation.num_episodes=5"]
-    job = jobs.submit(api.load_checked("pen-maml", values))
+    job = jobs.submit(api.check_experiment("pen-maml", values))
     shutil.rmtree(data)  # the job has its own
     ended, log = followed(jobs, job)
     assert ended.status == "SUCCEEDED", log
