@@ -62,9 +62,3 @@ def join_group(
         timeout=timedelta(seconds=timeout_s),
     )
     return Group(rank, world_size)
-
-
-def leave_group() -> None:
-    """Ends this process's membership; another group can be joined afterwards."""
-    if dist.is_initialized():
-        dist.destroy_process_group()

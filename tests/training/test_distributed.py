@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from raymeta.experiment.schema import Experiment
 from raymeta.nn.networks import Params
 from raymeta.tasks.load import load_tasks
-from raymeta.training.distributed import Group, join_group, leave_group
+from raymeta.training.distributed import Group, join_group
 from raymeta.training.recipe import build_recipe
 from raymeta.training.trainer import Trainer
 from tests.reference import poisoned
@@ -68,7 +69,7 @@ def work(
     group = join_group(rank, world_size, address, "gloo", timeout_s=300)
     for name, result in train_all(experiments, group).items():
         save_file(result, folder / f"{name} {rank}")
-    leave_group()
+    dist.destroy_process_group()
 
 
 def free_address() -> str:
