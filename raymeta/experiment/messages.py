@@ -18,11 +18,14 @@ Places = dict[str, str]
 _MAX_LINES = 20  # of one message
 _MAX_KEY = 200  # characters; the schema has none as long
 _SCALARS = ("bool", "int", "float", "str")
+# The forms of `tasks.target` by pydantic's names -> the key of a section.
+_TARGETS = {"str": None, "NumberTarget": "number", "RemainingLife": "rul"}
+_TARGET_FORMS = "{number: COLUMN} or {rul: TIME, cap: N}"
 
 
 def messages(error: ValidationError, places: Places) -> str:
     """Formats pydantic's findings, one line each, up to a limit."""
-    found = error.errors(include_url=False)
+    found = _of_meant_target(error.errors(include_url=False))
     lines = list(dict.fromkeys(message(one, places) for one in found[:_MAX_LINES]))
     if len(found) > _MAX_LINES:
         lines.append(f"... and {len(found) - _MAX_LINES} more")
@@ -78,6 +81,25 @@ def message(error: ErrorDetails, places: Places) -> str:
         case _:
             rule = error["msg"].split(" should ", 1)[-1]
     return f"{key} must {rule}{_but_got(got)}{at}"
+
+
+def _of_meant_target(found: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Keeps the errors of the form of `tasks.target` that was meant; pydantic tries all in turn."""
+    kept: list[ErrorDetails] = []
+    values = [one["input"] for one in found if one["loc"][-2:] == ("target", "str")]
+    keys = values[0] if values and isinstance(values[0], dict) else {}
+    meant = next((form for form, key in _TARGETS.items() if key in keys), "str")
+    for one in found:
+        loc = one["loc"]
+        at = loc.index("target") + 1 if "target" in loc else len(loc)
+        if not values or at == len(loc) or loc[at] not in _TARGETS:
+            kept.append(one)
+        elif loc[at] == meant:
+            own: ErrorDetails = {**one, "loc": loc[:at] + loc[at + 1 :]}
+            if meant == "str":
+                own["msg"] = f"it should be a column, {_TARGET_FORMS}"
+            kept.append(own)
+    return kept
 
 
 def _but_got(value: object) -> str:

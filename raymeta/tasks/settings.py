@@ -134,8 +134,8 @@ class SinusoidTasks(TaskSettings):
 
     source: Literal["sinusoid"]
     num_ways: Literal[1] = Field(1, description="one output")
-    num_shots: int = Field(10, ge=1)
-    num_queries: int = Field(10, ge=1)
+    num_shots: int = Field(10, ge=1, le=100_000)
+    num_queries: int = Field(10, ge=1, le=100_000)
     data_dir: None = Field(None, description="sine waves are drawn, not read")
 
     @property

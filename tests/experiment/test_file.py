@@ -296,6 +296,28 @@ def test_messages_are_sentences(refusal: Refusal, text: str, complaint: str) -> 
     assert re.search(complaint, refusal(text))
 
 
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("4", "tasks.target must be a column, {number: COLUMN} or {rul: TIME, cap: N}, but got 4"),
+        ("{cap: 3}", "tasks.target must be a column, {number: COLUMN} or {rul: TIME, cap: N}, but"),
+        ("{rul: cycle, cap: -1}", "tasks.target.cap must be > 0, but got -1 (--set)"),
+        ("{number: 3}", "tasks.target.number must be a valid string, but got 3 (--set)"),
+        ("{number: x, rul: y}", "tasks.target.rul: no such key (--set)"),
+    ],
+)
+def test_messages_are_about_the_form_of_target_that_was_meant(target: str, complaint: str) -> None:
+    with pytest.raises(ExperimentError) as found:
+        load_experiment("engines", [f"tasks.target={target}"])
+    assert str(found.value).startswith(complaint)
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_more_points_of_a_wave_than_memory_holds_are_refused() -> None:
+    with pytest.raises(ExperimentError, match=r"tasks.num_queries must be <= 100000, but got 2147"):
+        load_experiment("sinusoid", ["tasks.num_queries=2147483648"])
+
+
 def test_messages_give_the_line_of_the_key_itself(refusal: Refusal) -> None:
     text = MINIMAL + "\n# a remark\ntraining:\n  meta_steps: 5\n\n  outer_lr: 0\n"
     assert refusal(text).endswith("(own.yaml, line 8)")
