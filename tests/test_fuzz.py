@@ -1,4 +1,4 @@
-"""Damaged files of every kind: raymeta succeeds or gives one short message, soon.
+"""Damaged files and odd settings: raymeta succeeds or gives one short message, soon.
 
 Each case is a shipped file with a few random damages.  `RAYMETA_FUZZ=SEED:CASES` runs other or more
 of them; a failure names its case, which `damaged(CONTENT, SEED, CASE)` makes again.
@@ -11,12 +11,15 @@ import os
 import random
 import re
 import shutil
+import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,13 +30,24 @@ from raymeta.data.readers.python import ALLOW_CODE
 from raymeta.deploy.check import growth, job_environment
 from raymeta.deploy.files.load import load_cluster
 from raymeta.errors import MAX_MESSAGE, RaymetaError
-from raymeta.experiment.file import load_experiment, shipped_experiments, to_yaml
+from raymeta.experiment.file import (
+    load_experiment,
+    shipped_experiments,
+    to_yaml,
+    with_overrides,
+)
 from raymeta.experiment.schema import Experiment
-from raymeta.tasks.load import load_tasks
+from raymeta.search.preflight import prepare
+from raymeta.search.space import file_point
+from raymeta.search.trackers import check_trackers
+from raymeta.tasks.inspection import inspect_tasks
+from raymeta.tasks.load import SOURCES, load_tasks
 from tests.deploy.cluster_files import ROOT, filled_in, use_laptop
 
 SEED, _, CASES = os.environ.get("RAYMETA_FUZZ", "0:300").partition(":")
 DEADLINE_S = 5
+OWN_FORMS = ("csv", "numbers", "rul", "text", "tsf")  # of tables small enough to be read often
+HARD_STOP_S = 30  # what hangs is interrupted, so that its case is named
 # What a value is replaced by: other types, ends of ranges, and what once went through unseen.
 VALUES = [
     "", "~", "true", "no", "0", "-1", "1", "2", "1.5", "-0.0", "1e-400", "1e400", ".inf", "-.inf",
@@ -130,11 +144,43 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+class HangError(BaseException):
+    """Interrupts a case that takes too long; product code catches no `BaseException`."""
+
+
+@contextmanager
+def hard_stop(seconds: float) -> Iterator[None]:
+    """Raises `HangError` in the block after some seconds; restores pytest-timeout's own alarm.
+
+    A call of a C library is interrupted when it returns.
+    """
+
+    def stop(*_: object) -> None:
+        raise HangError
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    began = time.monotonic()
+    # Again every second: an error raised in a finaliser is only printed.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            rest = max(0.001, left - (time.monotonic() - began))
+            signal.setitimer(signal.ITIMER_REAL, rest, interval)
+
+
 def problem(read: Callable[[], object]) -> str | None:
     """Returns what is wrong with how a file is read; None for success or a short message, soon."""
     began = time.monotonic()
     try:
-        read()
+        with hard_stop(HARD_STOP_S):
+            read()
+    except HangError as error:
+        place = traceback.extract_tb(error.__traceback__)[-2]
+        return f"hung ({place.filename}, line {place.lineno})"
     except RaymetaError as error:
         if not 0 < len(str(error)) <= MAX_MESSAGE:
             return f"a message of {len(str(error))} characters"
@@ -156,6 +202,32 @@ def check(files: dict[str, bytes], share: float, read: Callable[[str, bytes], ob
     assert not failed, "\n".join(failed[:30])
 
 
+def test_a_hang_fails_with_the_name_of_its_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "HARD_STOP_S", 0.2)
+    monkeypatch.setitem(globals(), "CASES", "1")
+    alarm = signal.getsignal(signal.SIGALRM)
+
+    def hang(*_: object) -> None:
+        while True:
+            time.sleep(0.01)
+
+    with pytest.raises(AssertionError, match=r"own\.yaml, seed .*, case 0: hung .*test_fuzz"):
+        check({"own.yaml": b"a: 1"}, 1, hang)
+    assert signal.getsignal(signal.SIGALRM) is alarm
+
+
+def check_before_ray(experiment: Experiment, folder: Path) -> None:
+    """Runs the checks that `tune` runs before Ray starts; those of data if they are in `folder`."""
+    check_trackers(experiment)
+    file_point(experiment)
+    tasks = experiment.tasks
+    is_own = tasks.data_dir is not None and Path(tasks.data_dir).is_relative_to(folder)
+    if tasks.pretrained() is None and (is_own or tasks.source == "sinusoid"):
+        prepare(experiment, folder)
+        if SOURCES[tasks.source].deal is not None:
+            inspect_tasks(experiment)
+
+
 def test_damaged_experiments_are_read_or_refused(tmp_path: Path) -> None:
     files = {
         name: to_yaml(load_experiment(name)).encode() if form == "written" else text
@@ -165,6 +237,10 @@ def test_damaged_experiments_are_read_or_refused(tmp_path: Path) -> None:
             ("shipped", (ROOT / f"raymeta/experiment/shipped/{name}.yaml").read_bytes()),
         )
     }
+    for form in OWN_FORMS:
+        folder = tmp_path / form
+        folder.mkdir()
+        files[f"own {form}"] = to_yaml(table(folder, form)).encode()
     path = tmp_path / "own.yaml"
 
     def read(_: str, content: bytes) -> None:
@@ -172,27 +248,102 @@ def test_damaged_experiments_are_read_or_refused(tmp_path: Path) -> None:
         experiment = load_experiment(str(path))
         path.write_text(to_yaml(experiment), encoding="utf-8")
         assert load_experiment(str(path)) == experiment
+        check_before_ray(experiment, tmp_path)
 
     check(files, 1, read)
 
 
-def test_damaged_overrides_are_taken_or_refused() -> None:
+# Values that fit the type of a setting, where `odd_settings` would rarely guess them.
+SETTING_VALUES: dict[str, list[Any]] = {
+    "kind": ["classes", "groups", "forecast"],
+    "missing": ["refuse", "interpolate", "mask"],
+    "support": ["first", "random"],
+    "difference": ["season", "drift", "last"],
+    "small_classes": ["refuse", "leave_out"],
+    "target": ["kind", "x", {"number": "x"}, {"number": "y"}, {"rul": "step", "cap": 3}],
+    "spectrum": [{"frequencies": 2}, {"frequencies": 64}, {"frequencies": 4, "per_step": 2}],
+    "quantiles": [[0.5], [0.1, 0.5, 0.9]],
+    "calendar": [["month"], ["hour", "weekday"]],
+    "window": [1, 2, 3, 5, 6, None],
+}
+COLUMNS = [
+    "id", "kind", "step", "x", "y", "said", "judged", "where", "series_name", "shop", "target",
+    "time_idx", "none",
+]  # fmt: skip
+NUMBERS = [0, 1, 2, 3, 4, 5, 8, 13, 40, 100, 4096, 10**6, 2**31, 2**63 - 1]
+
+
+def odd_settings(tasks: dict[str, Any], rng: random.Random) -> list[str]:
+    """Overrides of one to three settings of tasks, mostly by values of their types."""
+    overrides = []
+    for key in rng.sample(sorted(tasks), rng.choice([1, 1, 2, 3])):
+        by_type: dict[type, Any] = {
+            bool: rng.choice([True, False]),
+            int: rng.choice(NUMBERS),
+            float: rng.choice([0.5, 1e-300, 1e300, -1.0]),
+            str: rng.choice(COLUMNS),
+            list: rng.sample(COLUMNS, rng.choice([0, 1, 2, 3])),
+            type(None): None,
+        }
+        value = rng.choice(SETTING_VALUES.get(key, [by_type.get(type(tasks[key]))]))
+        if rng.random() < 0.15:
+            value = rng.choice(list(by_type.values()))
+        overrides.append(f"tasks.{key}={json.dumps(value)}")
+    if rng.random() < 0.2:
+        key = rng.choice([key for key, value in tasks.items() if isinstance(value, int)])
+        ends = [1, rng.choice([2, 5, 100, 2**40])]
+        overrides.append(f"search.space={{tasks.{key}: {{choices: {ends}}}}}")
+    return overrides
+
+
+def test_odd_settings_of_tasks_are_taken_or_refused(tmp_path: Path) -> None:
+    experiments = {"sinusoid": load_experiment("sinusoid")}
+    for form in OWN_FORMS:
+        (tmp_path / form).mkdir()
+        experiments[form] = table(tmp_path / form, form)
+    names, failed, num_checked = sorted(experiments), [], 0
+
+    def read(experiment: Experiment, overrides: list[str]) -> None:
+        nonlocal num_checked
+        changed = with_overrides(experiment, overrides)
+        check_before_ray(changed, tmp_path)
+        load_tasks(changed).episodes("train", [0])
+        num_checked += 1
+
+    for case in range(int(CASES or 300) // 2):
+        experiment = experiments[names[case % len(names)]]
+        # An encoder is looked for on the Hub.
+        tasks = experiment.tasks.model_dump(exclude={"source", "data_dir", "encoder"})
+        rng = random.Random(f"{SEED} {case}")  # noqa: S311
+        overrides = odd_settings(tasks, rng)
+        if told := problem(partial(read, experiment, overrides)):
+            failed.append(f"{names[case % len(names)]}, case {case}, {overrides}: {told}")
+    assert not failed, "\n".join(failed[:30])
+    assert num_checked > 0
+
+
+def test_damaged_overrides_are_taken_or_refused(tmp_path: Path) -> None:
     overrides = {
-        text: text.encode()
-        for text in (
-            "maml.inner_lr=0.1",
-            "search.space={maml.inner_lr: {low: 0.01, high: 1.0, log: true}}",
-            "search.space.model.cell={choices: [gru, lstm]}",
-            "tasks={source: pen, num_ways: 3, augmentation: {class_mirror: 0.5}}",
-            "training.meta_steps=100",
-            "search.constraints=[maml.inner_lr + training.outer_lr <= 1]",
-            "resources={num_workers: 2, gpus_per_worker: 0.5}",
-            "name=own",
+        f"{name} {text}": text.encode()
+        for name, text in product(
+            shipped_experiments(),
+            (
+                "maml.inner_lr=0.1",
+                "search.space={maml.inner_lr: {low: 0.01, high: 1.0, log: true}}",
+                "search.space.model.cell={choices: [gru, lstm]}",
+                "tasks={source: pen, num_ways: 3, augmentation: {class_mirror: 0.5}}",
+                "training.meta_steps=100",
+                "search.constraints=[maml.inner_lr + training.outer_lr <= 1]",
+                "resources={num_workers: 2, gpus_per_worker: 0.5}",
+                "name=own",
+            ),
         )
     }
 
-    def read(_: str, content: bytes) -> None:
-        load_experiment("pen", [content.decode(errors="surrogateescape")])
+    def read(case: str, content: bytes) -> None:
+        name = case.partition(" ")[0]
+        experiment = load_experiment(name, [content.decode(errors="surrogateescape")])
+        check_before_ray(experiment, tmp_path)
 
     check(overrides, 1, read)
 
@@ -248,19 +399,18 @@ def test_damaged_data_files_are_read_or_refused(
             path.write_bytes(files[name])
 
     load_tasks(experiment).episodes("train", [0])  # what is whole is read
-    check(files, 1 if source in TABLES else 0.1, read)
+    check(files, 0.7 if source in TABLES else 0.1, read)
     assert read_whole > 0, "every damage was refused, so that what is read was never tried"
 
 
 def table(folder: Path, form: str) -> Experiment:
     """Writes a table of twelve classes with four examples each, and an experiment on it.
 
-    A `.tsf` file has twelve series to forecast, a text file judgements in three domains.
+    A `.tsf` file has twelve series to forecast, a text file judgements in three domains; `numbers`
+    and `rul` have a number for each sequence, and the rows that are left of it.
     """
-    rows = [
-        (c * 4 + n, f"class {c}", t, c + 0.1 * n * t)
-        for c, n, t in product(range(12), range(4), range(5))
-    ]
+    places = [*product(range(12), range(4), range(5))]
+    rows = [(c * 4 + n, f"class {c}", t, c + 0.1 * n * t) for c, n, t in places]
     columns = dict(zip(("id", "kind", "step", "x"), zip(*rows, strict=True), strict=True))
     path = folder / f"rows.{'csv' if form == 'text' else form}"
     settings = (
@@ -307,6 +457,16 @@ def table(folder: Path, form: str) -> Experiment:
                 "target: target, time: time_idx, groups: [shop], season: 4, horizon: 3, "
                 "context: 4, num_shots: 1, num_queries: 1, val_groups: 2, test_groups: 2"
             )
+        case "numbers" | "rul":
+            lines = [f"{c * 4 + n},{c},{t},{c + 0.1 * n * t},{n}" for c, n, t in places]
+            (folder / "rows.csv").write_text("\n".join(["id,kind,step,x,y", *lines]) + "\n")
+            target = "number: y" if form == "numbers" else "rul: step, cap: 3"
+            settings = (
+                f"data_dir: '{folder}', files: '*.csv', kind: groups, groups: [kind], "
+                f"sequence: id, target: {{{target}}}, time: step, features: [x], num_ways: 1, "
+                "window: 3, window_step: 1, num_shots: 1, num_queries: 1, val_groups: 3, "
+                "test_groups: 3"
+            )
         case "text":
             texts = [
                 f"we say {n} of thing {c},{('good', 'bad')[n % 2]},shop {c}"
@@ -331,4 +491,9 @@ def table(folder: Path, form: str) -> Experiment:
 
 def own(form: str) -> list[str]:
     """Overrides that a form needs beside its tasks."""
-    return ["learner=maml", "model.stacked_steps=1"] if form in ("tsf", "text") else []
+    match form:
+        case "numbers" | "rul":
+            return ["learner=ridge"]
+        case "tsf" | "text":
+            return ["learner=maml", "model.stacked_steps=1"]
+    return []
