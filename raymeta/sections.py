@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from raymeta.errors import shown
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]  # what torch's generators take
+NUM_SEEDS = 2**64  # what torch's generators take
+Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 
 
 class Section(BaseModel):

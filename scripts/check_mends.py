@@ -18,27 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from mends.inputs import INPUTS
+from mends.mend import Mend
+from mends.numbers import NUMBERS
+from mends.search import SEARCH
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COPIED = ("raymeta", "tests", "cluster", "scripts", "pyproject.toml", "README.md")
 TIMEOUT_S = 900
-
-
-@dataclass(frozen=True)
-class Mend:
-    """A mend, and the test that must fail without it: `code` of `file` becomes `instead`."""
-
-    file: str
-    code: str
-    instead: str
-    tests: str
-    chosen: str  # as `pytest -k`
-    is_quick: bool = False
-    says: str = (
-        ""  # what the failing test must say: a test that ends for another reason is no proof
-    )
 
 
 _WATCHDOG = "raymeta/search/watchdog.py"
@@ -354,6 +343,7 @@ MENDS = {
         is_quick=True,
     ),
 }
+MENDS |= SEARCH | NUMBERS | INPUTS
 
 
 def without(mend: Mend) -> str:

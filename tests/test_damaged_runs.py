@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -383,6 +384,17 @@ def test_nothing_in_a_run_folder_is_unpickled(interrupted: Interrupted, tmp_path
 # ------------------------------------------------------------------- runs that move
 
 
+@contextmanager
+def gone(folder: Path) -> Iterator[None]:
+    """Takes a folder away for a while."""
+    aside = folder.rename(folder.with_name("aside"))
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+
 @pytest.mark.parametrize("place", ["moved", "parent renamed", "link", "bucket"])
 def test_a_run_goes_on_wherever_it_is_now(
     interrupted: Interrupted, tmp_path: Path, place: str, request: pytest.FixtureRequest
@@ -406,7 +418,10 @@ def test_a_run_goes_on_wherever_it_is_now(
         shutil.rmtree(str(run.path))
         run = Run(there)
     journal = Journal()
-    trials = search(interrupted.experiment, run, journal)
+    began_in = Path(str(interrupted.run.path))
+    with gone(began_in):
+        trials = search(interrupted.experiment, run, journal)
+        assert not began_in.exists()
     assert [trial.trial_id for trial in trials] == list(interrupted.records)
     assert {trial.record.status for trial in trials} == {"completed"}
     assert all(trial.error is None for trial in trials)

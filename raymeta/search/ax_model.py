@@ -26,6 +26,7 @@ from raymeta.errors import SearchError
 from raymeta.search.ax_parameters import FEASIBLE, AxSpace
 from raymeta.search.ax_strategy import (
     ACQUISITION_SEARCH,
+    AX_SEEDS,
     QUICK_SEARCH,
     fitted_adapter,
     model_node,
@@ -242,7 +243,7 @@ class AxModel:
     def _start_over(self) -> None:
         """Starts a new Ax experiment with all records."""
         settings, ax_space = self._settings, self.ax_space
-        self._client = Client(random_seed=settings.seed)
+        self._client = Client(random_seed=settings.seed % AX_SEEDS)
         self._client.configure_experiment(
             ax_space.parameters, parameter_constraints=ax_space.constraints or None
         )

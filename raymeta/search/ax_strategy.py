@@ -29,6 +29,7 @@ from raymeta.search.transfer import SourceModel, TransferGP
 # More restarts took longer and found no better points.
 ACQUISITION_SEARCH = {"num_restarts": 4, "raw_samples": 256}
 QUICK_SEARCH = {"num_restarts": 1, "raw_samples": 64}  # with dozens of pending points
+AX_SEEDS = 2**32  # those that Ax takes; others count modulo this number
 _MANY_PARAMETERS = 20  # from here on SAAS's assumption usually holds: few parameters matter
 
 
@@ -83,7 +84,7 @@ def strategy_of(
             method="random_search" if is_random else "custom",
             initialization_budget=settings.num_sobol,
             # A search that continues after a restart needs new Sobol points.
-            initialization_random_seed=settings.seed + num_known,
+            initialization_random_seed=(settings.seed + num_known) % AX_SEEDS,
             min_observed_initialization_trials=least_completed(settings.num_sobol),
             initialize_with_center=False,
             use_existing_trials_for_initialization=True,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from raymeta.acquisitions import AUTO, BY_NAME
-from raymeta.errors import SearchError
+from raymeta.errors import SearchError, shown
 from raymeta.search.constraints import NUMBER, listed
+from raymeta.sections import NUM_SEEDS
 
 Mode = Literal["min", "max"]
 Model = Literal["auto", "gp", "gp-ensemble", "saas"]
@@ -126,8 +127,11 @@ class SearchSettings:
         for name in ("step_metric", "sem_suffix"):
             if not isinstance(getattr(self, name), str):
                 raise SearchError(f"{name} must be a text, but got {getattr(self, name)!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise SearchError(f"seed must be a whole number >= 0, but got {self.seed!r}")
+        is_whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not is_whole or not 0 <= self.seed < NUM_SEEDS:
+            raise SearchError(
+                f"seed must be a whole number >= 0 and < 2**64, but got {shown(self.seed)}"
+            )
         for name in ("num_sobol", "max_steps"):
             number = getattr(self, name)
             is_whole = isinstance(number, int) and not isinstance(number, bool) and number > 0
@@ -147,8 +151,6 @@ class SearchSettings:
                 "stop_when_gain_below is for one objective, but there are "
                 f"{len(self.objectives)}; leave it out, or limit the time by budget_s"
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SearchError(f"seed must be a whole number >= 0, but got {self.seed!r}")
         names = [name for name, _ in self.objectives]
         for name in names:
             if names.count(name) > 1:

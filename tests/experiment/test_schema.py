@@ -95,6 +95,12 @@ def test_ranges_hold_at_their_ends(section: str, key: str, inside: object, outsi
     assert key in refusal(**{section: {key: outside}})
 
 
+def test_a_seed_is_one_that_torch_takes() -> None:
+    assert experiment(seed=2**64 - 1).seed == 2**64 - 1
+    for seed in (-1, 2**64):
+        assert refusal(seed=seed).startswith("seed: ")
+
+
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../a", "a b", "a\n", "-a"])
 def test_names_are_plain_file_names(name: str) -> None:
     assert refusal(name=name).startswith("name: ")

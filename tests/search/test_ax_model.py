@@ -154,6 +154,12 @@ def test_the_seed_determines_the_proposals() -> None:
     assert first != other
 
 
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**32, 2**64 - 1])
+def test_every_seed_of_an_experiment_is_one_of_the_search(seed: int) -> None:
+    trials = run_trials(new_model([UNIT], num_sobol=2, seed=seed), 3, lambda point: point["x"])
+    assert [source for _, source in trials] == ["sobol", "sobol", "bo"]
+
+
 @pytest.mark.parametrize("num_known", [0, 3], ids=["sobol", "bo"])
 def test_proposals_for_trials_without_results_yet_differ(num_known: int) -> None:
     model = new_model([UNIT])

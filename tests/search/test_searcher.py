@@ -534,22 +534,6 @@ def test_a_bound_that_cannot_be_read_is_refused_at_once(bound: str, message: str
         new_searcher([SPACE[0]], num_sobol=1, outcome_constraints=[bound])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"seed": "1"}, "seed must be a whole number >= 0, but got '1'"),
-        ({"seed": -1}, "seed must be a whole number >= 0, but got -1"),
-        ({"step_metric": None}, "step_metric must be a text, but got None"),
-        ({"sem_suffix": 1}, "sem_suffix must be a text, but got 1"),
-    ],
-)
-def test_settings_of_another_type_are_refused_at_once(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SearchError, match=message):
-        AxSearcher([SPACE[0]], metric="score", mode="max", **settings)
-
-
 @pytest.mark.usefixtures("ax_here")
 def test_several_metrics_are_reported_with_the_mode_of_each(tmp_path: Path) -> None:
     searcher = AxSearcher(metric=["score", "cost"], mode=["max", "min"], num_sobol=3)

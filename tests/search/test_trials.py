@@ -47,3 +47,12 @@ def test_a_repeated_last_result_is_no_reason_to_warn(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         ended([(1, 3.0), (2, 1.0)])
     assert not caplog.messages
+
+
+def test_a_mean_of_repeated_trials_is_final_though_it_has_no_step() -> None:
+    """As Ray's `Repeater` reports it."""
+    trials = Trials()
+    trials.begin("a", Proposal({"x": 1}, "sobol"))
+    trials.end("a", {"loss": 3.0}, None, SETTINGS, error=False)
+    record = trials.records["a"]
+    assert (record.status, record.curve) == ("completed", [(2, 3.0, None)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from functools import partial
 from types import SimpleNamespace
@@ -105,6 +106,8 @@ def test_nested_keys_are_joined_and_constants_kept_apart() -> None:
         (tune.grid_search([1, 2]), "x: tune.grid_search tries all values by itself"),
         (tune.randint(0, 10**400), "x: bounds must be finite numbers"),
         (tune.choice([1, 10**400]), "x: a choice must be finite"),
+        (tune.choice([]), "x: tune.choice must have 1 to 1000 values, but got 0"),
+        (tune.choice(list(range(1001))), "x: tune.choice must have 1 to 1000 values, but got 1001"),
         (tune.choice([0, 2**53 + 1]), "x: a whole number among choices must be at most 2..53"),
         (tune.choice([0.5, -(2**63)]), "x: a whole number among choices must be at most 2..53"),
         (deque([DOMAIN]), r"x\[0\]: a Float domain within a deque"),
@@ -142,6 +145,22 @@ def test_a_range_of_one_value_is_constant() -> None:
     found = tune_space({"x": tune.uniform(0, 1), "n": tune.randint(3, 4)})
     assert [parameter.name for parameter in found.space.parameters] == ["x"]
     assert found.config({"x": 0.5}) == {"x": 0.5, "n": 3}
+
+
+class Level(enum.IntEnum):
+    """An enumeration whose members are numbers, too."""
+
+    LOW = 1
+    HIGH = 2
+
+
+def test_trainables_get_the_members_of_enumerations_and_none() -> None:
+    config = {"level": tune.choice(list(Level)), "clip": tune.choice([None, 0.5])}
+    found = tune_space(config)
+    point = found.point({"level": 2, "clip": None})
+    assert [type(value) for value in point.values()] == [int, str]
+    assert found.config(point) == {"level": Level.HIGH, "clip": None}
+    assert type(found.config(point)["level"]) is Level
 
 
 def test_constraints_go_with_the_space() -> None:
@@ -219,6 +238,13 @@ def test_an_invalid_point_is_refused_with_key_rule_and_value(
     config = {"net": {"dropout": 0, "n": 3}, "x": 0.5, "clip": None} | changes
     with pytest.raises(SearchError, match=message):
         POINTS.point(config)
+
+
+def test_the_point_of_a_trial_is_read_from_its_flat_result() -> None:
+    config = {"net/dropout": 0.1, "net/n": 3, "x": 0.5, "clip": None, "epochs": 5, "more": 1}
+    result = {"loss": 2.0, "x": 0.75, **{f"config/{key}": value for key, value in config.items()}}
+    assert POINTS.point_of_result(result) == POINT
+    assert POINTS.point_of_result({"loss": 2.0, "x": 0.75}) is None
 
 
 def test_a_constant_dictionary_may_have_any_keys() -> None:

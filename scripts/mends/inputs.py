@@ -1,0 +1,155 @@
+"""Mends of what files of data, experiments and clusters may hold."""
+
+from __future__ import annotations
+
+from mends.mend import Mend
+
+_SENTENCES = "raymeta/data/readers/sentences.py"
+_ON_SENTENCES = "tests/tasks/test_sentiment.py"
+_ON_PEN = "tests/tasks/test_pen.py"
+_ON_CLUSTERS = "tests/deploy/files/test_load.py"
+
+INPUTS = {
+    "scripts": Mend(
+        _SENTENCES,
+        r'    r"|(?<!\w)[^\W\x00-\x7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]++(?![a-z])"' "\n",
+        "",
+        _ON_SENTENCES,
+        "words_of_any_script",
+        is_quick=True,
+        says="assert [] == [",
+    ),
+    "digits": Mend(
+        _SENTENCES,
+        "        if isinstance(error, DataError):\n            raise\n",
+        "        raise\n",
+        _ON_SENTENCES,
+        "broken_file and huge",
+        is_quick=True,
+        says="ValueError: Exceeds the limit",
+    ),
+    "byte-order-mark": Mend(
+        "raymeta/data/files.py",
+        'decode("utf-8-sig")',
+        'decode("utf-8")',
+        _ON_SENTENCES,
+        "byte_order_mark",
+        is_quick=True,
+        says="BOM",
+    ),
+    "quality-labels": Mend(
+        "raymeta/data/readers/unipen.py",
+        r"(?:\?|[A-Za-z]+)",
+        r"(?:\?|OK)",
+        _ON_PEN,
+        "quality_label",
+        is_quick=True,
+        says="expected .SEGMENT CHARACTER",
+    ),
+    "at-most-0": Mend(
+        "raymeta/tasks/sampling.py",
+        "        if not self.families:\n",
+        "        if False:\n",
+        _ON_PEN,
+        "refused_in_words",
+        is_quick=True,
+        says="tasks.num_ways must be at most 0",
+    ),
+    "broken-link": Mend(
+        "raymeta/data/files.py",
+        "    for path in found:\n        if not path.is_file():\n",
+        "    found = [path for path in found if path.is_file()]\n"
+        "    for path in found:\n        if False:\n",
+        _ON_SENTENCES,
+        "link_to_nothing_or_a_folder",
+        is_quick=True,
+        says="DID NOT RAISE",
+    ),
+    "damaged-run-in-the-list": Mend(
+        "raymeta/console/tables.py",
+        "        except RaymetaError as error:\n            status = ",
+        "        except KeyError as error:\n            status = ",
+        "tests/test_refused_resume.py",
+        "hide_no_other",
+        is_quick=True,
+        says="raymeta.errors.RunError",
+    ),
+    "seeds-above-2**32": Mend(
+        "raymeta/search/ax_model.py",
+        "random_seed=settings.seed % AX_SEEDS",
+        "random_seed=settings.seed",
+        "tests/search/test_ax_model.py",
+        "every_seed",
+        is_quick=True,
+        says="['fallback', ",
+    ),
+    "seeds-above-2**64": Mend(
+        "raymeta/search/settings.py",
+        "not 0 <= self.seed < NUM_SEEDS",
+        "self.seed < 0",
+        "tests/search/test_settings.py",
+        "another_type",
+        is_quick=True,
+        says="DID NOT RAISE",
+    ),
+    "ASCII-terminal": Mend(
+        "raymeta/console/terminal.py",
+        "            stream.reconfigure(errors=_HANDLER)\n",
+        "            pass\n",
+        "tests/console/test_terminal.py",
+        "commands_work_on_an_ascii",
+        is_quick=True,
+        says="UnicodeEncodeError",
+    ),
+    "control-characters": Mend(
+        "raymeta/experiment/yaml_lines.py",
+        '        line = text.count("\\n", 0, error.position) + 1\n',
+        '        raise\n        line = text.count("\\n", 0, error.position) + 1\n',
+        "tests/experiment/test_yaml_lines.py",
+        "hostile_yaml and control",
+        is_quick=True,
+        says="ReaderError",
+    ),
+    "list-for-a-path": Mend(
+        "raymeta/deploy/files/launcher.py",
+        "        if isinstance(path, str):\n            if PLACEHOLDER",
+        "        if path is not None:\n            if PLACEHOLDER",
+        _ON_CLUSTERS,
+        "wrong_types and id_ed25519",
+        is_quick=True,
+    ),
+    "mapping-for-a-kind": Mend(
+        "raymeta/deploy/files/kuberay.py",
+        "    if not isinstance(kind, str) or kind not in RAY_KINDS:\n",
+        "    if kind not in RAY_KINDS:\n",
+        _ON_CLUSTERS,
+        "wrong_types and kind",
+        is_quick=True,
+        says="TypeError: unhashable type: 'dict'",
+    ),
+    "list-for-a-number": Mend(
+        "raymeta/deploy/files/kuberay.py",
+        "        *by_schema(manifest, _SHAPES[kind]),\n",
+        "",
+        _ON_CLUSTERS,
+        "wrong_types and Replicas",
+        is_quick=True,
+    ),
+    "long-messages": Mend(
+        "raymeta/errors.py",
+        "    if len(text) <= MAX_MESSAGE:\n",
+        "    if True:\n",
+        "tests/test_errors.py",
+        "long_line_is_shortened",
+        is_quick=True,
+        says="<= 1500",
+    ),
+    "long-values": Mend(
+        "raymeta/errors.py",
+        "    return _shortened(_VALUES.repr(value), _MAX_VALUE)\n",
+        "    return repr(value)\n",
+        "tests/test_errors.py",
+        "shown_in_short",
+        is_quick=True,
+    ),
+}
