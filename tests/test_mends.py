@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,14 @@ def test_a_mend_can_be_switched_off_and_has_its_test(name: str) -> None:
     ast.parse(without(mend))  # what fails then is the mend, not the language
     assert without(mend) != (REPOSITORY / mend.file).read_text()
     assert (REPOSITORY / mend.tests).exists()
+
+
+def test_the_guide_has_every_mend_in_its_table() -> None:
+    guide = (REPOSITORY / "raymeta" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in guide.splitlines() if line.count("|") == 4]
+    names = [name for row in rows for name in re.findall("`([^`]+)`", row[3])]
+    assert set(MENDS) <= set(names)
+    assert len(set(MENDS)) == sum(name in MENDS for name in names)
 
 
 @pytest.mark.slow

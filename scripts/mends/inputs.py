@@ -17,7 +17,7 @@ INPUTS = {
         _ON_SENTENCES,
         "words_of_any_script",
         is_quick=True,
-        says="assert [] == [",
+        says="assert ['!'] == ['очень', 'плохо', '!']",
     ),
     "digits": Mend(
         _SENTENCES,
@@ -32,10 +32,10 @@ INPUTS = {
         "raymeta/data/files.py",
         'decode("utf-8-sig")',
         'decode("utf-8")',
-        _ON_SENTENCES,
-        "byte_order_mark",
+        _ON_PEN,
+        "byte_order_marks_are_read",
         is_quick=True,
-        says="BOM",
+        says="but got '\\ufeff.SEGMENT",
     ),
     "quality-labels": Mend(
         "raymeta/data/readers/unipen.py",
@@ -99,7 +99,7 @@ INPUTS = {
         "tests/console/test_terminal.py",
         "commands_work_on_an_ascii",
         is_quick=True,
-        says="UnicodeEncodeError",
+        says="ordinal not in range(128)",
     ),
     "control-characters": Mend(
         "raymeta/experiment/yaml_lines.py",
@@ -112,10 +112,10 @@ INPUTS = {
     ),
     "list-for-a-path": Mend(
         "raymeta/deploy/files/launcher.py",
-        "        if isinstance(path, str):\n            if PLACEHOLDER",
-        "        if path is not None:\n            if PLACEHOLDER",
+        "    wrong = list(by_schema(config, launcher_schema()))\n",
+        "    wrong: list[Mistake] = []\n",
         _ON_CLUSTERS,
-        "wrong_types and id_ed25519",
+        "wrong_types and onprem",
         is_quick=True,
     ),
     "mapping-for-a-kind": Mend(
@@ -134,6 +134,7 @@ INPUTS = {
         _ON_CLUSTERS,
         "wrong_types and Replicas",
         is_quick=True,
+        says="TypeError: '<' not supported between instances of 'list' and 'int'",
     ),
     "long-messages": Mend(
         "raymeta/errors.py",
@@ -151,5 +152,6 @@ INPUTS = {
         "tests/test_errors.py",
         "shown_in_short",
         is_quick=True,
+        says="RecursionError",
     ),
 }

@@ -65,7 +65,7 @@ SEARCH = {
         _NAMES,
         "little_memory",
         is_quick=True,
-        says="MemoryError",
+        says="Traceback",
     ),
     "names-of-metrics": Mend(
         _AX_NAMES,
@@ -74,6 +74,7 @@ SEARCH = {
         _NAMES,
         "test_a_metric_may_have_any_name and f-score",
         is_quick=True,
+        says="== ['sobol', 'sobol', 'bo', 'bo']",
     ),
     "names-of-parameters": Mend(
         _AX_NAMES,
@@ -82,6 +83,7 @@ SEARCH = {
         _NAMES,
         "constraints_too and beta and bo",
         is_quick=True,
+        says="identifiers that conflict with sympy's built-in names: beta",
     ),
     "names-in-messages": Mend(
         _AX_NAMES,
@@ -162,6 +164,7 @@ SEARCH = {
         _NAMES,
         "narrow_and_huge and 1e-05 and bo",
         is_quick=True,
+        says="is very small and likely to cause numerical errors",
     ),
     "number-of-another-type": Mend(
         _TUNE_SPACE,
