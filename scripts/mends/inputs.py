@@ -117,6 +117,7 @@ INPUTS = {
         _ON_CLUSTERS,
         "wrong_types and onprem",
         is_quick=True,
+        says="assert False",
     ),
     "mapping-for-a-kind": Mend(
         "raymeta/deploy/files/kuberay.py",

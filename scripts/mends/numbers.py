@@ -27,7 +27,7 @@ NUMBERS = {
         _ON_MISFITS,
         "every_argument and native and gru",
         is_quick=True,
-        says="assert ",
+        says="assert -11 == 0",
     ),
     "sizes-of-parameters": Mend(
         _CHECKS,

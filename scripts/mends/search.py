@@ -57,6 +57,7 @@ SEARCH = {
         "    files = tuple(str(file) for file in checkpoints(began_in, trial_id))\n",
         "tests/test_damaged_runs.py",
         "wherever_it_is_now and moved",
+        says="assert 3 > (6 - 3)",
     ),
     "wide-range": Mend(
         _AX_NAMES,
