@@ -227,6 +227,7 @@ SEARCH = {
         "        if self._queue is not None:\n",
         "tests/search/test_through_tune.py",
         "new_ray_session",
+        says="It might be dead or it's from a different cluster",
     ),
     "bugs-of-our-own": Mend(
         "raymeta/search/library_errors.py",
