@@ -1,13 +1,15 @@
 """Problems on which nothing of raymeta's search was ever tuned, all to be minimised.
 
-Functions of BoTorch and recorded tables that neither `search_problems.py` nor `search_economy.py`
-has, noise that depends on the point, parameters that count under a condition only, trials that
-fail, and trials whose duration depends on the point.  Nobody may choose a setting, a constant or a
-default of the search by what comes of these: they are for judging alone.
+Functions (of BoTorch, and Salomon's) and recorded tables that no other script or test of the search
+has, at no size: `search_problems.py` and `search_economy.py` hold what was tuned on.  Then noise
+that depends on the point, parameters that count under a condition only, trials that fail, and
+trials whose duration depends on the point.  Nobody may choose a setting, a constant or a default of
+the search by what comes of these: they are for judging alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,15 +37,20 @@ def _shekel_fails() -> Problem:
     return replace(continuous("shekel_fails", synthetic.Shekel()), fails=lambda p: p["x0"] > 5)
 
 
-def _levy6_fails() -> Problem:
-    """Trials fail in a ball about a point that is no optimum, and in a corner."""
+def _cosine8_fails() -> Problem:
+    """Trials fail in a ball about a local optimum, and in a corner; the optimum is at 0."""
+    function = synthetic.Cosine8(bounds=[(-0.7, 1.3)] * 8)
+
+    def value(point: Mapping[str, Any]) -> float:
+        x = torch.tensor([[point[f"x{i}"] for i in range(8)]], dtype=torch.float64)
+        return -float(function.evaluate_true(x))
 
     def fails(point: Mapping[str, Any]) -> bool:
-        x = [point[f"x{i}"] for i in range(6)]
-        return sum(value**2 for value in x[:3]) < 9 or min(x[:2]) > 6
+        x = [point[f"x{i}"] for i in range(3)]
+        return sum((value - 0.4) ** 2 for value in x) < 0.4**2 or min(x[:2]) > 0.9
 
-    plain = continuous("levy6_fails", synthetic.Levy(dim=6))
-    return replace(plain, fails=fails)
+    plain = continuous("cosine8_fails", function)
+    return replace(plain, value=value, optimum=-float(function.optimal_value), fails=fails)
 
 
 def _slow(name: str, function: synthetic.SyntheticTestFunction) -> Problem:
@@ -76,18 +83,15 @@ def _conditional() -> Problem:
     return Problem("conditional", parameters, value, 0.0)
 
 
-def _whole_ackley() -> Problem:
-    """Ackley-5 over whole numbers, moved so that the optimum is not in the middle."""
-    function = synthetic.Ackley(dim=5)
-    parameters = tuple(
-        Parameter(name=f"x{i}", low=-10, high=20, integer=True) for i in range(function.dim)
-    )
+def _whole_salomon() -> Problem:
+    """Salomon's function of 5 whole numbers: rings of hills about 0, which is not in the middle."""
+    parameters = tuple(Parameter(name=f"x{i}", low=-10, high=20, integer=True) for i in range(5))
 
     def value(point: Mapping[str, Any]) -> float:
-        x = torch.tensor([[float(point[p.name]) for p in parameters]], dtype=torch.float64)
-        return float(function.evaluate_true(x))
+        radius = math.hypot(*(point[p.name] for p in parameters))
+        return 1 - math.cos(2 * math.pi * radius) + 0.1 * radius
 
-    return Problem("whole_ackley5", parameters, value, 0.0)
+    return Problem("whole_salomon5", parameters, value, 0.0)
 
 
 HELD_OUT: dict[str, Callable[[], Problem]] = {
@@ -100,9 +104,9 @@ HELD_OUT: dict[str, Callable[[], Problem]] = {
     "rastrigin3_spread": lambda: _spread("rastrigin3_spread", synthetic.Rastrigin(dim=3), 0.2),
     "camel3_spread": lambda: _spread("camel3_spread", synthetic.ThreeHumpCamel(), 0.3),
     "conditional": _conditional,
-    "whole_ackley5": _whole_ackley,
+    "whole_salomon5": _whole_salomon,
     "shekel_fails": _shekel_fails,
-    "levy6_fails": _levy6_fails,
+    "cosine8_fails": _cosine8_fails,
     "powell4_slow": lambda: _slow("powell4_slow", synthetic.Powell(dim=4)),
     "hpobench_segment": lambda: table("hpobench_segment", HPOBench("segment"), "val_acc", -1),
     "hpolib_parkinsons": lambda: table(
