@@ -62,6 +62,7 @@ from search_economy import FUNCTIONS, function, regret_in_time, stopped
 from search_learning import FAILING, failures, paired, regret_of, regret_with
 from search_packed import packing_gains
 from search_stalls import CONCURRENT, WaitingSearcher, run_tune
+from search_standings import RISK, Standing, can_tell
 from search_thaw import SHARE, FreezeThaw, asha
 
 from raymeta.search import AxSearcher, Parameter, Space, ax_model
@@ -69,24 +70,31 @@ from raymeta.search.ax_model import AxModel
 from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.settings import Mode, Model, SearchSettings
 
+SHOWN = "shown"  # what a claim must reach that is no claim
 SPACE = [Parameter(name=f"x{i}", low=0, high=1) for i in range(6)]
 LONGEST_LARGE_SECONDS = 7200  # of the part on a large search
 REPORTS = 5  # of a trial in the part on a large search
 LEAST_REGRET = 1e-3  # in % of the range; below, regrets count as equal
-RISK = 0.05
 MOST_FAILED = {"corner": 4.0, "memory": 5.0, "harmless": 4.0}  # they were 8.0, 7.2, 5.0
 QUICK_FUNCTIONS = ("branin", "levy4")
 QUICK_HELD_OUT = ("beale", "shekel_fails")
 PACKED = ("pen", "pen-maml", "sinusoid", "employment")
 WORTH_PACKING = 1.5  # times the meta-steps; below, Tune's own trials are the simpler way
+QUICK_LENGTH = 20  # trials of a search beside other engines
 QUICK_PROBLEMS = ("levy4", "pen_trials")
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "max"),)
 BATCH = 16
+LONGEST = 40  # trials of a search beside other engines
+MOST_SECONDS = 0.5  # a candidate
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A measurement and its requirement; `holds` is None if there is no requirement."""
+    """A measurement and its requirement.
+
+    `holds` is None for what is only shown, which must reach nothing, and where so few runs could
+    not show it.
+    """
 
     what: str
     must: str
@@ -96,7 +104,9 @@ class Claim:
     @property
     def verdict(self) -> str:
         """The result in words."""
-        return "" if self.holds is None else "holds" if self.holds else "falls short"
+        if self.holds is None:
+            return "" if self.must == SHOWN else "cannot tell (too few runs)"
+        return "holds" if self.holds else "falls short"
 
 
 # -------------------------------------------------------------------- stalls
@@ -130,7 +140,7 @@ def stall_claims() -> list[Claim]:
             ("trial slots busy", "≥ 95 %", f"{100 * busy:.1f} %"),
         )
         claims += [
-            Claim(f"{what}: {name}", must, value, holds if ours else None)
+            Claim(f"{what}: {name}", must if ours else SHOWN, value, holds if ours else None)
             for (what, must, value), holds in zip(measures, good, strict=True)
         ]
     return claims
@@ -250,7 +260,7 @@ def thaw_claims(seeds: int, num_trials: int = 30) -> list[Claim]:
         )
     text = f"{min(counts)} to {max(counts)}; {statistics.median(seconds):.3f} s"
     what = "the same: trials begun; the processor's time a quantum"
-    return [*claims, Claim(what, "shown", text, None)]
+    return [*claims, Claim(what, SHOWN, text, None)]
 
 
 # -------------------------------------------------------------------- batches
@@ -315,7 +325,7 @@ def batch_claims(seeds: int) -> list[Claim]:
         ),
         Claim(
             f"Hartmann-6, 128 trials in batches of {BATCH}: regret with it, and without",
-            "shown",
+            SHOWN,
             f"median {ours:.4f} and {whole:.4f}; not above with {better} of {seeds} seeds",
             None,
         ),
@@ -339,7 +349,7 @@ def stop_claims(problems: Sequence[str], seeds: int, budget: int = 40) -> list[C
             Claim(
                 f"stop rule, {name}: trials made of {budget}; regret then and after all, in % of "
                 "the range",
-                "shown",
+                SHOWN,
                 "; ".join(
                     f"{x.num_trials}: {x.regret:.2f}, {x.regret_at_budget:.2f}" for x in found
                 ),
@@ -571,7 +581,7 @@ def large_claims(num_trials: int, seconds: float, slots: int = 64) -> list[Claim
         claims.append(
             Claim(
                 f"{name}, up to trial {count}: time of a call; memory",
-                "shown",
+                SHOWN,
                 f"median {1e6 * np.median(times):.0f} µs, longest {1e3 * times.max():.0f} ms; "
                 f"{megabytes:.0f} MB",
                 None,
@@ -587,16 +597,18 @@ def regret_claims(
     problems: Sequence[str] | None,
     concurrent: Sequence[int],
     seeds: int,
+    num_trials: int,
     rows: Path | None,
     jobs: int,
     *,
     held_out: bool = False,
 ) -> list[Claim]:
-    """Ranks, by regret at 40 trials and by that in the time of 40 trials; None: all problems."""
+    """Ranks, by regret at the end and by that in the time of the trials; None: all problems."""
     # The other engines are not needed for the other parts.
     from search_held_out import HELD_OUT  # noqa: PLC0415
     from search_problems import PROBLEMS  # noqa: PLC0415
-    from search_regret import ENGINES, HELD_OUT_ALONE, run_all, standings  # noqa: PLC0415
+    from search_regret import ENGINES, HELD_OUT_ALONE, run_all  # noqa: PLC0415
+    from search_standings import standings  # noqa: PLC0415
 
     there = HELD_OUT if held_out else PROBLEMS
     problems = list(there) if problems is None else problems
@@ -604,36 +616,68 @@ def regret_claims(
     if unknown:
         sys.exit(f"--problems must be among {', '.join(there)}, but got {', '.join(unknown)}")
     engines = [name for name in ENGINES if held_out or name not in HELD_OUT_ALONE]
-    found = standings(run_all(engines, problems, concurrent, seeds, rows, jobs))
-    best = min(found, key=lambda standing: standing.rank[0])
-    claims = []
+    found = standings(run_all(engines, problems, concurrent, seeds, num_trials, rows, jobs))
     kind = "held-out " if held_out else ""
-    for standing in found:
-        ours = standing.engine == engines[0]
-        rank, in_time = (
-            "{:.2f} ({:.2f} to {:.2f})".format(*r) for r in (standing.rank, standing.rank_in_time)
-        )
-        p = "" if standing.p_value is None else f", p {standing.p_value:.1g}"
-        worse = standing.worse_than_random
-        claims.append(
+    what = f"{len(problems)} {kind}problems, {num_trials} trials, {seeds} seeds"
+    return standing_claims(found, what, len(problems) * len(concurrent) * seeds, num_trials)
+
+
+def standing_claims(
+    found: Sequence[Standing], what: str, pairs: int, num_trials: int
+) -> list[Claim]:
+    """What the first engine must reach beside the others, and how each of them does.
+
+    Args:
+        found: of all engines.
+        what: the problems, trials and seeds in words.
+        pairs: of a problem and a seed.
+        num_trials: of a search.
+    """
+    ours, *rivals = found
+    is_best = all(ours.rank[0] < rival.rank[0] for rival in rivals)
+    beaten = [rival.engine for rival in rivals if rival.is_beaten]
+    others = [f"{rival.engine} (p {rival.p_value:.1g})" for rival in rivals if not rival.is_beaten]
+    seen = "the best" if is_best else "not the best"
+    if beaten:
+        seen += f"; ahead by more than chance of {', '.join(beaten)}"
+    if others:
+        seen += f"; not of {', '.join(others)}"
+    worse = ours.worse_than_random
+
+    def words(rank: tuple[float, float, float]) -> str:
+        mean, low, high = rank
+        return f"{mean:.2f}" if low == high else f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+    return [
+        Claim(
+            f"average rank of {ours.engine} among {len(found)}, {what}",
+            f"the best, ahead of each other by more than chance (p < {RISK})",
+            seen,
+            (is_best and not others) if can_tell(pairs) else None,
+        ),
+        Claim(
+            f"the processor's time a candidate of {ours.engine} at {LONGEST} trials, median run",
+            f"≤ {MOST_SECONDS} s",
+            f"{ours.seconds:.2f} s",
+            ours.seconds <= MOST_SECONDS if num_trials >= LONGEST else None,
+        ),
+        Claim(
+            "problems where its median regret is above that of random search",
+            "none",
+            ", ".join(worse) or "none",
+            not worse if can_tell(pairs) else None,
+        ),
+        *(
             Claim(
-                f"average rank of {len(engines)}, {len(problems)} {kind}problems, {seeds} seeds: "
-                f"{standing.engine}",
-                "the best" if ours else "",
-                f"{rank}, with its own time counted {in_time}{p}; {standing.seconds:.2f} s a trial",
-                standing is best if ours else None,
+                f"average rank, time a candidate: {standing.engine}",
+                SHOWN,
+                f"{words(standing.rank)}, with its own time counted "
+                f"{words(standing.rank_in_time)}; {standing.seconds:.2f} s",
+                None,
             )
-        )
-        if ours:
-            claims.append(
-                Claim(
-                    "problems where its median regret is above that of random search",
-                    "none",
-                    ", ".join(worse) or "none",
-                    not worse,
-                )
-            )
-    return claims
+            for standing in found
+        ),
+    ]
 
 
 def claims_of(part: str, arguments: argparse.Namespace) -> list[Claim]:
@@ -644,6 +688,7 @@ def claims_of(part: str, arguments: argparse.Namespace) -> list[Claim]:
         return arguments.seeds or (of_full if full else of_quick)
 
     functions = tuple(FUNCTIONS) if full else QUICK_FUNCTIONS
+    length = LONGEST if full else QUICK_LENGTH
     match part:
         case "stalls":
             return stall_claims()
@@ -671,10 +716,11 @@ def claims_of(part: str, arguments: argparse.Namespace) -> list[Claim]:
             return large_claims(*((1000, 60.0) if full else (120, 10.0)))
         case "regret":
             problems = arguments.problems or (None if full else QUICK_PROBLEMS)
-            return regret_claims(problems, (1, 4) if full else (4,), seeds(10, 1), rows, jobs)
+            slots = (1, 4) if full else (4,)
+            return regret_claims(problems, slots, seeds(10, 1), length, rows, jobs)
         case _:  # held-out
             problems = arguments.problems or (None if full else QUICK_HELD_OUT)
-            return regret_claims(problems, (1,), seeds(10, 1), rows, jobs, held_out=True)
+            return regret_claims(problems, (1,), seeds(10, 1), length, rows, jobs, held_out=True)
 
 
 def print_claims(console: Console, claims: Sequence[Claim]) -> None:
@@ -706,6 +752,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     full = arguments.full
+    if arguments.rows is not None and not full:
+        parser.error(f"--rows keeps runs of {LONGEST} trials, those of --full; add --full")
     only = arguments.only or [part for part in parts if full or part not in only_full]
     console = Console(width=None if sys.stdout.isatty() else 150)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +35,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna_integration import BoTorchSampler
-from scipy.stats import qmc, rankdata, wilcoxon
+from scipy.stats import qmc
 from search_held_out import HELD_OUT
 from search_problems import PROBLEMS, Problem
+from search_standings import NUM_STARTS, Key, Search
 
 from raymeta.search import Parameter, Space
 from raymeta.search.ax_model import AxModel
@@ -45,7 +46,6 @@ from raymeta.search.records import TrialRecord
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Point
 
-NUM_STARTS = 10  # the default of all three samplers of Optuna
 TRIAL_SECONDS = 10.0
 SPREAD = 0.25  # standard deviation of the logarithm of a trial's duration
 
@@ -282,28 +282,7 @@ ENGINES: dict[str, Callable[[Problem, int, int], Engine]] = {
 HELD_OUT_ALONE = ("SMAC3",)
 
 
-@dataclass(frozen=True)
-class Search:
-    """The result of one engine on one problem.
-
-    `regrets` holds, after every tenth trial to end, the distance from the optimum of the true value
-    of the trial that was seen as the best; `in_time` that at the moment when an engine that takes
-    no time would be done with all; `asking` the processor seconds of the engine in all.
-    """
-
-    engine: str
-    problem: str
-    concurrent: int
-    seed: int
-    regrets: list[float]
-    in_time: float
-    asking: float
-
-
-Key = tuple[str, str, int, int]
-
-
-def run_search(key: Key, num_trials: int = 40) -> Search:
+def run_search(key: Key, num_trials: int) -> Search:
     """Simulates it; the key is engine, problem, concurrent trials and seed."""
     engine_name, problem_name, concurrent, seed = key
     torch.set_num_threads(1)
@@ -362,10 +341,14 @@ def run_all(
     problems: Sequence[str],
     concurrent: Sequence[int],
     seeds: int,
+    num_trials: int,
     rows: Path | None,
     processes: int,
 ) -> list[Search]:
-    """Runs what is not yet in `rows`, and adds it there; a seed of all before the next seed."""
+    """Runs what is not yet in `rows`, and adds it there; a seed of all before the next seed.
+
+    `rows` must hold runs of as many trials.
+    """
     wanted = [
         (engine, problem, slots, seed)
         for seed, problem, slots, engine in itertools.product(
@@ -378,7 +361,7 @@ def run_all(
             search = Search(**json.loads(line))
             known[search.engine, search.problem, search.concurrent, search.seed] = search
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_search, key) for key in wanted if key not in known]
+        futures = [pool.submit(run_search, key, num_trials) for key in wanted if key not in known]
         for future in as_completed(futures):
             search = future.result()
             known[search.engine, search.problem, search.concurrent, search.seed] = search
@@ -386,81 +369,3 @@ def run_all(
                 with rows.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(search)) + "\n")
     return [known[key] for key in wanted]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """An engine among the others, over all problems and seeds.
-
-    Ranks are means over problems of means over seeds, with the 95 % interval of a bootstrap over
-    seeds; `p_value` is that of Wilcoxon's signed-rank test against the first engine, on the
-    logarithms of the regrets at the end in units of the problem's median under random search.
-    `worse_than_random` names the problems where the median regret at the end is above random's,
-    each with that test's p-value for its being larger.
-    """
-
-    engine: str
-    rank: tuple[float, float, float]  # mean, lower and upper end
-    rank_in_time: tuple[float, float, float]
-    p_value: float | None
-    worse_than_random: list[str]
-    seconds: float  # of the processor, a trial
-
-
-def standings(searches: Sequence[Search]) -> list[Standing]:
-    """Ranks all engines of the searches, in their order."""
-    engines = list(dict.fromkeys(search.engine for search in searches))
-    settings = list(dict.fromkeys((s.problem, s.concurrent) for s in searches))
-    seeds = sorted({search.seed for search in searches})
-    by_key = {(s.engine, s.problem, s.concurrent, s.seed): s for s in searches}
-
-    def table(value: Callable[[Search], float]) -> np.ndarray:
-        """Arranges the values as (settings, seeds, engines)."""
-        return np.array(
-            [[[value(by_key[e, *s, seed]) for e in engines] for seed in seeds] for s in settings]
-        )
-
-    final, in_time = table(lambda s: s.regrets[-1]), table(lambda s: s.in_time)
-    ranks, ranks_in_time = _mean_ranks(final), _mean_ranks(in_time)
-    chance = engines.index("random") if "random" in engines else None
-    unit = 1.0 if chance is None else np.median(final[:, :, chance], axis=1)[:, None, None]
-    logs = np.log(final / np.maximum(unit, 1e-12) + LEAST)
-    found = []
-    for number, engine in enumerate(engines):
-        difference = (logs[:, :, number] - logs[:, :, 0]).ravel()
-        worse = [
-            f"{problem} ({slots} at once, p {_p_of_worse(row[:, number], row[:, chance]):.2f})"
-            for (problem, slots), row in zip(settings, final, strict=True)
-            if chance is not None and np.median(row[:, number]) > np.median(row[:, chance])
-        ]
-        found.append(
-            Standing(
-                engine,
-                _interval(ranks[:, number]),
-                _interval(ranks_in_time[:, number]),
-                float(wilcoxon(difference).pvalue) if np.any(difference) else None,
-                worse,
-                float(np.median(table(lambda s: s.asking)[..., number])) / 40,
-            )
-        )
-    return found
-
-
-def _p_of_worse(regrets: np.ndarray, of_random: np.ndarray) -> float:
-    return float(wilcoxon(regrets - of_random, alternative="greater").pvalue)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    mean, low, high = values.tolist()
-    return mean, low, high
-
-
-LEAST = 1e-3  # of random's median regret: smaller differences do not count in the test
-
-
-def _mean_ranks(values: np.ndarray, draws: int = 2000) -> np.ndarray:
-    """(mean, lower, upper) by engine, of values of shape (settings, seeds, engines)."""
-    ranks = rankdata(values, axis=-1).mean(axis=0)  # (seeds, engines): all settings count alike
-    rng = np.random.default_rng(0)
-    means = ranks[rng.integers(len(ranks), size=(draws, len(ranks)))].mean(axis=1)
-    return np.stack([ranks.mean(axis=0), *np.quantile(means, [0.025, 0.975], axis=0)])
