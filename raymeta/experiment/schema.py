@@ -188,9 +188,14 @@ class Refit(Section):
 class Search(Section):
     """The Bayesian search; `space` maps dotted keys of this same file to dimensions."""
 
-    num_trials: int = Field(16, ge=1)
+    num_trials: int = Field(
+        16, ge=1, description="trials in all; budget_s, where it is reached first, ends sooner"
+    )
     budget_s: float | None = Field(
-        None, gt=0, description="seconds after which no new trial starts, over all sessions"
+        None,
+        gt=0,
+        description="seconds after which no new trial starts, over all sessions; num_trials holds "
+        "beside it, and what is reached first ends the search; null: no limit",
     )
     stop_when_gain_below: float | None = Field(
         None,

@@ -90,6 +90,8 @@ class SearchSettings:
         max_steps: the budget in `step_metric`; a trial that ends below it was stopped early. With
             None every trial that ends regularly is complete.
         budget_s: seconds after which no new trial starts, over all sessions; None for no limit.
+            Tune's own `num_samples` limits the trials beside it: what is reached first ends the
+            search.
         stop_when_gain_below: the search ends when the model's bound on what is still to gain (see
             `raymeta.search.gain`) falls below this, in the units of the objective; None to make all
             trials.
