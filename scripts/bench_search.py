@@ -18,7 +18,8 @@
 - cost: `log_nei_per_second` against `log_nei` where trials take 1 to 10 s, at equal simulated time
   (`search_economy.py`); the start points are the same;
 - failure: trials that fail where a corner, a product of sizes or half a space does
-  (`search_learning.py`), of 25 with two at once, and the regret of the others;
+  (`search_learning.py`), of 25 with two at once, and the regret of the others; and with the memory
+  that a trial would take as a known limit;
 - learning: an earlier search that helps and one that misleads (`search.learn_from`) against none;
 - ensemble: `model: gp-ensemble` against `gp`: the regret and the time a candidate;
 - packed: what several trials in the meta-steps of one process could gain (`search_packed.py`), on
@@ -30,7 +31,8 @@
 - regret: against other engines from the same start points (`search_regret.py`), on test functions
   and recorded tables (`search_problems.py`).  It needs `pip install -e '.[bench]'`.
 
-    python scripts/bench_search.py --only PART...                     # quick: minutes a part
+    python scripts/bench_search.py                                    # quick: little of each part
+    python scripts/bench_search.py --only PART...                     # that of a part
     python scripts/bench_search.py --full --rows FILE --json FILE     # hours; --rows: goes on later
     options: --only PART..., --seeds N, --processes N, --problems NAME...
 """
@@ -59,7 +61,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import wilcoxon
 from search_economy import FUNCTIONS, function, regret_in_time, stopped
-from search_learning import FAILING, failures, paired, regret_of, regret_with
+from search_learning import FAILING, failures, paired, planned, regret_of, regret_with
 from search_packed import packing_gains
 from search_stalls import CONCURRENT, WaitingSearcher, run_tune
 from search_standings import RISK, Standing, can_tell
@@ -112,7 +114,7 @@ class Claim:
 # -------------------------------------------------------------------- stalls
 
 
-def stall_claims() -> list[Claim]:
+def stall_claims(num_trials: int) -> list[Claim]:
     """Compares raymeta's searcher with one that waits for Ax on Tune's loop."""
     ray.init(
         "local",
@@ -125,7 +127,7 @@ def stall_claims() -> list[Claim]:
     seen = {}
     for searcher_class in (AxSearcher, WaitingSearcher):
         searcher = searcher_class(SPACE, metric="value", mode="max", num_sobol=CONCURRENT)
-        seen[searcher_class] = run_tune(searcher)
+        seen[searcher_class] = run_tune(searcher, num_trials)
     ray.shutdown()
     claims = []
     for searcher_class, clock in seen.items():
@@ -398,7 +400,8 @@ def cost_claims(problems: Sequence[str], seeds: int, budget_s: float = 100.0) ->
         if any(found) and wilcoxon(found, alternative="less").pvalue < RISK / len(gains)
     ]
     # The least p that so few seeds can give: the row must be able to fail.
-    can_tell = 0.5**seeds < RISK / len(gains)
+    tells_worse = 0.5**seeds < RISK / len(gains)
+    tells_better = 0.5 ** len(every) < RISK
     means = ", ".join(f"{name} {statistics.mean(found):+.2f}" for name, found in gains.items())
     return [
         Claim(
@@ -406,13 +409,13 @@ def cost_claims(problems: Sequence[str], seeds: int, budget_s: float = 100.0) ->
             f"problems, {seeds} seeds, {budget_s:g} s each",
             "> 0, p < 0.05",
             f"mean {mean:+.2f}, p {p:.1g} (Wilcoxon); {means}",
-            mean > 0 and p < RISK,
+            (mean > 0 and p < RISK) if tells_better else None,
         ),
         Claim(
             "problems where going by seconds is worse by more than chance",
             "none",
-            (", ".join(worse) or "none") if can_tell else f"{seeds} seeds cannot tell",
-            not worse if can_tell else None,
+            (", ".join(worse) or "none") if tells_worse else f"{seeds} seeds cannot tell",
+            not worse if tells_worse else None,
         ),
     ]
 
@@ -425,16 +428,47 @@ def failure_claims(problems: Sequence[str], seeds: int, num_trials: int = 25) ->
     torch.set_num_threads(1)
     claims = []
     for name in problems:
-        found = [failures(FAILING[name](), seed, num_trials) for seed in range(seeds)]
-        failed = [count for count, _ in found]
+        problem = FAILING[name]()
+        found = [failures(problem, seed, num_trials) for seed in range(seeds)]
+        failed = [one.count for one in found]
         most = MOST_FAILED[name]
         claims.append(
             Claim(
                 f"failing region, {name}: trials of {num_trials} that fail, {seeds} seeds",
                 f"mean ≤ {most:g}",
                 f"mean {statistics.mean(failed):.1f} ({min(failed)} to {max(failed)}); median "
-                f"regret {statistics.median(regret for _, regret in found):.3f}",
+                f"regret {statistics.median(one.regret for one in found):.3f}",
                 statistics.mean(failed) <= most,
+            )
+        )
+        after = [one.after_two for one in found]
+        claims.append(
+            Claim(
+                "the same: trials that fail, of those begun when two had failed",
+                "none",
+                f"mean {statistics.mean(after):.1f} ({min(after)} to {max(after)})",
+                max(after) == 0,
+            )
+        )
+    return claims
+
+
+def memory_claims(seeds: int, num_trials: int = 25) -> list[Claim]:
+    """What does not fit is not tried, where an estimate of memory says so beforehand."""
+    torch.set_num_threads(1)
+    known = {"memory": FAILING["memory"](), "the plan of sinusoid's meta-step": planned()}
+    claims = []
+    for name, problem in known.items():
+        found = [failures(problem, seed, num_trials, is_known=True) for seed in range(seeds)]
+        claims.append(
+            Claim(
+                f"memory as a known limit, {name}: trials of {num_trials} begun above it, "
+                f"{seeds} seeds",
+                "none",
+                f"{sum(one.count for one in found)}; points passed over in "
+                f"{statistics.mean(one.passed_over for one in found):.1f} trials of a search; "
+                f"median regret {statistics.median(one.regret for one in found):.3f}",
+                all(one.count == 0 for one in found),
             )
         )
     return claims
@@ -450,7 +484,7 @@ def learning_claims(seeds: int, num_trials: int = 12) -> list[Claim]:
         gains = paired(alone, regrets)
         mean = statistics.mean(gains)
         helps = source == "helpful"
-        can_tell = 0.5**seeds < RISK
+        tells = 0.5**seeds < RISK
         p = float(wilcoxon(gains, alternative="greater" if helps else "less").pvalue)
         right = (mean > 0 and p < RISK) if helps else p >= RISK
         claims.append(
@@ -459,9 +493,8 @@ def learning_claims(seeds: int, num_trials: int = 12) -> list[Claim]:
                 "of the regret saved",
                 "> 0, p < 0.05" if helps else "not below 0 by more than chance",
                 f"mean {mean:+.2f}, p {p:.2g}; median regret {statistics.median(regrets):.2f} "
-                f"against {statistics.median(alone):.2f} from nothing"
-                + ("" if can_tell else f"; {seeds} seeds cannot tell"),
-                right if can_tell else None,
+                f"against {statistics.median(alone):.2f} from nothing",
+                right if tells else None,
             )
         )
     return claims
@@ -490,7 +523,7 @@ def ensemble_claims(names: Sequence[str], seeds: int, num_trials: int = 20) -> l
             "log10 of the regret saved",
             "> 0, p < 0.05, to become the default",
             f"mean {mean:+.2f}, p {p:.2g}",
-            mean > 0 and p < RISK,
+            (mean > 0 and p < RISK) if 0.5 ** len(gains) < RISK else None,
         ),
         Claim(
             "gp-ensemble: processor time a candidate",
@@ -691,23 +724,24 @@ def claims_of(part: str, arguments: argparse.Namespace) -> list[Claim]:
     length = LONGEST if full else QUICK_LENGTH
     match part:
         case "stalls":
-            return stall_claims()
+            return stall_claims(60 if full else 24)
         case "state":
             return state_claims()
         case "curves":
-            return curve_claims(seeds(10, 3))
+            return curve_claims(seeds(10, 2))
         case "thaw":
-            return thaw_claims(seeds(10, 2))
+            return thaw_claims(seeds(10, 1), 30 if full else 12)
         case "batches":
             return batch_claims(seeds(5, 1))
         case "stop":
             return stop_claims(functions, seeds(5, 1))
         case "cost":
-            return cost_claims(functions, seeds(5, 2))
+            return cost_claims(functions, seeds(5, 1), 100.0 if full else 60.0)
         case "failure":
-            return failure_claims(list(FAILING), seeds(10, 1))
+            count = seeds(10, 1)
+            return [*failure_claims(list(FAILING), count), *memory_claims(count)]
         case "learning":
-            return learning_claims(seeds(20, 2))
+            return learning_claims(seeds(20, 1), 12 if full else 9)
         case "ensemble":
             return ensemble_claims(functions, seeds(10, 1))
         case "packed":
@@ -740,7 +774,7 @@ def main() -> None:
         *("stalls", "state", "curves", "thaw", "batches", "stop", "cost", "failure", "learning"),
         *("ensemble", "packed", "large", "regret", "held-out"),
     )
-    only_full = ("thaw", "batches", "held-out")
+    only_full = ("batches",)  # with 500 trials behind it has no quick form
     parser.add_argument(
         "--only", nargs="+", choices=parts, help=f"quick: all but {', '.join(only_full)}"
     )
@@ -757,8 +791,14 @@ def main() -> None:
     only = arguments.only or [part for part in parts if full or part not in only_full]
     console = Console(width=None if sys.stdout.isatty() else 150)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own tables, between ours
-    claims = [claim for part in parts if part in only for claim in claims_of(part, arguments)]
+    claims, minutes = [], {}
+    for part in (part for part in parts if part in only):
+        began = time.monotonic()
+        claims += claims_of(part, arguments)
+        minutes[part] = (time.monotonic() - began) / 60
     print_claims(console, claims)
+    took = ", ".join(f"{part} {count:.1f}" for part, count in minutes.items())
+    console.print(f"minutes: {took}; {sum(minutes.values()):.1f} in all")
     if arguments.json is not None:
         content = {
             "command": " ".join(["python", *sys.argv]),

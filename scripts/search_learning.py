@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from botorch.test_functions import synthetic
 
+from raymeta.experiment.file import load_experiment
 from raymeta.search import Parameter, Space
 from raymeta.search.ax_model import AxModel
+from raymeta.search.memory import MemoryLimit
 from raymeta.search.records import Curve, TrialRecord
 from raymeta.search.sampling import PointSampler
 from raymeta.search.settings import Mode, Model, SearchSettings
-from raymeta.search.space import Point
+from raymeta.search.space import Point, search_space
 
 NUM_SOBOL = 5
 OBJECTIVES: tuple[tuple[str, Mode], ...] = (("value", "min"),)
@@ -83,16 +87,60 @@ FAILING: dict[str, Callable[[], Failing]] = {
 }
 
 
-def failures(problem: Failing, seed: int, num_trials: int) -> tuple[int, float]:
-    """How many trials of a search failed, and the regret of the best of the others."""
+def planned() -> Failing:
+    """A larger network of `sinusoid` is better, until the plan of its meta-step does not fit.
+
+    Trials fail where `MemoryLimit`, which a search of raymeta asks, says that they would.
+    """
+    size = "model.hidden_size"
+    experiment = load_experiment(
+        "sinusoid",
+        [
+            "search.space={}",
+            f"search.space.{size}={{low: 8, high: 256, log: true}}",
+            "search.space.maml.inner_lr={low: 0.001, high: 1, log: true}",
+            "training.memory_gb=0.003",
+        ],
+    )
+    limit = MemoryLimit(experiment)
+
+    @cache
+    def too_large(hidden_size: int) -> bool:
+        return bool(limit({size: hidden_size}))
+
+    largest = bisect_left(range(257), True, key=too_large) - 1
+    return Failing(
+        search_space(experiment),
+        lambda p: -math.log(p[size]) + math.log10(p["maml.inner_lr"] / 0.1) ** 2,
+        lambda p: too_large(p[size]),
+        -math.log(largest),
+    )
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What failed in a search: of all its trials, and of those begun when two had failed."""
+
+    count: int
+    after_two: int
+    passed_over: int  # points that were known to fail, and not tried
+    regret: float  # of the best of the other trials
+
+
+def failures(problem: Failing, seed: int, num_trials: int, *, is_known: bool = False) -> Failed:
+    """Searches where trials fail; `is_known`: the search can ask beforehand where they do."""
     settings = SearchSettings(objectives=OBJECTIVES, num_sobol=NUM_SOBOL, seed=seed)
-    model = AxModel(problem.space, settings)
+    why_not = (lambda point: "it fails" if problem.fails(point) else "") if is_known else None
+    model = AxModel(problem.space, settings, why_not=why_not)
     running: dict[str, TrialRecord] = {}
     changes: dict[str, TrialRecord] = {}
     failed, best = 0, math.inf
+    after_two, passed_over = 0, 0
     for number in range(num_trials):
         proposal = model.propose(changes)
         assert proposal is not None
+        passed_over += bool(proposal.passed_over)
+        after_two += failed >= 2 and problem.fails(proposal.point)
         running[str(number)] = TrialRecord(proposal.point, proposal.source)
         changes = {str(number): running[str(number)]}
         if len(running) < 2:
@@ -106,7 +154,7 @@ def failures(problem: Failing, seed: int, num_trials: int) -> tuple[int, float]:
             value = problem.value(point)
             best = min(best, value)
             changes[first] = _completed(point, value)
-    return failed, best - problem.least
+    return Failed(failed, after_two, passed_over, best - problem.least)
 
 
 # -------------------------------------------------------------------- earlier searches

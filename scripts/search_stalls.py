@@ -15,7 +15,7 @@ from ray import tune
 
 from raymeta.search import AxSearcher
 
-NUM_TRIALS, CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 60, 8, 10.0, 0.1
+CONCURRENT, TRIAL_SECONDS, REPORT_SECONDS = 8, 10.0, 0.1
 
 
 class Sleeper(tune.Trainable):
@@ -88,7 +88,7 @@ class WaitingSearcher(AxSearcher):
         return point
 
 
-def run_tune(searcher: AxSearcher) -> Clock:
+def run_tune(searcher: AxSearcher, num_trials: int) -> Clock:
     """The Tune run that the claims are about."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def run_tune(searcher: AxSearcher) -> Clock:
             Sleeper,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=NUM_TRIALS,
+                num_samples=num_trials,
                 max_concurrent_trials=CONCURRENT,
                 reuse_actors=True,
             ),
