@@ -60,14 +60,14 @@ class Standing:
 
 
 def standings(searches: Sequence[Search]) -> list[Standing]:
-    """Of all engines that are there, in their order."""
+    """Ranks all engines of the searches, in their order."""
     engines = list(dict.fromkeys(search.engine for search in searches))
     settings = list(dict.fromkeys((s.problem, s.concurrent) for s in searches))
     seeds = sorted({search.seed for search in searches})
     by_key = {(s.engine, s.problem, s.concurrent, s.seed): s for s in searches}
 
     def table(value: Callable[[Search], float]) -> np.ndarray:
-        """Of shape (settings, seeds, engines)."""
+        """Arranges the values as (settings, seeds, engines)."""
         return np.array(
             [[[value(by_key[e, *s, seed]) for e in engines] for seed in seeds] for s in settings]
         )
