@@ -179,6 +179,7 @@ KNOWN_TO = {
         "raymeta.data.mapped",
         "raymeta.data.readers.archives",
         "raymeta.data.readers.arrow",
+        "raymeta.data.readers.unfolding",
         "raymeta.data.readers.columns",
         "raymeta.data.readers.python",
         "raymeta.data.readers.table",

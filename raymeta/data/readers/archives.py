@@ -86,7 +86,7 @@ def read_ts(path: AnyPath) -> pa.Table:
     }
     if label is not None:
         name = "class" if label == "classlabel" else "target"
-        found[name] = pa.array(columns["label"]).take(pa.array(own))
+        found[name] = _repeated(columns["label"], own)
     found |= {f"dim_{place}": _nullable(values[:, place]) for place in range(values.shape[1])}
     return pa.table(found)
 
@@ -126,7 +126,7 @@ def read_tsf(path: AnyPath) -> pa.Table:
     own = np.repeat(np.arange(len(series)), lengths)
     found = {"series_id": _named(path, own)}
     for place, (name, _) in enumerate(attributes):
-        found[name] = pa.array([row[place] for row in facts]).take(pa.array(own))
+        found[name] = _repeated([row[place] for row in facts], own)
     found["time_idx"] = pa.array(np.concatenate([np.arange(length) for length in lengths]))
     found["target"] = _nullable(np.concatenate(series))
     return pa.table(found)
@@ -275,8 +275,12 @@ def _as_declared(path: AnyPath, number: int, name: str, kind: str, text: str) ->
 
 def _named(path: AnyPath, own: np.ndarray) -> pa.Array:
     """Gives each case an id that is unique across files: the file's name and a number from 1."""
-    names = pa.array([f"{path.stem}-{n + 1}" for n in range(own[-1] + 1)])
-    return pa.DictionaryArray.from_arrays(pa.array(own, pa.int32()), names)
+    return _repeated([f"{path.stem}-{n + 1}" for n in range(own[-1] + 1)], own)
+
+
+def _repeated(values: list[Any], own: np.ndarray) -> pa.Array:
+    """Gives each step the value of its case, as a code: a long text is kept once."""
+    return pa.DictionaryArray.from_arrays(pa.array(own, pa.int32()), pa.array(values))
 
 
 def _nullable(values: np.ndarray) -> pa.Array:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,15 @@ import pyarrow.csv
 import pyarrow.dataset as ds
 
 from raymeta.data.readers.archives import ARCHIVES
+from raymeta.data.readers.unfolding import (
+    Unfolding,
+    arrow_stream,
+    open_parquet,
+    parquet_columns,
+    stream_columns,
+    stream_schema,
+    unfolded,
+)
 from raymeta.errors import DataError
 from raymeta.storage.bounds import TABLE_BYTES
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
@@ -36,11 +46,11 @@ FORMATS = {
 
 # Arrow's prefix of messages about a file, which names the file a second time.
 _ARROWS_OWN = re.compile(r"Error creating dataset.*?Could not open .*?': (Invalid: )?", re.DOTALL)
-# An Arrow file begins so; a stream, as Hugging Face's save_to_disk writes, does not.
-_ARROW_FILE = b"ARROW1"
 _BEGINNING = 4096  # bytes that are looked at first
 _MAX_BRACKETS = 200  # in a line of JSON: a row has one, and its texts may have some
 _BATCH_ROWS = 1 << 17  # read at a time
+# Reads the named columns of an opened file; and the names of all.
+_Opened = tuple[Callable[[Sequence[str]], pa.Table], list[str]]
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -65,12 +75,7 @@ def read_columns(
     """
     place = path if place is None else place
     suffix = PurePosixPath(path.name).suffix.lower().removeprefix(".")
-    if suffix in ARCHIVES:
-        table = ARCHIVES[suffix](path)
-        wanted = _wanted(table.column_names, columns, but)
-        refuse_missing(place, table.column_names, wanted)
-        return table.select(wanted)
-    form, kind = FORMATS.get(suffix, ("", ""))
+    form, kind = FORMATS.get(suffix, ("archive" if suffix in ARCHIVES else "", f".{suffix}"))
     if not form:
         known = ", .".join([*FORMATS, *ARCHIVES])
         raise DataError(f"{place}: must end in one of .{known}, by its format")
@@ -82,20 +87,12 @@ def read_columns(
             )
         if form == "json":
             _refuse_nested(path, place)
-        if suffix == "arrow" and not read_regular(path, 6).startswith(_ARROW_FILE):
-            with pa.ipc.open_stream(read_regular(path, most=TABLE_BYTES)) as stream:
-                dataset = ds.dataset(_bounded(stream, stream.schema))
-        else:
-            dataset = _dataset(path, _csv({}, suffix) if form == "csv" else form)
-        wanted = _wanted(dataset.schema.names, columns, but)
+        read, names = _READERS.get(form, _rows)(path, suffix)
+        wanted = _wanted(names, columns, but)
         if not wanted:
             return pa.table({})
-        refuse_missing(place, dataset.schema.names, wanted)
-        if form == "csv":
-            dataset = _dataset(path, _csv(dict.fromkeys(wanted, pa.string()), suffix))
-        batches = dataset.to_batches(columns=wanted, batch_size=_BATCH_ROWS)
-        table = _bounded(batches, dataset.scanner(columns=wanted).projected_schema)
-        table.validate(full=True)  # text that is no UTF-8, and damage that Arrow would run into
+        refuse_missing(place, names, wanted)
+        table = read(wanted)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = " (from the storage)" if isinstance(path, RemotePath) else ""
         reason = _ARROWS_OWN.sub("", getattr(error, "strerror", None) or str(error))
@@ -145,22 +142,57 @@ def _refuse_nested(path: AnyPath, place: AnyPath) -> None:
         )
 
 
-def _bounded(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """The table of all batches; a small file may unfold to any size.
+def _archive(path: AnyPath, suffix: str) -> _Opened:
+    table = ARCHIVES[suffix](path)
+    return partial(unfolded, table), table.column_names
+
+
+def _parquet(path: AnyPath, _: str) -> _Opened:
+    if isinstance(path, RemotePath):
+        opened = open_parquet(path.filesystem.open_input_file(path.path))
+    else:
+        opened = open_parquet(pa.OSFile(str(path)))
+    return partial(parquet_columns, opened), opened.schema_arrow.names
+
+
+def _arrow(path: AnyPath, suffix: str) -> _Opened:
+    content = read_regular(path, most=TABLE_BYTES)
+    stream = arrow_stream(content)
+    # Hugging Face's save_to_disk writes streams, also under the name .arrow.
+    if stream is content and suffix != "arrow":
+        raise OSError("Not an Arrow file")
+    return partial(stream_columns, stream), stream_schema(stream).names
+
+
+def _rows(path: AnyPath, suffix: str) -> _Opened:
+    """Opens CSV or JSON lines."""
+    if suffix not in ("csv", "tsv"):
+        dataset = _dataset(path, "json")
+        return partial(_read_rows, dataset), dataset.schema.names
+
+    def read(wanted: Sequence[str]) -> pa.Table:
+        as_text = _csv(dict.fromkeys(wanted, pa.string()), suffix)
+        return _read_rows(_dataset(path, as_text), wanted)
+
+    return read, _dataset(path, _csv({}, suffix)).schema.names
+
+
+def _read_rows(dataset: ds.Dataset, wanted: Sequence[str]) -> pa.Table:
+    """Reads columns of texts or JSON.
 
     Raises:
-        OSError: it has more than `TABLE_BYTES`.
+        OSError: they take more than `TABLE_BYTES`.
+        ArrowException: the file is broken.
     """
-    found, size = [], 0
-    for batch in batches:
-        size += batch.nbytes
-        if size > TABLE_BYTES:
-            raise OSError(
-                f"its columns take more than {TABLE_BYTES >> 30} GiB; cut the table up, or name "
-                "fewer columns"
-            )
-        found.append(batch)
-    return pa.Table.from_batches(found, schema)
+    found = Unfolding()
+    for batch in dataset.to_batches(columns=list(wanted), batch_size=_BATCH_ROWS):
+        for name in wanted:
+            found.add(name, batch.column(name))
+    return found.table(dataset.scanner(columns=list(wanted)).projected_schema)
+
+
+# Arrow's name of a format -> how its files are opened; the others are rows of text.
+_READERS = {"archive": _archive, "parquet": _parquet, "feather": _arrow}
 
 
 def _dataset(path: AnyPath, form: Any) -> ds.Dataset:

@@ -250,7 +250,8 @@ def test_a_table_that_unfolds_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     """A Parquet file of kilobytes may stand for any number of rows."""
-    monkeypatch.setattr("raymeta.data.readers.arrow.TABLE_BYTES", 1000)
+    for module in ("arrow", "unfolding"):
+        monkeypatch.setattr(f"raymeta.data.readers.{module}.TABLE_BYTES", 1000)
     content = {"csv": CSV.encode(), "arrow": arrow_stream(), "parquet": parquet()}[suffix]
     with pytest.raises(DataError, match=r"columns take more than|and at most 1000 are read"):
         load(tmp_path, f"rows.{suffix}", content)
