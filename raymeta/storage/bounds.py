@@ -22,7 +22,7 @@ TENSOR_BYTES = 2 << 30  # of a file of safetensors
 # Of a safetensors file's header; that of a network with 16 layers has 60 kB.
 HEADER_BYTES = 1_000_000
 _LENGTH_BYTES = 8
-_FREE_BRACKETS = 1_000_000
+FREE_BRACKETS = 1_000_000  # of a file
 _BYTES_A_BRACKET = 16  # beyond those; raymeta's own files have 25 and more
 
 
@@ -51,9 +51,15 @@ def check_json(content: bytes) -> None:
     Raises:
         ValueError: it has too many lists and mappings.
     """
-    brackets = content.count(b"[") + content.count(b"{")
-    if brackets > _FREE_BRACKETS + len(content) // _BYTES_A_BRACKET:
+    if brackets_beyond(content) > FREE_BRACKETS:
+        brackets = content.count(b"[") + content.count(b"{")
         raise ValueError(f"it has {brackets} lists and mappings, more than are read")
+
+
+def brackets_beyond(content: bytes) -> int:
+    """The lists and mappings of a JSON text beyond those that its length explains."""
+    brackets = content.count(b"[") + content.count(b"{")
+    return max(0, brackets - len(content) // _BYTES_A_BRACKET)
 
 
 def header_fault(start: bytes) -> str:

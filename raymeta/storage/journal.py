@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,19 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from raymeta.errors import RunError
-from raymeta.storage.bounds import JOURNAL_BYTES, parse_json
+from raymeta.storage.bounds import FREE_BRACKETS, JOURNAL_BYTES, brackets_beyond, parse_json
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
 UPLOAD_S = 10  # seconds between uploads of lines that may be lost
+_MOST_NOTES = 20  # on damage; the others are counted
+_MOST_DAMAGED = 100_000  # lines, behind which a file is no journal
+_START = b'{"sha256": "'  # of every line
 
 
 @dataclass(frozen=True)
 class JournalContent:
     """The whole lines of a journal, and descriptions of damage.
 
-    `cut` describes a last line that a crash left unfinished; `damaged` describes all other lines
-    whose checksum is wrong, those that are repeated, and where lines are missing; `last` is the
-    checksum of the last whole line, which the next one names.
+    `cut` describes a last line that a crash left unfinished; `damaged` describes other lines whose
+    checksum is wrong, those that are repeated, and where lines are missing, and counts those beyond
+    the first; `last` is the checksum of the last whole line, which the next one names.
     """
 
     entries: list[dict[str, Any]]
@@ -57,28 +61,60 @@ def _read(path: AnyPath, owner: str) -> JournalContent:
     except FileNotFoundError:
         return JournalContent([], [])
     entries: list[dict[str, Any]] = []
-    damaged: list[str] = []
+    damage = _Damage()
     cut = None
     last, seen, is_behind_damage = "", set[str](), False
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    number, end, free_brackets = 1, 0, FREE_BRACKETS
+    for found in re.finditer(rb"[^\n]+", content):
+        number += content.count(b"\n", end, found.start())
+        line, end = found[0], found.end()
         whole = _whole(line, owner)
         if whole is not None and whole.digest == last:
             continue  # a repeated write after the disk refused the first
         if whole is not None and whole.digest in seen:
-            damaged.append(f"line {number} of {path} repeats an earlier one and is passed over")
+            damage.note(f"line {number} of {path} repeats an earlier one and is passed over")
         elif whole is not None:
+            free_brackets -= brackets_beyond(line)
+            if free_brackets < 0:
+                reason = "it has more lists and mappings than are read; put back a copy of it"
+                raise OSError(errno.EFBIG, reason)
             if whole.after != last and not is_behind_damage:
-                damaged.append(f"lines are missing or out of place before line {number} of {path}")
+                damage.note(f"lines are missing or out of place before line {number} of {path}")
             entries.append(whole.entry)
             last, is_behind_damage = whole.digest, False
             seen.add(last)
-        elif number == len(lines) and line:
+        elif end == len(content):
             cut = f"line {number} of {path} is unfinished"
-        elif line:
-            damaged.append(f"line {number} of {path} is damaged: its checksum is wrong")
+        else:
+            damage.note(f"line {number} of {path} is damaged: its checksum is wrong")
             is_behind_damage = True
-    return JournalContent(entries, damaged, cut, last)
+    return JournalContent(entries, damage.notes(path), cut, last)
+
+
+class _Damage:
+    """The first notes on damage, and how many there are."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._count = 0
+
+    def note(self, text: str) -> None:
+        """Adds a note.
+
+        Raises:
+            OSError: there are so many that the file is no journal.
+        """
+        self._count += 1
+        if self._count <= _MOST_NOTES:
+            self._first.append(text)
+        if self._count > _MOST_DAMAGED:
+            reason = f"more than {_MOST_DAMAGED:,} of its lines are damaged; put back a copy of it"
+            raise OSError(errno.EINVAL, reason)
+
+    def notes(self, path: AnyPath) -> list[str]:
+        """The first notes, and the number of the others."""
+        more = self._count - len(self._first)
+        return [*self._first, *[f"and {more} more lines of {path} are damaged"] * (more > 0)]
 
 
 class Journal:
@@ -162,6 +198,8 @@ class _Whole:
 
 def _whole(line: bytes, owner: str) -> _Whole | None:
     """Parses a line; None if it is damaged or of another owner."""
+    if not line.startswith(_START):  # without a parser's time
+        return None
     try:
         content = parse_json(line)
         digest, after, entry = content["sha256"], content["after"], content["entry"]

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raymeta.errors import RunError
 from raymeta.storage.journal import Journal, read_journal
 from raymeta.storage.paths import AnyPath, path_at
 
+DEADLINE_S = 20
 ENTRIES: list[dict[str, Any]] = [{"trial": "a", "curve": [1, 0.1, None]}, {"trial": "ä"}, {}]
 
 
@@ -149,3 +151,41 @@ except OSError as error:
     assert read_journal(file, "one").entries == ENTRIES
     Journal(file, "one").append({"next": 1})
     assert read_journal(file, "one").entries == [*ENTRIES, {"next": 1}]
+
+
+@pytest.mark.parametrize("line", [b"\n", b"x\n", b'{"sha256": "' + b" " * 189 + b"\n"])
+def test_a_file_of_empty_or_damaged_lines_takes_little_time_and_few_notes(
+    tmp_path: Path, line: bytes
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(write(path) + line * (10_000_000 // len(line)))
+    began = time.monotonic()
+    if line == b"x\n":
+        with pytest.raises(RunError, match="more than 100,000 of its lines are damaged; put back"):
+            read_journal(path, "one")
+    else:
+        found = read_journal(path, "one")
+        assert found.entries == ENTRIES
+        more = [f"and 49484 more lines of {path} are damaged"] if line.strip() else []
+        assert found.damaged[20:] == more
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_lines_are_counted_with_the_empty_ones(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(write(path).replace(b"\n", b"\n\n\n") + b"x\ny")
+    found = read_journal(path, "one")
+    assert found.entries == ENTRIES
+    assert found.damaged == [f"line 10 of {path} is damaged: its checksum is wrong"]
+    assert found.cut == f"line 11 of {path} is unfinished"
+
+
+def test_whole_lines_together_have_a_limit_of_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.storage.journal.FREE_BRACKETS", 1000)
+    journal = Journal(tmp_path / "journal.jsonl", "one")
+    for number in range(4):
+        journal.append({"trial": number, "many": [[]] * 400})
+    with pytest.raises(RunError, match="more lists and mappings than are read; put back a copy"):
+        read_journal(tmp_path / "journal.jsonl", "one")
