@@ -17,7 +17,7 @@ from raymeta.errors import RunError
 from raymeta.evaluation.controls.contract import Network
 from raymeta.evaluation.meta_test import controls_to_train
 from raymeta.experiment.file import with_values
-from raymeta.experiment.schema import Experiment
+from raymeta.experiment.schema import MOST_SEEDS, Experiment
 from raymeta.nn.networks import Params, init_params
 from raymeta.run_folder import Run
 from raymeta.storage.atomic import write_file
@@ -25,9 +25,8 @@ from raymeta.storage.paths import AnyPath, remove_file
 from raymeta.tasks.load import load_tasks
 from raymeta.training.checkpoint import load_network, model_bytes, read_state
 from raymeta.training.identity import Identity
-from raymeta.training.recipe import build_recipe, initial_meta_params
+from raymeta.training.recipe import build_recipe, meta_params_like
 
-CPU = torch.device("cpu")
 REFIT_FILE = "refit.json"
 _REMEDY = "put back a copy of it, or start a new run"
 
@@ -55,9 +54,16 @@ class Refitted:
         if content is None:
             return NO_REFIT
         try:
-            return cls(tuple(map(int, content["seeds"])), int(content["default_meta_steps"]))
+            seeds = tuple(map(int, content["seeds"]))
+            found = cls(seeds, int(content["default_meta_steps"]))
         except (LookupError, TypeError, ValueError) as error:
             raise RunError(f"{run.path / REFIT_FILE}: is damaged; {_REMEDY}") from error
+        if len(seeds) > MOST_SEEDS:
+            raise RunError(
+                f"{run.path / REFIT_FILE}: names {len(seeds)} seeds, but a refit has at most "
+                f"{MOST_SEEDS}; {_REMEDY}"
+            )
+        return found
 
     def keep(self, run: Run) -> None:
         """Writes the record; removes it if there was no refit."""
@@ -109,7 +115,8 @@ def open_networks(
         if not run.model_file(control.name).is_file():
             say(f"training a control: {control.label}")
             _write(run, control.name, control.train(tasks, recipe, device), identity)
-        like = init_params(spec, torch.Generator(), recipe.dtype)
+        with torch.device("meta"):  # names, shapes and types alone
+            like = init_params(spec, torch.Generator(), recipe.dtype)
         try:
             params = _read(run, control.name, identity, like, device)
         except RunError as error:
@@ -137,7 +144,7 @@ def open_further(run: Run, device: torch.device) -> list[Network]:
 def _open(run: Run, role: str, experiment: Experiment, device: torch.device) -> Network:
     tasks: TaskDistribution = load_tasks(experiment)
     recipe = build_recipe(experiment, tasks)
-    like = initial_meta_params(recipe, CPU)
+    like = meta_params_like(recipe)
     return Network(tasks, recipe, _read(run, role, Identity.of(recipe, tasks), like, device))
 
 

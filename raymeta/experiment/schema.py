@@ -21,6 +21,7 @@ from raymeta.sections import Probability, Section, Seed
 from raymeta.tasks.settings import Tasks
 
 STEP_METRIC = "meta_steps"  # of a trial's reports: how far it has come
+MOST_SEEDS = 100  # of a refit
 
 
 class Model(Section):
@@ -181,7 +182,7 @@ class Refit(Section):
 
     steps: float = Field(2.0, ge=1, le=1000, description="as a multiple of training.meta_steps")
     seeds: int = Field(
-        2, ge=1, le=100, description="trainings, each with a training.seed of its own"
+        2, ge=1, le=MOST_SEEDS, description="trainings, each with a training.seed of its own"
     )
 
 

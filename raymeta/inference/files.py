@@ -29,14 +29,14 @@ from raymeta.inference.hub import MODEL_FILE, HubFolder, is_hub_folder
 from raymeta.inference.model import Model
 from raymeta.inference.support import SUPPORT_PREFIX, Support
 from raymeta.inference.trained import Trained
-from raymeta.nn.networks import Params, is_head, param_shapes
+from raymeta.nn.networks import Params
 from raymeta.run_folder import DEFAULT_ROOT, Run
 from raymeta.storage.paths import AnyPath, path_at
 from raymeta.tasks.forecast import forecast_facts
 from raymeta.tasks.table_settings import TableTasks
 from raymeta.training.checkpoint import State, check_tensors, read_state
 from raymeta.training.identity import Identity
-from raymeta.training.recipe import Recipe, initial_meta_params, recipe_for_inputs
+from raymeta.training.recipe import Recipe, meta_params_like, recipe_for_inputs
 
 
 def load(
@@ -174,13 +174,12 @@ def _networks(run: Run, *, ensemble: bool) -> tuple[Trained, tuple[Params, ...]]
     run.experiment()  # refuses folders of a later format
     best = run.best_experiment()
     seeds = Refitted.of(run).seeds if ensemble else ()
-    experiments = [best, *(with_values(best, {"training.seed": seed}) for seed in seeds[1:])]
-    opened = [
-        _opened(run, f"tuned-{number}" if number else "tuned", experiment)
-        for number, experiment in enumerate(experiments)
-    ]
-    trained, _ = opened[0]
-    return trained, tuple(network for _, network in opened)
+    trained, first = _opened(run, "tuned", best)
+    networks = [first]
+    for number, seed in enumerate(seeds[1:], start=1):
+        _, network = _opened(run, f"tuned-{number}", with_values(best, {"training.seed": seed}))
+        networks.append(network)
+    return trained, tuple(networks)
 
 
 def _opened(run: Run, role: str, experiment: Experiment) -> tuple[Trained, Params]:
@@ -222,16 +221,10 @@ def _recipe(experiment: Experiment, identity: Identity, file: AnyPath) -> Recipe
 
 
 def _check_network(network: Params, recipe: Recipe, file: AnyPath) -> None:
-    """Refuses tensors that do not fit, before any of the sizes that a file names is allocated."""
-    for name, shape in param_shapes(recipe.spec).items():
-        found = tuple(network[name].shape) if name in network else None
-        if not is_head(name) and found != shape:
-            raise RunError(
-                f"{file}: does not fit this experiment's network: {name} is {found}, not {shape}"
-            )
+    """Refuses tensors that do not fit; none of the sizes that a file names is allocated."""
     try:
-        like = initial_meta_params(recipe, torch.device("cpu"))
-    except (RuntimeError, MemoryError, TypeError) as error:
+        like = meta_params_like(recipe)
+    except (RuntimeError, TypeError) as error:
         raise RunError(f"{file}: is damaged: {error!s:.200}") from error
     check_tensors(network, like, str(file))
 

@@ -93,3 +93,16 @@ def initial_meta_params(recipe: Recipe, device: torch.device) -> Params:
     params = init_params(recipe.spec, generator, recipe.dtype)
     meta_params = recipe.learner.init_meta_params(params, recipe.seed)
     return {k: v.to(device) for k, v in meta_params.items()}
+
+
+def meta_params_like(recipe: Recipe) -> Params:
+    """Meta-parameters without values, to compare names, shapes and types with.
+
+    They take no memory, however large the sizes are that a file names.
+
+    Raises:
+        RuntimeError, TypeError: the sizes are none that a tensor may have.
+    """
+    nowhere = torch.device("meta")
+    with nowhere:
+        return initial_meta_params(recipe, nowhere)

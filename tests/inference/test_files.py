@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,28 @@ def test_an_edited_best_yaml_is_refused_naming_the_key(
     assert before in text, text
     file.write_text(text.replace(before, after))
     with pytest.raises(RunError, match=said):
+        raymeta.load(str(moved.path))
+
+
+def test_sizes_that_a_model_file_names_are_compared_before_they_are_allocated(
+    run_of: RunOf, tmp_path: Path
+) -> None:
+    source = run_of("table", "learner=maml")
+    run = Run(Path(shutil.copytree(str(source.path), tmp_path / "copy")))
+    file = run.model_file("tuned")
+    state = read_state(file)
+    settings = {**state.identity.settings, "network.num_outputs": 10**7}
+    file.write_bytes(state_bytes(state.tensors, replace(state.identity, settings=settings)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match=r"head\.bias is float64 \[3\], not float64 \[10000000\]"):
+        raymeta.load(str(run.path))
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert taken < 100_000  # kB
+
+
+def test_a_refit_of_more_seeds_than_an_experiment_may_have_is_damage(moved: Run) -> None:
+    moved.write_json("refit.json", {"seeds": [1] * 101, "default_meta_steps": 1})
+    with pytest.raises(RunError, match=r"refit\.json: names 101 seeds, but a refit has at most"):
         raymeta.load(str(moved.path))
 
 
