@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -28,8 +29,9 @@ from raymeta.inference.files import load
 from raymeta.nn.networks import NetworkSpec
 from raymeta.report.facts import read_facts
 from raymeta.run_folder import Run, runs
-from raymeta.search.trial_log import logged_trials
+from raymeta.search.trial_log import TRIALS_FILE, logged_trials
 from raymeta.storage import bounds
+from raymeta.storage.journal import Journal
 from raymeta.training.checkpoint import CHECKPOINT_NAME
 from tests.evaluation.test_sealed import run_of as untrained_run
 from tests.report.runs import finished_run
@@ -252,6 +254,31 @@ def test_a_record_of_trials_takes_neither_time_nor_memory(folder: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(RunError, match="at most 268435456 are read"):
         logged_trials(Run(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"others": 5},
+        {"status": "unknown"},
+        {"point": {"bogus": 1}},
+        {"point": {"maml.inner_lr": "fast"}},
+        {"point": {"maml.inner_lr": 1e300}},
+        {"curve": [[1, 1e308, 1e308]], "latest_s": 1e10, "began_s": -1e10},
+    ],
+    ids=str,
+)
+def test_no_trial_that_a_stranger_noted_is_a_defect(
+    folder: Path, change: dict[str, object]
+) -> None:
+    run = Run(folder)
+    assert run.origin is not None
+    journal = Journal(run.trials_dir / TRIALS_FILE, run.origin.id)
+    for number, known in enumerate(logged_trials(run).records.values()):
+        journal.append({"trial": f"forged{number}", "record": {**asdict(known), **change}})
+    for command in (api.explain, api.write_report):
+        with suppress(RaymetaError):
+            command(str(folder))
 
 
 def test_the_headers_of_arrays_are_bounded(folder: Path) -> None:

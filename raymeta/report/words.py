@@ -110,7 +110,7 @@ def refit_lines(run: Run) -> list[tuple[str, str]]:
     for trial_id, error in list(trials.errors.items())[:SHOWN_ERRORS]:
         reason = (error.strip().splitlines() or ["no reason is known"])[-1]
         record = trials.records.get(trial_id)
-        seed = "?" if record is None else record.point["training.seed"]
+        seed = "?" if record is None else record.point.get("training.seed", "?")
         lines.append((f"refit, training.seed {seed}: {reason}", "yellow"))
     return [*lines, *((note, "yellow") for note in trials.notes)]
 

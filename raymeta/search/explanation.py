@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from raymeta.errors import SearchError
 from raymeta.experiment.schema import Experiment
 from raymeta.run_folder import Run
-from raymeta.search.records import TrialRecord
+from raymeta.search.records import TrialRecord, measured, within
 from raymeta.search.settings import SearchSettings
 from raymeta.search.space import search_space
 from raymeta.search.trial_log import logged_trials
@@ -37,7 +37,10 @@ def explain_search(experiment: Experiment, run: Run) -> None:
         curves=search.curves,
         seed=experiment.seed,
     )
-    explain(search_space(experiment), settings, trials.records).write(run.search_dir)
+    space = search_space(experiment)
+    records = within(space, measured(trials.records, settings.metrics))
+    check_enough(records)
+    explain(space, settings, records).write(run.search_dir)
 
 
 def check_enough(records: Mapping[str, TrialRecord]) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 from raymeta.errors import RunError
 from raymeta.run_folder import Run
 from raymeta.run_format import FORMAT_FILE
-from raymeta.search.records import TrialRecord
+from raymeta.search.records import TrialRecord, checked_number, clock, curve_point
 from raymeta.search.saved import saved_records
-from raymeta.storage.journal import Journal, read_journal
+from raymeta.storage.journal import MOST_NOTES, Journal, read_journal
 from raymeta.storage.outage import StorageWatch
 from raymeta.storage.paths import list_matching
 
@@ -175,11 +175,17 @@ def logged_trials(run: Run) -> LoggedTrials:
     content = read_journal(run.trials_dir / TRIALS_FILE, _owner(run))
     found = LoggedTrials()
     damaged = [] if content.cut is None else [content.cut]
+    odd = 0
     for entry in content.entries:
         try:
             _take(entry, found)
-        except (KeyError, TypeError, ValueError) as error:
-            damaged.append(f"a line of {run.trials_dir / TRIALS_FILE} has another form ({error})")
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            odd += 1
+            if odd <= MOST_NOTES:
+                where = run.trials_dir / TRIALS_FILE
+                damaged.append(f"a line of {where} has another form ({str(error)[:300]})")
+    if odd > MOST_NOTES:
+        damaged.append(f"and {odd - MOST_NOTES} more lines of another form")
     damaged += content.damaged
     if not content.entries and not damaged and run.tune_dir.is_dir():
         damaged.append(f"{run.trials_dir / TRIALS_FILE} is empty or missing")
@@ -215,17 +221,19 @@ def _take(entry: dict[str, Any], found: LoggedTrials) -> None:
         found.halves.pop(trial_id, None)
         if "halves" in entry:
             one, other = entry["halves"]
-            found.halves[trial_id] = float(one), float(other)
+            found.halves[trial_id] = checked_number(one, "a half"), checked_number(other, "a half")
     if "error" in entry:
         found.errors[trial_id] = str(entry["error"])
     if "report" in entry and trial_id in found.records:
         record, report = found.records[trial_id], entry["report"]
-        step, mean, sem = report["curve"]
-        if not record.curve or step > record.curve[-1][0]:
-            record.curve.append((step, mean, sem))
-            record.latest_s = report.get("latest_s", record.latest_s)
-            for name, (at, value, spread) in report["others"].items():
-                record.others.setdefault(name, []).append((at, value, spread))
+        latest = curve_point(report["curve"])
+        others = {name: curve_point(point) for name, point in report["others"].items()}
+        latest_s = clock(report.get("latest_s", record.latest_s))
+        if not record.curve or latest[0] > record.curve[-1][0]:
+            record.curve.append(latest)
+            record.latest_s = latest_s
+            for name, point in others.items():
+                record.others.setdefault(name, []).append(point)
 
 
 def _owner(run: Run) -> str:

@@ -23,7 +23,7 @@ from raymeta.storage.bounds import FREE_BRACKETS, JOURNAL_BYTES, brackets_beyond
 from raymeta.storage.paths import AnyPath, RemotePath, read_regular
 
 UPLOAD_S = 10  # seconds between uploads of lines that may be lost
-_MOST_NOTES = 20  # on damage; the others are counted
+MOST_NOTES = 20  # on damage; the others are counted
 _MOST_DAMAGED = 100_000  # lines, behind which a file is no journal
 _START = b'{"sha256": "'  # of every line
 
@@ -105,7 +105,7 @@ class _Damage:
             OSError: there are so many that the file is no journal.
         """
         self._count += 1
-        if self._count <= _MOST_NOTES:
+        if self._count <= MOST_NOTES:
             self._first.append(text)
         if self._count > _MOST_DAMAGED:
             reason = f"more than {_MOST_DAMAGED:,} of its lines are damaged; put back a copy of it"
