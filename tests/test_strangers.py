@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
@@ -22,6 +24,8 @@ from raymeta.cli import app
 from raymeta.console.tables import print_runs
 from raymeta.data.readers.archives import read_tsf
 from raymeta.data.readers.python import ALLOW_CODE
+from raymeta.deploy.jobs import client
+from raymeta.deploy.jobs.client import Job
 from raymeta.errors import DataError, RaymetaError, RunError
 from raymeta.evaluation.familiarity import Reference
 from raymeta.evaluation.query_scores import QueryScores
@@ -29,7 +33,7 @@ from raymeta.inference.files import load
 from raymeta.nn.networks import NetworkSpec
 from raymeta.report.facts import read_facts
 from raymeta.run_folder import Run, runs
-from raymeta.search.trial_log import TRIALS_FILE, logged_trials
+from raymeta.search.trial_log import TRIALS_FILE, TrialLog, logged_trials
 from raymeta.storage import bounds
 from raymeta.storage.journal import Journal
 from raymeta.training.checkpoint import CHECKPOINT_NAME
@@ -329,3 +333,45 @@ def test_a_run_of_a_stranger_does_not_hide_others_in_the_list(folder: Path, outs
     assert found.exit_code == 0
     assert "damaged" in found.output
     assert "accuracy" in found.output
+
+
+ESCAPE = "acc\x1b]0;PWNED\x07\x1b[2J\x9b31m"
+CONTROLS = {*map(chr, range(32)), *map(chr, range(127, 160))} - {"\n", "\t"}
+
+
+class TheirJobs:
+    """A cluster whose log and reasons command the terminal."""
+
+    job = Job("pen-1", "pen-1", "", "FAILED", ESCAPE, datetime.now(), datetime.now(), 1)
+
+    def all(self) -> list[Job]:
+        return [self.job]
+
+    def find(self, _: str) -> Job:
+        return self.job
+
+    def log(self, _: Job) -> str:
+        return f"first\tline\n{ESCAPE}\n"
+
+    def follow(self, job: Job, show: Callable[[str], None]) -> Job:
+        show(self.log(job))
+        return job
+
+
+@pytest.mark.parametrize("command", ["list", "watch", "status", "logs"])
+def test_no_text_of_a_stranger_commands_the_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    run = Run(folder)
+    results = run.read_json("results.json")
+    results["meta_test"]["metric"] = ESCAPE
+    run.write_json("results.json", results)
+    TrialLog(run).end(ESCAPE)
+    TrialLog(run).fail(next(iter(logged_trials(run).records)), ESCAPE)
+    monkeypatch.setattr(client, "connect", lambda *_: nullcontext(TheirJobs()))
+    place = ["--runs-dir", str(folder.parent)]
+    arguments = {"list": place, "status": ["pen-1"], "logs": ["pen-1"]}
+    found = CliRunner().invoke(app, [command, *arguments.get(command, [folder.name, *place])])
+    assert "]0;PWNED" in found.output
+    assert not CONTROLS & set(found.output)
+    assert command in ("list", "watch") or re.search(r"first\s+line\n", found.output)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from raymeta.errors import DataWarning
@@ -46,8 +49,20 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_HANDLER, _spell)
 
 
+# Colours, and what would command a terminal: C0 and C1, but tab and the end of a line.
+_COMMANDS = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """A text without commands to the terminal, which files and logs of strangers may hold."""
+    return _COMMANDS.sub("", text)
+
+
 class Terminal(Console):
-    """A console that replaces characters missing from its encoding before laying out tables."""
+    """A console that replaces characters missing from its encoding before laying out tables.
+
+    Texts command nothing of the terminal; rich's own segments do.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, **options)
@@ -56,6 +71,18 @@ class Terminal(Console):
         """Replaces missing characters and renders the text."""
         known = text.encode(self.encoding, _HANDLER).decode(self.encoding)
         return super().render_str(known, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Renders all that is printed but by `out`, without commands in its texts."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(harmless(text), style)
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        """Prints texts as they are, without commands in them."""
+        super().out(*(harmless(str(one)) for one in objects), **options)
 
 
 def prepare_streams() -> None:
