@@ -19,6 +19,7 @@ JOURNAL_BYTES = 256 << 20  # of a record of trials: a million reports
 TEXT_BYTES = 2 << 30  # of a file of data that is text
 TABLE_BYTES = 4 << 30  # of a table in memory
 TENSOR_BYTES = 2 << 30  # of a file of safetensors
+FOLDER_BYTES = 100 << 30  # of a run folder that is copied: fifty networks of the largest size
 # Of a safetensors file's header; that of a network with 16 layers has 60 kB.
 HEADER_BYTES = 1_000_000
 _LENGTH_BYTES = 8

@@ -211,17 +211,26 @@ def _refuse_size(size: int, most: int, path: AnyPath) -> None:
         raise OSError(errno.EFBIG, reason, str(path))
 
 
-def copy_folder(source: RemotePath, target: Path) -> None:
+def copy_folder(source: RemotePath, target: Path, most: int) -> None:
     """Copies a folder with its contents to this machine.
 
+    Args:
+        source: the folder.
+        target: that it becomes.
+        most: bytes of all of its files.
+
     Raises:
-        RunError: a key of the storage leads out of the folder (keys may hold `..`).
+        RunError: a key of the storage leads out of the folder (keys may hold `..`), or the folder
+            is too large.
         OSError: the storage cannot be read, or the target cannot be written.
     """
     from pyarrow.fs import FileSelector, FileType  # noqa: PLC0415  (it takes a while to import)
 
     target.mkdir(parents=True, exist_ok=True)
-    for info in source.filesystem.get_file_info(FileSelector(source.path, recursive=True)):
+    found = source.filesystem.get_file_info(FileSelector(source.path, recursive=True))
+    if (size := sum(info.size or 0 for info in found)) > most:
+        raise too_large(source, size, most)
+    for info in found:
         parts = PurePosixPath(info.path.removeprefix(source.path).lstrip("/")).parts
         if not info.path.startswith(f"{source.path}/") or {"..", "."} & {*info.path.split("/")}:
             raise RunError(f"{source}: holds {info.path!r}, which leads out of it")
@@ -232,6 +241,14 @@ def copy_folder(source: RemotePath, target: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with source.filesystem.open_input_stream(info.path) as original, copy.open("wb") as new:
             shutil.copyfileobj(original, new)
+
+
+def too_large(folder: AnyPath, size: int, most: int) -> RunError:
+    """The error about a folder that would fill this machine's disk."""
+    return RunError(
+        f"{folder}: holds {size:,} bytes or more, and at most {most:,} are copied; look at what is "
+        "in it, and copy what you need yourself"
+    )
 
 
 def remove_folder(folder: AnyPath) -> None:

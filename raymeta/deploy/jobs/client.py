@@ -14,7 +14,7 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -180,6 +180,10 @@ class Jobs:
         with _as_cluster_errors(self.address):
             return str(self._client.get_job_logs(job.job_id))
 
+    def output(self, job: Job) -> AsyncIterator[str]:
+        """The driver's output from its beginning, as it comes."""
+        return self._client.tail_job_logs(job.job_id)
+
     def follow(self, job: Job, show: Callable[[str], None]) -> Job:
         """Shows the driver's output until it ends; reconnects when the connection is lost.
 
@@ -193,7 +197,7 @@ class Jobs:
         async def tail() -> None:
             nonlocal shown
             seen = 0  # every connection starts at the beginning of the log
-            async for text in self._client.tail_job_logs(job.job_id):
+            async for text in self.output(job):
                 seen += len(text)
                 if seen > shown:
                     show(text[-(seen - shown) :])

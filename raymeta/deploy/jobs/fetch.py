@@ -7,25 +7,34 @@ are refused, and every file is written inside the target.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymeta.deploy.files.load import load_cluster
+from raymeta.deploy.jobs.tunnel import end_process
 from raymeta.errors import ClusterError, RunError
 from raymeta.run_folder import is_run_name
-from raymeta.storage.paths import AnyPath, RemotePath, copy_folder, path_at
+from raymeta.storage.bounds import FOLDER_BYTES
+from raymeta.storage.paths import AnyPath, RemotePath, copy_folder, path_at, too_large
 
 if TYPE_CHECKING:
     from raymeta.deploy.jobs.client import Job, Jobs
 
-_SAID = re.compile(r"^run folder: (.+)$", re.MULTILINE)
+_SAID = re.compile(r"^run folder: (.+)\n", re.MULTILINE)
+
+_HEAD = 1 << 20  # characters of a log in which the driver names its run folder
+_HEAD_S = 20.0  # to receive them
+_CHUNK = 1 << 20  # bytes copied at a time
+_LOOK_S = 1.0  # between two looks at how much has come
+_SAID_BYTES = 1 << 20  # of a command's output
 
 
 def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
@@ -50,7 +59,7 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
     home = target / job.run
     if home.is_symlink() or home.exists():
         raise RunError(f"{home}: is here already; remove it, or name another place with --runs-dir")
-    source = _source(job, jobs.log(job), cluster)
+    source = _source(job, _said(jobs, job), cluster)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as folder:
@@ -64,13 +73,41 @@ def fetch_run(jobs: Jobs, run: str, target: Path, cluster: Path | None) -> Path:
     return home
 
 
-def _source(job: Job, log: str, cluster: Path | None) -> AnyPath:
+def _said(jobs: Jobs, job: Job) -> re.Match[str] | None:
+    """What a job says about its run folder; None if that is not in the first `_HEAD` characters.
+
+    The log may be of any size: no more of it is received than that.
+
+    Raises:
+        ClusterError: the cluster cannot be reached.
+    """
+    from aiohttp import ClientError  # noqa: PLC0415  (comes with the jobs of Ray)
+
+    head = ""
+
+    async def receive() -> None:
+        nonlocal head
+        async for text in jobs.output(job):
+            head = (head + text)[:_HEAD]
+            if len(head) == _HEAD or _SAID.search(head):
+                return
+
+    try:
+        asyncio.run(asyncio.wait_for(receive(), _HEAD_S))
+    except TimeoutError:
+        pass  # a driver that still runs may say nothing more
+    except (ClientError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise ClusterError(f"{job.run}: its log cannot be read: {reason[0]}") from error
+    return _SAID.search(head)
+
+
+def _source(job: Job, said: re.Match[str] | None, cluster: Path | None) -> AnyPath:
     """Finds the run folder, as a path on the cluster or a URI.
 
     The submission or the cluster file names it.  Only if both leave it to the head's environment is
     it taken from the log, to which any code of the job may write; it must end in the run's name.
     """
-    said = _SAID.search(log)
     if said is None:
         raise ClusterError(f"{job.run}: has no run folder; see `raymeta logs {job.run}`")
     runs_dir = job.runs_dir or (load_cluster(cluster).runs_dir if cluster else None)
@@ -85,7 +122,7 @@ def _source(job: Job, log: str, cluster: Path | None) -> AnyPath:
 def _copy(source: AnyPath, target: Path, cluster: Path | None) -> None:
     if isinstance(source, RemotePath):
         try:
-            copy_folder(source, target)
+            copy_folder(source, target, FOLDER_BYTES)
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0]
             raise ClusterError(f"{source}: cannot be read from here: {reason}") from error
@@ -100,17 +137,52 @@ def _copy(source: AnyPath, target: Path, cluster: Path | None) -> None:
         target.mkdir()
         ray = [sys.executable, "-m", "ray.scripts.scripts"]  # wherever PATH leads
         command = [*ray, "rsync-down", str(cluster), f"{source}/", f"{target}/"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not any(target.iterdir()):
-            lines = (done.stdout + done.stderr).strip().splitlines()
+        code, said = _received(command, source, target)
+        if code != 0 or not any(target.iterdir()):
+            lines = said.strip().splitlines()
             raise ClusterError(f"{source}: cannot be fetched: {lines[-1] if lines else 'nothing'}")
         _refuse_links(source, target)
+
+
+def _received(command: list[str], source: AnyPath, target: Path) -> tuple[int, str]:
+    """Runs a command that fills a folder, and ends it once that is too large.
+
+    Returns:
+        The exit code, and what the command said.
+
+    Raises:
+        RunError: the folder is too large.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_S)
+                # A file that is being received may be gone, or have another name, at once.
+                files = [file for file in target.rglob("*") if not file.is_symlink()]
+                size = sum(_size(file) for file in files)
+                if size > FOLDER_BYTES:
+                    raise too_large(source, size, FOLDER_BYTES)
+        finally:
+            if process.poll() is None:
+                end_process(process)
+        log.seek(0)
+        return process.returncode, log.read(_SAID_BYTES).decode(errors="replace")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _copy_files(source: Path, target: Path) -> None:
     """Copies a folder of plain files without following links, even new ones."""
     if source.is_symlink():
         raise ClusterError(f"{source}: is a link, which is not followed; nothing was fetched")
+    size = 0
     for place, folders, files, descriptor in os.fwalk(source, follow_symlinks=False):
         copy = target / Path(place).relative_to(source)
         copy.mkdir()
@@ -124,7 +196,11 @@ def _copy_files(source: Path, target: Path) -> None:
                 open(os.open(name, flags, dir_fd=descriptor), "rb") as original,  # noqa: PTH123
                 (copy / name).open("xb") as new,
             ):
-                shutil.copyfileobj(original, new)
+                while content := original.read(_CHUNK):
+                    size += len(content)
+                    if size > FOLDER_BYTES:
+                        raise too_large(source, size, FOLDER_BYTES)
+                    new.write(content)
 
 
 def _refuse_links(source: Path, copy: Path) -> None:

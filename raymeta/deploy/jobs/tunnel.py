@@ -94,7 +94,7 @@ def tunnel(cluster: Path) -> Iterator[str]:
             if keeper.is_alive():
                 keeper.join()
             if process is not None:
-                _end(process)
+                end_process(process)
 
 
 def _dashboard_command(cluster: Path, port: int) -> list[str]:
@@ -102,7 +102,7 @@ def _dashboard_command(cluster: Path, port: int) -> list[str]:
     return [*ray, "dashboard", str(cluster), "--port", str(port), "--no-config-cache"]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and its children."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):  # it may have ended by itself

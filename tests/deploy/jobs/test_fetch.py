@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from raymeta.deploy.jobs.client import Job, Jobs
-from raymeta.deploy.jobs.fetch import fetch_run
+from raymeta.deploy.jobs.fetch import _received, fetch_run
 from raymeta.errors import RaymetaError
 from raymeta.storage.paths import RemotePath, path_at
 
@@ -28,8 +31,8 @@ class Cluster:
         now = datetime.now()
         return Job("job", self.run, self.runs_dir, "SUCCEEDED", "", now, now, 0)
 
-    def log(self, _: Job) -> str:
-        return self.said
+    async def output(self, _: Job) -> AsyncIterator[str]:
+        yield self.said
 
 
 def fetch(target: Path, run: str, runs_dir: str, said: str) -> Path:
@@ -164,7 +167,10 @@ def test_a_key_of_a_bucket_cannot_lead_out_of_the_target(
         def get_file_info(self, selector: Any) -> list[Any]:
             (info,) = run.filesystem.get_file_info(selector)
             evil = run.filesystem.get_file_info(run.path + "/experiment.yaml")
-            return [info, type("Info", (), {"path": f"{run.path}/{key}", "type": evil.type})]
+            return [
+                info,
+                type("Info", (), {"path": f"{run.path}/{key}", "type": evil.type, "size": 1}),
+            ]
 
         def open_input_stream(self, _: str) -> Any:
             return run.filesystem.open_input_stream(run.path + "/experiment.yaml")
@@ -190,3 +196,61 @@ def test_jobs_with_invalid_run_names_are_ignored_with_a_message(
     assert caplog.text == ""
     assert not _is_own(cast("Any", Details({"raymeta_run": "../../EVIL"})))
     assert "../../EVIL" in caplog.text
+
+
+def test_a_folder_of_any_size_fills_no_disk(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.deploy.jobs.fetch.FOLDER_BYTES", 1 << 20)
+    with (shared / "models" / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    began = time.monotonic()
+    told = refused_without_contents(tmp_path, shared)
+    assert "bytes or more, and at most 1,048,576 are copied" in told
+    assert time.monotonic() - began < 10
+
+
+def refused_without_contents(tmp_path: Path, shared: Path) -> str:
+    """As `refused`, without reading what is there."""
+    with pytest.raises(RaymetaError) as error:
+        fetch(tmp_path / "runs", "pen-1", str(shared.parent), str(shared))
+    assert list((tmp_path / "runs").iterdir()) == []
+    return str(error.value)
+
+
+def test_a_bucket_of_any_size_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str
+) -> None:
+    monkeypatch.setattr("raymeta.deploy.jobs.fetch.FOLDER_BYTES", 1000)
+    runs_dir = path_at(bucket)
+    (runs_dir / "pen-1" / "huge").write_bytes(bytes(1001))
+    with pytest.raises(RaymetaError, match=r"holds 1,001 bytes or more, and at most 1,000 are"):
+        fetch(tmp_path / "runs", "pen-1", bucket, str(runs_dir / "pen-1"))
+
+
+def test_what_comes_through_ssh_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymeta.deploy.jobs.fetch.FOLDER_BYTES", 1 << 20)
+    endless = "import sys, time; open(sys.argv[1], 'wb').truncate(1 << 30); time.sleep(600)"
+    command = [sys.executable, "-c", endless, str(tmp_path / "huge")]
+    began = time.monotonic()
+    with pytest.raises(RaymetaError, match="at most 1,048,576 are copied"):
+        _received(command, Path("/theirs"), tmp_path)
+    assert time.monotonic() - began < 60
+
+
+def test_only_the_head_of_a_log_is_received(tmp_path: Path) -> None:
+    sent = 0
+
+    class Endless(Cluster):
+        async def output(self, _: Job) -> AsyncIterator[str]:
+            nonlocal sent
+            while True:
+                sent += 1
+                yield "x" * 100_000
+
+    cluster = Endless("pen-1", "", "")
+    with pytest.raises(RaymetaError, match="pen-1: has no run folder"):
+        fetch_run(cast("Jobs", cluster), "job", tmp_path, None)
+    assert sent < 20
