@@ -25,12 +25,13 @@ from mends.machines import MACHINES
 from mends.mend import Mend
 from mends.numbers import NUMBERS
 from mends.search import SEARCH
+from mends.strangers import STRANGERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COPIED = ("raymeta", "tests", "cluster", "scripts", "pyproject.toml", "README.md")
 TIMEOUT_S = 900
 
-MENDS = MACHINES | SEARCH | NUMBERS | INPUTS
+MENDS = MACHINES | STRANGERS | SEARCH | NUMBERS | INPUTS
 
 
 def without(mend: Mend) -> str:

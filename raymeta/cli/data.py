@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated
 
 import typer
 
 from raymeta.cli.options import ExperimentArgument, SetOption, open_console
 from raymeta.errors import DataError, ExperimentError
+from raymeta.storage.paths import path_at
 
 
 def new(
@@ -36,7 +37,7 @@ def new(
         str | None, typer.Option("--time", metavar="COLUMN", help="What orders its rows.")
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o", "--output", metavar="FILE", help="The file to write; default: NAME.yaml."
         ),
@@ -50,8 +51,8 @@ def new(
     from raymeta.tasks.guess import guess_tasks  # noqa: PLC0415
 
     name = PurePosixPath(table.rstrip("/")).stem if "*" not in table else "own"
-    file = output or Path(f"{name or 'own'}.yaml")
-    if file.exists():
+    file = path_at(output or f"{name or 'own'}.yaml")
+    if file.is_file() or file.is_dir():
         raise ExperimentError(f"{file}: exists already; name another file with -o, or remove it")
     guess = guess_tasks(table, target=target, task=task or (), sequence=sequence, time=time)
     command = f"raymeta {shlex.join(sys.argv[1:])}"
@@ -74,7 +75,7 @@ def inspect(experiment: ExperimentArgument = None, overrides: SetOption = None) 
 
 def schema(
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option("-o", "--output", metavar="FILE", help="A file to write, not the terminal."),
     ] = None,
 ) -> None:
@@ -91,10 +92,11 @@ def schema(
     if output is None:
         sys.stdout.write(text)
         return
-    write_file(output, text.encode())
-    first_line = f"# yaml-language-server: $schema={output.name}"
+    file = path_at(output)
+    write_file(file, text.encode())
+    first_line = f"# yaml-language-server: $schema={file.name}"
     console.print(
-        f"wrote {output}; begin a file beside it with:\n{first_line}",
+        f"wrote {file}; begin a file beside it with:\n{first_line}",
         highlight=False,
         soft_wrap=True,
     )

@@ -16,6 +16,7 @@ from raymeta.errors import ExperimentError
 from raymeta.experiment import yaml_lines
 from raymeta.experiment.file import load_experiment, shipped_experiments, to_yaml
 from raymeta.experiment.json_schema import json_schema
+from raymeta.storage.paths import path_at
 
 SCHEMA = json_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
@@ -101,3 +102,17 @@ def test_the_command_writes_it_or_prints_it(
     told = CliRunner().invoke(app, ["schema", "-o", "raymeta.json"]).stdout
     assert "# yaml-language-server: $schema=raymeta.json" in told
     assert json.loads((tmp_path / "raymeta.json").read_text()) == SCHEMA
+
+
+def test_it_is_written_to_a_storage_as_it_is_to_a_folder(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri = str(path_at(bucket) / "raymeta.json")
+    found = CliRunner().invoke(app, ["schema", "-o", uri])
+    assert found.exit_code == 0
+    assert "$schema=raymeta.json" in found.stdout
+    assert json.loads(path_at(uri).read_text()) == SCHEMA
+    nowhere = CliRunner().invoke(app, ["schema", "-o", "nowhere://bucket/raymeta.json"])
+    assert "is not a storage that Arrow can open" in str(nowhere.exception)
+    assert list(tmp_path.iterdir()) == []
