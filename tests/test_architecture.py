@@ -191,6 +191,7 @@ KNOWN_TO = {
         "raymeta.inference.tables",
         "raymeta.serving.arrow",
         "raymeta.serving.bodies",
+        "raymeta.serving.forecasts",
         "raymeta.storage.paths",
         "raymeta.storage.tune",
         "raymeta.tasks.table_files",

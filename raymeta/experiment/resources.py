@@ -41,7 +41,10 @@ class Resources(Section):
         "before there is one)",
     )
     collective_timeout_s: float = Field(
-        300, gt=0, description="seconds that a trial's workers wait for each other"
+        300,
+        gt=0,
+        description="seconds that a trial's workers wait for each other at most; report_timeout_s, "
+        "which follows the reports so far, ends a hung trial sooner where it is shorter",
     )
     grace_s: float = Field(
         25,

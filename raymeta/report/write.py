@@ -171,7 +171,7 @@ def _meta_test(page: Page, facts: RunFacts, result: MetaTest) -> None:
 
 
 def _drawings(page: Page, facts: RunFacts, drawings: Drawings) -> None:
-    """What the network does, drawn: episodes, forecasts, whom it takes for whom."""
+    """Draws what the network does: episodes, forecasts, and which classes it confuses."""
     several = facts.meta_test is not None and len(facts.meta_test.rows[0].seeds) > 1
     whose = "the first of the trainings" if several else "the network"
     page.section("What it does")
@@ -223,7 +223,7 @@ def _drawings(page: Page, facts: RunFacts, drawings: Drawings) -> None:
 
 
 def _shown_forecasts(facts: RunFacts, drawn: DrawnForecast) -> dict[str, str]:
-    """Whose forecasts are drawn, the network's first, with their colours."""
+    """Chooses the forecasters to draw, the network first, with their colours."""
     rows = facts.meta_test.rows if facts.meta_test is not None else ()
     controls = [row.label for row in rows if row.name in ("seasonal_naive", "naive", "ets")]
     found = [next(iter(drawn.forecasts), ""), *(c for c in controls if c in drawn.forecasts)]

@@ -13,7 +13,7 @@ from curve_gp import MOST_PER_TRIAL, CurveData, CurveGP
 
 
 def matern(a: np.ndarray, b: np.ndarray, lengths: np.ndarray) -> float:
-    """Of two points."""
+    """Computes the Matérn kernel of two points."""
     r = np.sqrt(5.0 * (((a - b) / lengths) ** 2).sum())
     return float((1 + r + r**2 / 3) * np.exp(-r))
 
@@ -22,7 +22,7 @@ Known = tuple[np.ndarray, float, int]  # a value's point, share of the budget, t
 
 
 def covariance(model: CurveGP, one: Known, other: Known) -> float:
-    """Of two values, term by term as the module's docstring has them."""
+    """Computes the covariance of two values, term by term as the module's docstring has them."""
     a, d, g, h, e, b = np.exp(model.hyperparameters[:6])
     levels, decays = np.split(np.exp(model.hyperparameters[7:]), 2)
     (x, t, i), (y, s, j) = one, other

@@ -246,7 +246,7 @@ def test_only_the_head_of_a_log_is_received(tmp_path: Path) -> None:
     class Long(Cluster):
         async def output(self, _: Job) -> AsyncIterator[str]:
             nonlocal sent
-            for _ in range(100):  # of any number
+            for _part in range(100):  # of any number
                 sent += 1
                 yield "x" * 100_000
 
