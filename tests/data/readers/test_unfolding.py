@@ -50,7 +50,7 @@ def views() -> pa.Table:
 
 def parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, store_schema=False)  # else Arrow knows codes by itself
     return sink.getvalue()
 
 

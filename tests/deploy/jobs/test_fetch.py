@@ -232,12 +232,12 @@ def test_what_comes_through_ssh_fills_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raymeta.deploy.jobs.fetch.FOLDER_BYTES", 1 << 20)
-    endless = "import sys, time; open(sys.argv[1], 'wb').truncate(1 << 30); time.sleep(600)"
+    endless = "import sys, time; open(sys.argv[1], 'wb').truncate(1 << 30); time.sleep(20)"
     command = [sys.executable, "-c", endless, str(tmp_path / "huge")]
     began = time.monotonic()
     with pytest.raises(RaymetaError, match="at most 1,048,576 are copied"):
         _received(command, Path("/theirs"), tmp_path)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 15
 
 
 def test_only_the_head_of_a_log_is_received(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_only_the_head_of_a_log_is_received(tmp_path: Path) -> None:
     class Long(Cluster):
         async def output(self, _: Job) -> AsyncIterator[str]:
             nonlocal sent
-            for _part in range(100):  # of any number
+            while sent < 100:
                 sent += 1
                 yield "x" * 100_000
 
