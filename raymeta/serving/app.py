@@ -44,6 +44,7 @@ from raymeta.storage.paths import path_at
 TOKEN_VARIABLE = "RAYMETA_SERVE_TOKEN"  # noqa: S105  (its name)
 NAME = "raymeta"  # of the application
 _BODY_S = 60  # to receive a body in
+_FORGOTTEN = 8  # times the most bytes of a body: what is longer breaks the connection
 _RETRY_S = 60  # to find a replica in that lives
 _QUEUED = 200  # requests that wait for a replica; more are refused
 _AT_ONCE = 2  # requests that a replica has taken, one of which is under way
@@ -264,18 +265,25 @@ class Door:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """Receives the body, and stops within one part above the size limit."""
+        """Receives the body; of one that is too large, the rest is received and forgotten.
+
+        A client that is answered while it sends sees a broken connection, and no answer.
+        """
+        most = self._limits.body_bytes
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.body_bytes:
+        if not length.isdecimal() or len(length) > 18 or int(length) > _FORGOTTEN * most:
             raise too_large(self._limits)
         parts, size = [], 0
         chunks: AsyncIterator[bytes] = request.stream()
         async with asyncio.timeout(_BODY_S):
             async for part in chunks:
                 size += len(part)
-                if size > self._limits.body_bytes:
+                if size > _FORGOTTEN * most:
                     raise too_large(self._limits)
-                parts.append(part)
+                if size <= most:
+                    parts.append(part)
+        if size > most:
+            raise too_large(self._limits)
         return b"".join(parts)
 
     async def _ask(self, method: str, *arguments: Any) -> Answer:

@@ -91,7 +91,7 @@ def test_diverging_trials_are_abandoned_and_the_search_goes_on_with_the_same_wor
     tmp_path: Path,
 ) -> None:
     experiment = tiny_experiment(
-        "resources={num_workers: 2, max_failures: 0}",
+        "resources={num_workers: 2, cpus_per_worker: 2, max_failures: 0}",  # one trial at once
         "training.max_skipped=0",
         "search.num_trials=4",
         "search.num_sobol=2",

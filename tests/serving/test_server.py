@@ -16,7 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -461,6 +461,22 @@ def test_a_broken_request_gets_one_message(
     assert any(part in error for part in message.split("|")), error
     assert len(error) < 1500
     assert str(server.token_file.parent) not in error
+
+
+def test_a_client_that_sends_too_much_slowly_reads_why_it_was_refused(server: Server) -> None:
+    address = urllib.parse.urlsplit(server.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
+    with closing(connection):
+        connection.putrequest("POST", "/tasks")
+        connection.putheader("Authorization", f"Bearer {server.token_file.read_text()}")
+        connection.putheader("Content-Type", JSON)
+        connection.putheader("Content-Length", "1000000")
+        connection.endheaders()
+        for _ in range(10):
+            time.sleep(0.1)
+            connection.send(b"a" * 100_000)
+        answer = connection.getresponse()
+        assert (answer.status, b"at most 524288 bytes" in answer.read()) == (413, True)
 
 
 def test_prometheus_gets_figures_and_clients_what_the_network_expects(server: Server) -> None:
