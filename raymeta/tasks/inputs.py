@@ -39,8 +39,8 @@ class Inputs:
     or a number if it is `numeric_target`.  `classes` are the ways' meanings if all tasks share
     their classes.  `stream_steps` is the longest sequence that can be read step by step; None if an
     example must be prepared as a whole, by the settings named in `prepared_by` if the source has
-    others that need it not.  `scaling` of such a source is the mean and the deviation
-    `[C]` of the channels, by which `prepare` standardises every step and does no more.
+    others that need it not.  `scaling` is the mean and the deviation `[D]` by which `prepare`
+    standardises every step, last of all; where there are `stream_steps` it does no more.
 
     The last channels are categories if `levels` has the levels of each in training, None for a
     missing value: only a table can tell them, and an example has their codes (`level_code`).

@@ -195,7 +195,7 @@ def table_inputs(settings: TableTasks, facts: Mapping[str, Any]) -> Inputs:
         classes=tuple(map(str, facts.get("classes", ()))),
         stream_steps=settings.example_steps if is_plain else None,
         prepared_by=tuple(key for key, is_set in prepared_by.items() if is_set),
-        scaling=(mean, deviation) if is_plain else None,
+        scaling=(mean, deviation),
         features=() if is_plain else tuple(features),
         may_miss=settings.missing != "refuse",
         is_timed=fills_in and settings.time is not None,

@@ -4,6 +4,9 @@ All compute in float32.  Examples come in as their user has them, double `[N, T,
 int64 `lengths` `[N]`; the preparation of the training is part of the graph.  What `Adapted.predict`
 refuses (NaN, sequences longer than in training) a graph cannot refuse: it answers something.
 
+Categories come in as int64 codes `categories` `[N, T, K]` (`support_categories` of the support),
+whose meaning the metadata `categories` has: see `raymeta.inference.export.tables`.
+
 Shape legend: N examples, T time steps, C channels, K classes, O outputs, L layers, H hidden units.
 """
 
@@ -33,7 +36,12 @@ from raymeta.inference.export.network import (
     recurrent_layer,
 )
 from raymeta.inference.export.nodes import Nodes
-from raymeta.inference.export.preparation import check_exportable, raw_input, standardised
+from raymeta.inference.export.preparation import (
+    check_exportable,
+    input_notes,
+    raw_input,
+    standardised,
+)
 from raymeta.inference.heads import affine_head
 from raymeta.inference.stream import Stream
 from raymeta.inference.trained import Trained
@@ -290,7 +298,7 @@ def _notes(trained: Trained, labels: np.ndarray | None) -> dict[str, str]:
         "raymeta_version": version("raymeta"),
         "experiment": trained.experiment.name,
         "learner": trained.recipe.learner.name,
-        "channels": json.dumps(trained.inputs.channels),
+        **input_notes(trained),
     }
     if labels is not None:
         notes["labels"] = json.dumps(labels.tolist(), ensure_ascii=False)

@@ -5,12 +5,15 @@ Shape legend: N examples, T time steps (raw), P points (prepared), C channels.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from raymeta.errors import DataError
 from raymeta.inference.export.nodes import INT64_MAX, Nodes
+from raymeta.inference.export.tables import table_features
 from raymeta.inference.trained import Trained
 from raymeta.tasks.pen import context_places
 from raymeta.tasks.settings import PenTasks
@@ -49,11 +52,6 @@ def check_exportable(trained: Trained) -> None:
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
         )
-    if isinstance(settings, TableTasks) and settings.categories:
-        raise DataError(
-            "a network that was trained with tasks.categories cannot be exported: ONNX graphs here "
-            "take numbers alone, and the lookup of levels has no form yet; use raymeta predict"
-        )
     if isinstance(settings, TableTasks) and settings.spectrum is not None:
         raise DataError(
             "a network that was trained with tasks.spectrum cannot be exported: the amplitudes "
@@ -77,7 +75,8 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
     """Adds the inputs `{prefix}x`, double `[N, T, C]`, and `{prefix}lengths`, int64 `[N]`.
 
     They take what `Model.adapt` and `Adapted.predict` take, padded to one length by anything.  A
-    source whose examples are one time step has no lengths.
+    source whose examples are one time step has no lengths.  For what tables have besides numbers,
+    see `raymeta.inference.export.tables`.
 
     Args:
         nodes: of the graph.
@@ -88,7 +87,8 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
     settings, inputs = trained.experiment.tasks, trained.inputs
     is_one_step = inputs.stream_steps == 1
     steps: int | str = 1 if is_one_step else f"{prefix}steps"
-    x = nodes.input(f"{prefix}x", "double", [axis, steps, len(inputs.channels)])
+    channels = number_channels(trained)
+    x = nodes.input(f"{prefix}x", "double", [axis, steps, len(channels)]) if channels else ""
     if is_one_step:
         lengths = nodes.op("Expand", nodes.constant(1, np.int64), nodes.size(x, 0))
     else:
@@ -97,14 +97,39 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
         points = _strokes(nodes, x, lengths, settings.num_points, settings.context_grid)
         full = nodes.op("Expand", nodes.constant(settings.num_points, np.int64), nodes.size(x, 0))
         return RawInput(points, full)
+    if isinstance(settings, TableTasks):
+        x = table_features(nodes, trained, settings, x, prefix, axis)
     return RawInput(nodes.cast(standardised(nodes, trained, x), "float"), lengths)
 
 
+def number_channels(trained: Trained) -> tuple[str, ...]:
+    """The names of the numbers that `x` has at a time step."""
+    return tuple(name for name in trained.inputs.channels if name not in trained.inputs.levels)
+
+
+def input_notes(trained: Trained) -> dict[str, str]:
+    """The metadata that say how the inputs are made, as JSON.
+
+    `channels` are those of `x`, in their order; `categories`, where there are any, have the levels
+    of each in the order of their codes, see `raymeta.inference.export.tables`.
+    """
+    found: dict[str, Any] = {"channels": number_channels(trained)}
+    if trained.inputs.levels:
+        found["categories"] = {name: list(own) for name, own in trained.inputs.levels.items()}
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in found.items()}
+
+
 def standardised(nodes: Nodes, trained: Trained, x: str) -> str:
-    """Channels in their user's units as the networks know them, double."""
+    """Numbers `[…, D]` in their user's units as the networks know them, double.
+
+    What is not known (NaN) is the mean.
+    """
     assert trained.inputs.scaling is not None, "other sources prepare more"
     mean, deviation = (nodes.constant(value, np.float64) for value in trained.inputs.scaling)
-    return nodes.op("Div", nodes.op("Sub", x, mean), deviation)
+    found = nodes.op("Div", nodes.op("Sub", x, mean), deviation)
+    if not trained.inputs.prepared_by:
+        return found
+    return nodes.op("Where", nodes.op("IsNaN", found), nodes.constant(0.0, np.float64), found)
 
 
 def _strokes(nodes: Nodes, x: str, lengths: str, num_points: int, context_grid: int) -> str:

@@ -44,7 +44,7 @@ def program_bytes(
         DataError: the network has no such form; with the reason.
     """
     spec = trained.recipe.spec
-    if trained.inputs.scaling is None:
+    if trained.inputs.scaling is None or trained.inputs.prepared_by:
         raise DataError(
             "this network cannot be written as .pt2: the preparation of its examples has no such "
             "form; networks of numbers in tables have one, without missing values, times, "

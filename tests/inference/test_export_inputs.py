@@ -1,0 +1,102 @@
+"""ONNX graphs take what a network was trained on, beside numbers: categories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import raymeta
+from raymeta.errors import DataError, DataWarning
+from tests.inference.conftest import TABLE, make_run
+from tests.inference.test_categories import write_modes
+from tests.inference.test_export import assert_close, onnxruntime, padded, run
+
+Arrays = dict[str, np.ndarray]
+
+
+def notes_of(file: Path) -> dict[str, Any]:
+    """Reads the metadata that say how inputs are made, as a device does."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    notes = session.get_modelmeta().custom_metadata_map
+    return {name: json.loads(notes[name]) for name in INPUT_NOTES if name in notes}
+
+
+INPUT_NOTES = ("channels", "categories")
+
+
+def rows_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """The sequences in the order in which raymeta reads them."""
+    parts = frame.groupby("recording", sort=False)
+    return [part.sort_values("second") for _, part in parts]
+
+
+def encoded(frame: pd.DataFrame, notes: dict[str, Any], prefix: str = "") -> Arrays:
+    """Makes the inputs of a graph of a table by the graph's metadata alone."""
+    parts, levels = rows_of(frame), notes["categories"]
+    numbers = [part[notes["channels"]].to_numpy() for part in parts]
+    found = padded(numbers, prefix)
+    codes = np.full((*found[f"{prefix}x"].shape[:2], len(levels)), 99)  # what pads matters not
+    for row, part in zip(codes, parts, strict=True):
+        for place, (name, own) in enumerate(levels.items()):
+            texts = [None if pd.isna(v) else str(v).lower() for v in part[name]]
+            row[: len(part), place] = [own.index(t) if t in own else -1 for t in texts]
+    if not notes["channels"]:
+        del found[f"{prefix}x"]
+    return {**found, f"{prefix}categories": codes}
+
+
+def modes_run(folder: Path, learner: str, features: str = "volt, ampere") -> pd.DataFrame:
+    """Makes a run in `folder`; returns its data."""
+    frame = write_modes(folder)
+    text = TABLE.format(folder=folder / "data", features=features)
+    (folder / "modes.yaml").write_text(text + "  categories: [switch, mode]\n")
+    make_run(folder, str(folder / "modes.yaml"), f"learner={learner}")
+    return frame
+
+
+@pytest.mark.parametrize("learner", ["maml", "prototypes", "alignment", "cavia"])
+def test_categories_are_codes_that_the_metadata_name(tmp_path: Path, learner: str) -> None:
+    frame = modes_run(tmp_path, learner)
+    (folder,) = (tmp_path / "runs").iterdir()
+    model = raymeta.load(str(folder))
+    kinds = sorted(frame["kind"].unique())
+    support = frame[frame["kind"].isin(kinds[:3])]
+    queries = frame[frame["kind"].isin(kinds[3:])].drop(columns="kind")
+    place = np.arange(len(queries))
+    queries["mode"] = queries["mode"].where(place % 5 > 0, "odd")  # unknown
+    # Never missing in training.
+    queries["switch"] = queries["switch"].astype(str).where(place % 7 > 0, None)
+    adapted = model.adapt(support)
+    with pytest.warns(DataWarning, match="did not occur"):
+        wanted = adapted.predict_proba(queries)
+    adapted.export(tmp_path / "a.onnx")
+    notes = notes_of(tmp_path / "a.onnx")
+    assert notes["channels"] == ["volt", "ampere"]
+    assert notes["categories"] == {"switch": ["false", "true"], "mode": ["high", "low", None]}
+    found = run(tmp_path / "a.onnx", encoded(queries, notes))
+    assert_close(found["probabilities"], wanted)
+    model.export(tmp_path / "m.onnx")
+    y = [kinds.index(part["kind"].iloc[0]) for part in rows_of(support)]
+    inputs = {**encoded(support, notes, "support_"), **encoded(queries, notes)}
+    found = run(tmp_path / "m.onnx", {**inputs, "support_y": np.array(y)})
+    assert_close(found["probabilities"], wanted)
+    with pytest.raises(DataError, match=r"cannot be streamed: .*tasks\.categories"):
+        adapted.export(tmp_path / "s.onnx", stream=True)
+
+
+def test_a_table_of_categories_alone_has_no_numbers(tmp_path: Path) -> None:
+    frame = modes_run(tmp_path, "ridge", features="")
+    (folder,) = (tmp_path / "runs").iterdir()
+    kinds = sorted(frame["kind"].unique())[:3]
+    support = frame[frame["kind"].isin(kinds)]
+    adapted = raymeta.load(str(folder)).adapt(support)
+    adapted.export(tmp_path / "a.onnx")
+    inputs = encoded(support, notes_of(tmp_path / "a.onnx"))
+    assert set(inputs) == {"lengths", "categories"}
+    found = run(tmp_path / "a.onnx", inputs)
+    assert_close(found["probabilities"], adapted.predict_proba(support))
