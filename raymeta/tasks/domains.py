@@ -211,7 +211,7 @@ def text_inputs_of(
     """
     check_facts(settings, facts, "max_tokens")
     if settings.encoder is None:
-        prepare: Prepare = partial(_prepared, _number_of(facts["vocabulary"]), settings.max_tokens)
+        prepare: Prepare = partial(_prepared, number_of(facts["vocabulary"]), settings.max_tokens)
         words: Words = partial(_words, settings.max_tokens)
     else:
         prepare = partial(_prepared_by_encoder, settings, str(facts["encoder"]))
@@ -228,14 +228,14 @@ def text_inputs_of(
 
 
 def _prepared(
-    number_of: Mapping[str, int], max_tokens: int, texts: Sequence[str], names: Sequence[str]
+    numbers: Mapping[str, int], max_tokens: int, texts: Sequence[str], names: Sequence[str]
 ) -> list[np.ndarray]:
     found = []
     for name, text in zip(names, texts, strict=True):
         tokens = tokenize(text)[:max_tokens]
         if not tokens:
             raise DataError(f"{name}: has no word, number, `!` or `?`; remove it")
-        found.append(np.array([number_of.get(token, UNKNOWN) for token in tokens], dtype=np.int64))
+        found.append(np.array([numbers.get(token, UNKNOWN) for token in tokens], dtype=np.int64))
     return found
 
 
@@ -289,17 +289,17 @@ def _vocabulary(sentences: Sequences, min_count: int) -> list[str]:
     return sorted(token for token, count in counts.items() if count >= min_count)
 
 
-def _number_of(vocabulary: Sequence[str]) -> dict[str, int]:
+def number_of(vocabulary: Sequence[str]) -> dict[str, int]:
     """Maps each known word to its token id."""
     return {token: number for number, token in enumerate(vocabulary, start=UNKNOWN + 1)}
 
 
 def _encode(sentences: Sequences, vocabulary: Sequence[str], max_tokens: int) -> np.ndarray:
     """Token ids int64 `[S, max_tokens]`, padded."""
-    number_of = _number_of(vocabulary)
+    numbers = number_of(vocabulary)
     ids = np.full((len(sentences), max_tokens), PADDING, dtype=np.int64)
     for row, tokens in enumerate(sentences.x):
-        ids[row, : len(tokens)] = [number_of.get(token, UNKNOWN) for token in tokens]
+        ids[row, : len(tokens)] = [numbers.get(token, UNKNOWN) for token in tokens]
     return ids
 
 

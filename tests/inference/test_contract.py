@@ -194,13 +194,13 @@ def test_the_networks_of_a_refit_answer_as_the_ensemble_of_the_meta_test(
         file.write_bytes(second)
 
 
-def test_texts_go_through_the_encoder_of_the_training_and_no_other(
-    run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_vectors, "cache_folder", lambda _: tmp_path / "cache")
-    encoder = write_encoder(tmp_path / "encoder")
-    folder = tmp_path / "sentences"
-    folder.mkdir()
+def encoder_run(
+    run_of: RunOf, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> tuple[Run, Path]:
+    """Makes a run on sentences that an encoder in `folder` reads, and that encoder."""
+    monkeypatch.setattr(token_vectors, "cache_folder", lambda _: folder / "cache")
+    encoder = write_encoder(folder / "encoder")
+    (folder / "sentences").mkdir()
     colours = ["red", "green", "blue"]
     for domain in ("books", "films", "phones"):
         rows = [
@@ -208,17 +208,24 @@ def test_texts_go_through_the_encoder_of_the_training_and_no_other(
             for label, judgement in enumerate(("bad", "good"))
             for one, other, third in product(colours, colours, colours)
         ]
-        (folder / f"{domain}.json").write_text(json.dumps(rows))
+        (folder / "sentences" / f"{domain}.json").write_text(json.dumps(rows))
     run = run_of(
         "sentiment",
-        f"tasks.data_dir={folder}",
+        f"tasks.data_dir={folder / 'sentences'}",
         "tasks.test_domain=phones",
         "tasks.num_queries=1",
         f"tasks.encoder={encoder}",
         f"tasks.max_tokens={MAX_TOKENS}",
-        "learner=prototypes",
         "tasks.num_shots=1",
+        *overrides,
     )
+    return run, encoder
+
+
+def test_texts_go_through_the_encoder_of_the_training_and_no_other(
+    run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, encoder = encoder_run(run_of, tmp_path, monkeypatch, "learner=prototypes")
     model = raymeta.load(str(run.path))
     texts = ["good films!", "bad phones", "bad bad red books"]
     tasks = load_tasks(run.best_experiment())

@@ -251,7 +251,6 @@ def test_the_graph_of_a_stream_takes_and_returns_its_state(
 @pytest.mark.parametrize(
     ("source", "overrides", "said"),
     [
-        ("text", (), "texts cannot be exported: ONNX has no operation"),
         ("table", ("training.precision=bfloat16",), "precision bfloat16 cannot be exported"),
         (
             "table",

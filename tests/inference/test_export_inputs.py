@@ -1,8 +1,10 @@
-"""ONNX graphs take what a network was trained on, beside numbers: categories."""
+"""ONNX graphs take what a network was trained on, beside numbers: categories, texts."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 
 import raymeta
 from raymeta.errors import DataError, DataWarning
-from tests.inference.conftest import TABLE, make_run
+from tests.inference.conftest import TABLE, RunOf, make_run
 from tests.inference.test_categories import write_modes
+from tests.inference.test_contract import encoder_run
 from tests.inference.test_export import assert_close, onnxruntime, padded, run
 
 Arrays = dict[str, np.ndarray]
@@ -26,7 +29,10 @@ def notes_of(file: Path) -> dict[str, Any]:
     return {name: json.loads(notes[name]) for name in INPUT_NOTES if name in notes}
 
 
-INPUT_NOTES = ("channels", "categories")
+INPUT_NOTES = (
+    *("channels", "categories"),
+    *("tokens", "vocabulary", "unknown", "max_tokens", "encoder"),
+)
 
 
 def rows_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -100,3 +106,90 @@ def test_a_table_of_categories_alone_has_no_numbers(tmp_path: Path) -> None:
     assert set(inputs) == {"lengths", "categories"}
     found = run(tmp_path / "a.onnx", inputs)
     assert_close(found["probabilities"], adapted.predict_proba(support))
+
+
+def numbered(texts: list[str], notes: dict[str, Any], prefix: str = "") -> Arrays:
+    """Makes the inputs of a graph of texts by the graph's metadata alone."""
+    tokens = [re.findall(notes["tokens"], text.lower()) for text in texts]
+    known, unknown = notes["vocabulary"], notes["unknown"]
+    x = np.full((len(texts), max(map(len, tokens))), 10**9)  # what pads matters not
+    for row, own in zip(x, tokens, strict=True):
+        row[: len(own)] = [known.get(token, unknown) for token in own]
+    return {f"{prefix}x": x, f"{prefix}lengths": np.array([len(own) for own in tokens])}
+
+
+TEXTS = ["word1 word2 fine", "WORD3 poor!", "word4 word5, word6 word7 fine fine", "word8 poor"]
+ASKED = [
+    *("word9", "nobody's word10 is fine?", "poor word11 word1", "strange"),
+    " ".join(f"word{number}" for number in range(20)),  # more than max_tokens
+]
+MOODS = ["fine", "poor", "fine", "poor"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("learner=prototypes", "model.bidirectional=true"),
+        ("learner=alignment", "model.pooling=attention"),
+        ("learner=ridge", "model.stacked_steps=3"),
+        ("learner=maml", "maml.inner_lr=1.0", "model.pooling=mean", "model.bidirectional=true"),
+        ("learner=maml", "maml.inner_lr=1.0", "model.stacked_steps=3", "maml.inner_clip=0.5"),
+        ("learner=maml", "maml.adapt=head"),
+        ("learner=meta_sgd", "model.cell=lstm"),
+        ("learner=imaml",),
+        ("learner=cavia",),
+    ],
+    ids=" ".join,
+)
+def test_texts_are_tokens_that_the_metadata_number(
+    run_of: RunOf, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    model = raymeta.load(str(run_of("text", *settings).path))
+    adapted = model.adapt(TEXTS, MOODS)
+    wanted = adapted.predict_proba(ASKED)
+    adapted.export(tmp_path / "a.onnx")
+    notes = notes_of(tmp_path / "a.onnx")
+    assert notes["max_tokens"] == 12
+    found = run(tmp_path / "a.onnx", numbered(ASKED, notes))
+    assert_close(found["probabilities"], wanted)
+    assert found["prediction"].tolist() == adapted.predict(ASKED).tolist()
+    model.export(tmp_path / "m.onnx")
+    inputs = {**numbered(TEXTS, notes, "support_"), **numbered(ASKED, notes)}
+    found = run(tmp_path / "m.onnx", {**inputs, "support_y": np.array([0, 1, 0, 1])})
+    assert_close(found["probabilities"], wanted)
+
+
+def test_steps_move_the_vectors_of_tokens(run_of: RunOf, tmp_path: Path) -> None:
+    settings = ("learner=maml", "maml.inner_lr=1.0", "model.pooling=mean")
+    model = raymeta.load(str(run_of("text", *settings, "model.bidirectional=true").path))
+    adapted = model.adapt(TEXTS, MOODS)
+    wanted = adapted.predict_proba(ASKED)
+    own = {**adapted.params[0], "embedding.weight": model.networks[0]["embedding.weight"][None]}
+    unmoved = replace(adapted, params=(own,)).predict_proba(ASKED)
+    assert abs(unmoved - wanted).max() > 1e-4  # so that a wrong gradient would be seen above
+    with pytest.raises(DataError, match="cannot be streamed"):
+        adapted.export(tmp_path / "s.onnx", stream=True)
+
+
+def test_the_vectors_of_an_encoder_are_inputs(
+    run_of: RunOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, encoder = encoder_run(run_of, tmp_path, monkeypatch, "learner=maml")
+    model = raymeta.load(str(trained.path))
+    texts, asked = ["good films!", "bad phones"], ["bad bad red books", "good", "blue films"]
+    adapted = model.adapt(texts, [1, 0])
+    wanted = adapted.predict_proba(asked)
+    adapted.export(tmp_path / "a.onnx")
+    named = notes_of(tmp_path / "a.onnx")["encoder"]
+    assert named == {"name": str(encoder), "digest": model.trained.identity.facts["encoder"]}
+    support, queries = (model.trained.inputs.prepare(one, one) for one in (texts, asked))
+    inputs = as_float(padded(queries))
+    assert_close(run(tmp_path / "a.onnx", inputs)["probabilities"], wanted)
+    model.export(tmp_path / "m.onnx")
+    inputs |= as_float(padded(support, "support_")) | {"support_y": np.array([1, 0])}
+    assert_close(run(tmp_path / "m.onnx", inputs)["probabilities"], wanted)
+
+
+def as_float(inputs: Arrays) -> Arrays:
+    """The inputs in single precision where they are not lengths."""
+    return {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in inputs.items()}

@@ -20,7 +20,7 @@ from raymeta.storage.paths import AnyPath
 # Words of a–z (contractions whole), numbers and marks; a Chinese or Japanese character each; words
 # of any other letters.  An accented letter within an English word parts it: that is how the
 # vocabulary of the shipped sentences was made, and it stays so.
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r"[a-z]+(?:'[a-z]+)?|[0-9]+|[!?]"
     r"|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
     r"|(?<!\w)[^\W\x00-\x7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]++(?![a-z])"
@@ -32,7 +32,7 @@ _MAX_PARTED = 0.05  # of a file's sentences, before it warns
 
 def tokenize(text: str) -> list[str]:
     """Lower-case words (contractions whole), numbers, `!` and `?`."""
-    return _TOKEN.findall(text.lower())
+    return TOKEN.findall(text.lower())
 
 
 def read_sentences(path: AnyPath) -> Sequences:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raymeta.inference.export.network import ATTENTION, Pass, axis_of
+from raymeta.inference.export.network import ATTENTION, EMBEDDING, Pass, axis_of
 from raymeta.inference.export.nodes import INT64_MAX, Body, Nodes
 from raymeta.nn.cells import NUM_GATES
 from raymeta.nn.networks import NetworkSpec
@@ -79,7 +79,27 @@ def gradient(
             grads[f"{kind}{layer}"] = nodes.op("Concat", *values, axis=0)
         above = below[0] if len(below) == 1 else nodes.op("Add", *below)
         last = [zero for _ in directions]
+    if trace.tokens:
+        grads[EMBEDDING] = _by_embedding(nodes, spec, params[EMBEDDING], trace, above)
     return grads
+
+
+def _by_embedding(
+    nodes: Nodes, spec: NetworkSpec, embedding: str, trace: Pass, by_inputs: str
+) -> str:
+    """The gradient by the table of tokens: that by the inputs, added up at each token's row."""
+    if spec.stacked_steps > 1:
+        examples = nodes.op("Transpose", by_inputs, perm=[1, 0, 2])
+        steps = nodes.op(
+            "Transpose", nodes.reshape(examples, 0, -1, spec.input_size), perm=[1, 0, 2]
+        )
+        ends = (axis_of(nodes, 0), nodes.size(trace.tokens, 0), axis_of(nodes, 0))
+        by_inputs = nodes.op("Slice", steps, *ends)
+    # What fills the last stack is no token.
+    by_tokens = nodes.reshape(nodes.op("Mul", by_inputs, trace.inside), -1, spec.input_size)
+    none = nodes.op("Mul", embedding, nodes.constant(0.0))
+    rows = nodes.reshape(trace.tokens, -1, 1)
+    return nodes.op("ScatterND", none, rows, by_tokens, reduction="add")
 
 
 @dataclass(frozen=True)

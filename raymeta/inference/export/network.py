@@ -17,6 +17,8 @@ from raymeta.inference.export.nodes import INT64_MAX, Nodes
 from raymeta.nn.networks import NetworkSpec
 
 ATTENTION, WEIGHT, BIAS = "attention.weight", "head.weight", "head.bias"
+EMBEDDING = "embedding.weight"
+_ALIKE = (EMBEDDING, ATTENTION, WEIGHT, BIAS)  # in ONNX as in torch
 # torch's gate of each of ONNX's gates
 _ORDER = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 
@@ -35,7 +37,7 @@ def onnx_form(spec: NetworkSpec, params: Mapping[str, np.ndarray]) -> dict[str, 
 
     A weight may be `[1, 1]`, one number for all its elements.
     """
-    found = {name: params[name] for name in (ATTENTION, WEIGHT, BIAS) if name in params}
+    found = {name: params[name] for name in _ALIKE if name in params}
 
     def of_directions(name: str) -> list[np.ndarray]:
         return [in_onnx_order(spec, params[f"rnn.{name}{suffix}"]) for suffix in spec.suffixes]
@@ -55,7 +57,8 @@ class Pass:
     """The results of a forward pass: `pooled` `[N, F]`, and the values that its gradient needs.
 
     `inputs` `[T, N, ·]` and `states` `[T, D, N, H]` are those of each layer, `valid` `[T, N, 1]` is
-    1 within an example; `weights` are of the attention, `[T, N, 1]`.
+    1 within an example; `weights` are of the attention, `[T, N, 1]`.  Of texts there are also the
+    `tokens` `[T, N]`, and `inside` `[T, N, 1]`, which is `valid` before steps are stacked.
     """
 
     pooled: str
@@ -64,6 +67,8 @@ class Pass:
     sequence: str
     valid: str
     weights: str = ""
+    tokens: str = ""
+    inside: str = ""
 
 
 def recurrent_layer(
@@ -100,13 +105,18 @@ def forward_pass(
         nodes: of the graph.
         spec: the network.
         params: names of the parameters' values.
-        x: float `[N, T, C]`.
+        x: float `[N, T, C]`, or token ids int64 `[N, T]`.
         lengths: int64 `[N]`.
     """
-    sequence = nodes.op("Transpose", x, perm=[1, 0, 2])
+    tokens = ""
+    if spec.vocabulary_size is None:
+        sequence = nodes.op("Transpose", x, perm=[1, 0, 2])
+    else:
+        tokens = nodes.op("Transpose", x, perm=[1, 0])
+        sequence = nodes.op("Gather", params[EMBEDDING], tokens, axis=0)
     steps = nodes.reshape(nodes.numbers(nodes.size(sequence, 0)), -1, 1, 1)
     is_valid = nodes.op("Less", steps, nodes.reshape(lengths, 1, -1, 1))
-    valid = nodes.cast(is_valid, "float")
+    valid = inside = nodes.cast(is_valid, "float")
     # Padding may hold anything, NaN included.
     sequence = nodes.op("Where", is_valid, sequence, nodes.constant(0.0))
     if spec.stacked_steps > 1:
@@ -131,7 +141,7 @@ def forward_pass(
             score = nodes.op("Where", is_valid, score, nodes.constant(-np.inf))
             weights = nodes.op("Softmax", score, axis=0)
             pooled = nodes.sum(nodes.op("Mul", weights, sequence), 0)
-    return Pass(pooled, tuple(inputs), tuple(states), sequence, valid, weights)
+    return Pass(pooled, tuple(inputs), tuple(states), sequence, valid, weights, tokens, inside)
 
 
 def _stacks(

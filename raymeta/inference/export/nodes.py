@@ -93,6 +93,13 @@ class Nodes:
         found = self.op("Range", zero, self.reshape(end), one)
         return found if kind == "int64" else self.cast(found, kind)
 
+    def within(self, codes: str, end: int, otherwise: int) -> str:
+        """Codes from 0 up to `end`, which is left out, and `otherwise` in place of all others."""
+        least = self.op("GreaterOrEqual", codes, self.constant(0, np.int64))
+        most = self.op("Less", codes, self.constant(end, np.int64))
+        is_within = self.op("And", least, most)
+        return self.op("Where", is_within, codes, self.constant(otherwise, np.int64))
+
     def scan(
         self, body: Body, states: Sequence[str], sequences: Sequence[str], *, backwards: bool
     ) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ import numpy as np
 from raymeta.errors import DataError
 from raymeta.inference.export.nodes import INT64_MAX, Nodes
 from raymeta.inference.export.tables import table_features
+from raymeta.inference.export.texts import text_input, text_notes
 from raymeta.inference.trained import Trained
 from raymeta.tasks.pen import context_places
-from raymeta.tasks.settings import PenTasks
+from raymeta.tasks.settings import PenTasks, SentenceTasks
 from raymeta.tasks.table_settings import TableTasks
 
 
@@ -24,7 +25,7 @@ from raymeta.tasks.table_settings import TableTasks
 class RawInput:
     """The inputs of a graph for examples, and what the network reads of them.
 
-    `x` is float `[N, T, D]`, `lengths` int64 `[N]`.
+    `x` is float `[N, T, D]`, or token ids int64 `[N, T]`; `lengths` are int64 `[N]`.
     """
 
     x: str
@@ -41,11 +42,6 @@ def check_exportable(trained: Trained) -> None:
     if trained.recipe.problem.name not in ("classification", "regression"):
         raise DataError(
             f"ONNX export serves classes and numbers, not {trained.recipe.problem.name}"
-        )
-    if spec.num_features is None or trained.inputs.text is not None:
-        raise DataError(
-            "a network of texts cannot be exported: ONNX has no operation that splits a text into "
-            "the tokens of the training; use raymeta predict"
         )
     if spec.layer_dtype is not None:
         raise DataError(
@@ -64,7 +60,7 @@ def check_exportable(trained: Trained) -> None:
             "a network that was trained with tasks.missing or tasks.time_differences cannot be "
             "exported: filling in has no ONNX form yet"
         )
-    if trained.inputs.scaling is None and not isinstance(settings, PenTasks):
+    if trained.inputs.scaling is None and not isinstance(settings, PenTasks | SentenceTasks):
         raise DataError(
             f"a network of the source {settings.source!r} cannot be exported: its preparation has "
             "no ONNX form yet"
@@ -76,7 +72,7 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
 
     They take what `Model.adapt` and `Adapted.predict` take, padded to one length by anything.  A
     source whose examples are one time step has no lengths.  For what tables have besides numbers,
-    see `raymeta.inference.export.tables`.
+    see `raymeta.inference.export.tables`; for texts `raymeta.inference.export.texts`.
 
     Args:
         nodes: of the graph.
@@ -85,6 +81,8 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
         axis: what the axis of examples is called.
     """
     settings, inputs = trained.experiment.tasks, trained.inputs
+    if isinstance(settings, SentenceTasks):
+        return RawInput(*text_input(nodes, trained, settings, prefix, axis))
     is_one_step = inputs.stream_steps == 1
     steps: int | str = 1 if is_one_step else f"{prefix}steps"
     channels = number_channels(trained)
@@ -111,9 +109,13 @@ def input_notes(trained: Trained) -> dict[str, str]:
     """The metadata that say how the inputs are made, as JSON.
 
     `channels` are those of `x`, in their order; `categories`, where there are any, have the levels
-    of each in the order of their codes, see `raymeta.inference.export.tables`.
+    of each in the order of their codes, see `raymeta.inference.export.tables`; for what there is
+    of texts, see `raymeta.inference.export.texts`.
     """
+    settings = trained.experiment.tasks
     found: dict[str, Any] = {"channels": number_channels(trained)}
+    if isinstance(settings, SentenceTasks):
+        found = text_notes(trained, settings)
     if trained.inputs.levels:
         found["categories"] = {name: list(own) for name, own in trained.inputs.levels.items()}
     return {key: json.dumps(value, ensure_ascii=False) for key, value in found.items()}

@@ -45,12 +45,4 @@ def _columns_of_levels(nodes: Nodes, codes: str, num_levels: int) -> str:
     """Columns `[N, T, L]` of 0 and 1 for codes `[N, T]`; NaN for unknown ones."""
     unknown = np.full((1, num_levels), np.nan)
     table = nodes.constant(np.concatenate([np.eye(num_levels), unknown]), np.float64)
-    return nodes.op("Gather", table, within(nodes, codes, num_levels, num_levels), axis=0)
-
-
-def within(nodes: Nodes, codes: str, end: int, otherwise: int) -> str:
-    """Codes from 0 up to `end`, which is left out, and `otherwise` in place of all others."""
-    least = nodes.op("GreaterOrEqual", codes, nodes.constant(0, np.int64))
-    most = nodes.op("Less", codes, nodes.constant(end, np.int64))
-    is_within = nodes.op("And", least, most)
-    return nodes.op("Where", is_within, codes, nodes.constant(otherwise, np.int64))
+    return nodes.op("Gather", table, nodes.within(codes, num_levels, num_levels), axis=0)
