@@ -252,11 +252,6 @@ def test_the_graph_of_a_stream_takes_and_returns_its_state(
     ("source", "overrides", "said"),
     [
         ("table", ("training.precision=bfloat16",), "precision bfloat16 cannot be exported"),
-        (
-            "table",
-            ("tasks.spectrum={frequencies: 4}", "tasks.max_steps=16"),
-            "tasks.spectrum cannot be exported: .*use raymeta predict",
-        ),
     ],
 )
 def test_what_has_no_onnx_form_is_refused_with_the_reason(

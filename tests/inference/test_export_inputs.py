@@ -1,9 +1,10 @@
-"""ONNX graphs take what a network was trained on, beside numbers: categories, texts."""
+"""ONNX graphs take what a network was trained on, beside numbers: categories, texts, spectra."""
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ import pytest
 
 import raymeta
 from raymeta.errors import DataError, DataWarning
+from raymeta.experiment.file import shipped_experiments
+from raymeta.experiment.schema import Experiment
+from raymeta.tasks.table import deal_table
+from raymeta.tasks.table_settings import TableTasks
 from tests.inference.conftest import TABLE, RunOf, make_run
 from tests.inference.test_categories import write_modes
-from tests.inference.test_contract import encoder_run
-from tests.inference.test_export import assert_close, onnxruntime, padded, run
+from tests.inference.test_contract import RAW, encoder_run
+from tests.inference.test_export import QUERIES, RAGGED, Y, assert_close, onnxruntime, padded, run
 
 Arrays = dict[str, np.ndarray]
 
@@ -193,3 +198,80 @@ def test_the_vectors_of_an_encoder_are_inputs(
 def as_float(inputs: Arrays) -> Arrays:
     """The inputs in single precision where they are not lengths."""
     return {k: v if v.dtype == np.int64 else v.astype(np.float32) for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize(
+    ("learner", "max_steps", "spectrum"),
+    [
+        ("maml", 16, "{frequencies: 4}"),
+        ("alignment", 13, "{frequencies: 6, per_step: 3}"),
+        ("prototypes", 12, "{frequencies: 7}"),
+    ],
+)
+def test_spectra_are_taken_in_the_graph(
+    run_of: RunOf, tmp_path: Path, learner: str, max_steps: int, spectrum: str
+) -> None:
+    settings = (f"tasks.spectrum={spectrum}", f"tasks.max_steps={max_steps}")
+    model = raymeta.load(str(run_of("table", f"learner={learner}", *settings).path))
+    adapted = model.adapt(RAGGED, Y)
+    wanted = adapted.predict_proba(QUERIES)
+    adapted.export(tmp_path / "a.onnx")
+    assert_close(run(tmp_path / "a.onnx", padded(QUERIES))["probabilities"], wanted)
+    model.export(tmp_path / "m.onnx")
+    inputs = {**padded(RAGGED, "support_"), **padded(QUERIES)}
+    numbers = np.unique(Y, return_inverse=True)[1]
+    found = run(tmp_path / "m.onnx", {**inputs, "support_y": numbers})
+    assert_close(found["probabilities"], wanted)
+    with pytest.raises(DataError, match=r"cannot be streamed: .*tasks\.spectrum"):
+        adapted.export(tmp_path / "s.onnx", stream=True)
+
+
+# Forecasters have no graph.
+SHIPPED = sorted(set(shipped_experiments()) - {"employment"})
+
+
+def raw_examples(experiment: Experiment) -> list[Any]:
+    """Some examples of a shipped experiment, as users have them."""
+    tasks = experiment.tasks
+    if tasks.source == "sinusoid":
+        return list(np.random.default_rng(0).uniform(-5, 5, (40, 1, 1)))
+    if isinstance(tasks, TableTasks):
+        return [x[: tasks.example_steps] for x in deal_table(tasks).chosen["test"].x[:40]]
+    return RAW[tasks.source](experiment)[:40]
+
+
+def as_inputs(raw: list[Any], notes: dict[str, Any], prefix: str = "") -> Arrays:
+    """Makes the inputs of a graph of texts, of one time step, or of sequences."""
+    if isinstance(raw[0], str):
+        return numbered(raw, notes, prefix)
+    found = padded(raw, prefix)
+    if len(notes["channels"]) == 1 and {len(x) for x in raw} == {1}:
+        del found[f"{prefix}lengths"]
+    return found
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_experiment_is_exported(run_of: RunOf, tmp_path: Path, name: str) -> None:
+    trained = run_of(name)
+    model = raymeta.load(str(trained.path))
+    raw, outputs = raw_examples(trained.experiment()), model.trained.recipe.spec.num_outputs
+    y: Any = np.random.default_rng(1).normal(size=(14, 1)) * 20
+    numbers: Any = y.astype(np.float32)
+    if model.trained.is_classification:
+        numbers = np.arange(14) % outputs
+        y = np.array(model.trained.inputs.classes or range(outputs))[numbers]
+    support, queries = raw[:14], raw[14:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of another number of examples
+        adapted = model.adapt(support, y)
+    adapted.export(tmp_path / "a.onnx")
+    model.export(tmp_path / "m.onnx")
+    notes = notes_of(tmp_path / "a.onnx")
+    asked = as_inputs(queries, notes)
+    both = {**as_inputs(support, notes, "support_"), **asked, "support_y": numbers}
+    for found in (run(tmp_path / "a.onnx", asked), run(tmp_path / "m.onnx", both)):
+        if model.trained.is_classification:
+            assert_close(found["probabilities"], adapted.predict_proba(queries))
+        else:
+            wanted = adapted.predict(queries).reshape(found["prediction"].shape)
+            np.testing.assert_allclose(found["prediction"], wanted, rtol=1e-5, atol=1e-5)

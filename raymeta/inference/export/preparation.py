@@ -48,11 +48,6 @@ def check_exportable(trained: Trained) -> None:
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
         )
-    if isinstance(settings, TableTasks) and settings.spectrum is not None:
-        raise DataError(
-            "a network that was trained with tasks.spectrum cannot be exported: the amplitudes "
-            "that it reads have no ONNX form yet; use raymeta predict or raymeta serve"
-        )
     if isinstance(settings, TableTasks) and (
         settings.missing != "refuse" or settings.time_differences
     ):
@@ -96,7 +91,7 @@ def raw_input(nodes: Nodes, trained: Trained, prefix: str, axis: str) -> RawInpu
         full = nodes.op("Expand", nodes.constant(settings.num_points, np.int64), nodes.size(x, 0))
         return RawInput(points, full)
     if isinstance(settings, TableTasks):
-        x = table_features(nodes, trained, settings, x, prefix, axis)
+        x, lengths = table_features(nodes, trained, settings, x, lengths, prefix, axis)
     return RawInput(nodes.cast(standardised(nodes, trained, x), "float"), lengths)
 
 
