@@ -59,8 +59,9 @@ def export(
     The graph has the preparation of its examples in it.  Inputs are `x`, double [examples, steps,
     channels], and `lengths`, the steps of each example; outputs are `prediction` and
     `probabilities`.  Categories come in as numbers, `categories`, and texts as the numbers of their
-    tokens, `x`: the graph's metadata say which is which.  It needs `pip install 'raymeta[onnx]'`.
-    A .pt2 is for torch.export.load, and only for those who trust you: torch may run what is in it.
+    tokens, `x`: the graph's metadata say which is which.  `times` are those of the steps, of dates
+    in seconds.  It needs `pip install 'raymeta[onnx]'`.  A .pt2 is for torch.export.load, and only
+    for those who trust you: torch may run what is in it.
     """
     console = open_console()
     if adapts + stream + hub > 1:

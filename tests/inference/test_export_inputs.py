@@ -1,4 +1,4 @@
-"""ONNX graphs take what a network was trained on, beside numbers: categories, texts, spectra."""
+"""ONNX graphs prepare what there is beside numbers: categories, texts, spectra, gaps, times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raymeta.experiment.file import shipped_experiments
 from raymeta.experiment.schema import Experiment
 from raymeta.tasks.table import deal_table
 from raymeta.tasks.table_settings import TableTasks
-from tests.inference.conftest import TABLE, RunOf, make_run
+from tests.inference.conftest import TABLE, RunOf, make_run, write_signals
 from tests.inference.test_categories import write_modes
 from tests.inference.test_contract import RAW, encoder_run
 from tests.inference.test_export import QUERIES, RAGGED, Y, assert_close, onnxruntime, padded, run
@@ -35,7 +35,7 @@ def notes_of(file: Path) -> dict[str, Any]:
 
 
 INPUT_NOTES = (
-    *("channels", "categories"),
+    *("channels", "categories", "times"),
     *("tokens", "vocabulary", "unknown", "max_tokens", "encoder"),
 )
 
@@ -48,7 +48,7 @@ def rows_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 def encoded(frame: pd.DataFrame, notes: dict[str, Any], prefix: str = "") -> Arrays:
     """Makes the inputs of a graph of a table by the graph's metadata alone."""
-    parts, levels = rows_of(frame), notes["categories"]
+    parts, levels = rows_of(frame), notes.get("categories", {})
     numbers = [part[notes["channels"]].to_numpy() for part in parts]
     found = padded(numbers, prefix)
     codes = np.full((*found[f"{prefix}x"].shape[:2], len(levels)), 99)  # what pads matters not
@@ -58,7 +58,7 @@ def encoded(frame: pd.DataFrame, notes: dict[str, Any], prefix: str = "") -> Arr
             row[: len(part), place] = [own.index(t) if t in own else -1 for t in texts]
     if not notes["channels"]:
         del found[f"{prefix}x"]
-    return {**found, f"{prefix}categories": codes}
+    return {**found, f"{prefix}categories": codes} if levels else found
 
 
 def modes_run(folder: Path, learner: str, features: str = "volt, ampere") -> pd.DataFrame:
@@ -224,6 +224,82 @@ def test_spectra_are_taken_in_the_graph(
     assert_close(found["probabilities"], wanted)
     with pytest.raises(DataError, match=r"cannot be streamed: .*tasks\.spectrum"):
         adapted.export(tmp_path / "s.onnx", stream=True)
+    with pytest.raises(DataError, match="preparation of its examples has no such form"):
+        adapted.export(tmp_path / "a.pt2")
+
+
+def gaps_in(frame: pd.DataFrame) -> pd.DataFrame:
+    """Removes volts at the beginning, within and at the end of recordings, and adds a mode."""
+    step = frame.groupby("recording").cumcount()
+    left = frame.groupby("recording").cumcount(ascending=False)
+    number = frame["recording"].str[-1].astype(int)
+    is_gap = ((number == 0) & (step < 2)) | ((number == 1) & (left < 2)) | step.isin([3, 4])
+    mode = np.where(step % 2 == 0, "low", "high")
+    return frame.assign(volt=frame["volt"].where(~is_gap), mode=mode)
+
+
+@pytest.mark.parametrize("learner", ["maml", "prototypes"])
+@pytest.mark.parametrize(
+    ("missing", "more", "time"),
+    [
+        ("interpolate", "spectrum: {frequencies: 4}, max_steps: 12", "plain"),
+        ("interpolate", "time_differences: true, categories: [mode]", "dates"),
+        ("mask", "categories: [mode]", "plain"),
+        ("mask", "time_differences: true", "dates"),
+        ("mask", "max_steps: 12", "none"),
+        ("refuse", "time_differences: true", "plain"),
+    ],
+)
+def test_gaps_are_filled_in_and_times_read_in_the_graph(
+    tmp_path: Path, learner: str, missing: str, more: str, time: str
+) -> None:
+    write_signals(tmp_path / "data", ("volt", "ampere"))
+    file = tmp_path / "data" / "signals.csv"
+    frame = pd.read_csv(file).sort_values(["recording", "second"])
+    frame = frame.assign(mode="low") if missing == "refuse" else gaps_in(frame)
+    frame["second"] = frame["second"] ** 2  # irregular
+    seconds = frame["second"].astype(float)
+    if time == "dates":
+        seconds = 3600 * seconds
+        frame["second"] = [f"2026-01-{2 + s // 24:02}T{s % 24:02}:00" for s in frame["second"]]
+    frame.to_csv(file, index=False)
+    text = TABLE.format(folder=tmp_path / "data", features="volt, ampere")
+    if time == "none":
+        text = text.replace("  time: second\n", "")
+    settings = "".join(f"  {one}\n" for one in re.split(r", (?=\w+:)", more))
+    (tmp_path / "gaps.yaml").write_text(text + f"  missing: {missing}\n" + settings)
+    made = make_run(tmp_path, str(tmp_path / "gaps.yaml"), f"learner={learner}")
+    model = raymeta.load(str(made.path))
+    kinds = sorted(frame["kind"].unique())
+    support = frame[frame["kind"].isin(kinds[:3])]
+    queries = frame[frame["kind"].isin(kinds[3:])].drop(columns="kind")
+    adapted = model.adapt(support)
+    wanted = adapted.predict_proba(queries)
+    assert np.ptp(wanted, axis=0).max() > 1e-3
+    adapted.export(tmp_path / "a.onnx")
+    notes = notes_of(tmp_path / "a.onnx")
+    tasks, is_timed = model.trained.experiment.tasks, model.trained.inputs.is_timed
+    assert isinstance(tasks, TableTasks)
+    assert is_timed == (time != "none")
+    if is_timed:
+        # Lines are the same in all units.
+        are_dates = time == "dates" if tasks.reads_times else None
+        assert notes["times"] == {"column": "second", "are_dates": are_dates}
+
+    def inputs_of(part: pd.DataFrame, prefix: str = "") -> Arrays:
+        found = encoded(part, notes, prefix)
+        if is_timed:
+            own = part.assign(second=seconds[part.index])
+            numbers = [one[["second"]].to_numpy() for one in rows_of(own)]
+            found[f"{prefix}times"] = padded(numbers)["x"][:, :, 0]
+        return found
+
+    asked = inputs_of(queries)
+    assert_close(run(tmp_path / "a.onnx", asked)["probabilities"], wanted)
+    model.export(tmp_path / "m.onnx")
+    y = [kinds.index(part["kind"].iloc[0]) for part in rows_of(support)]
+    both = {**inputs_of(support, "support_"), **asked, "support_y": np.array(y)}
+    assert_close(run(tmp_path / "m.onnx", both)["probabilities"], wanted)
 
 
 # Forecasters have no graph.

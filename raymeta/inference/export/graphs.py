@@ -5,8 +5,9 @@ int64 `lengths` `[N]`; the preparation of the training is part of the graph.  Wh
 refuses (NaN, sequences longer than in training) a graph cannot refuse: it answers something.
 
 Categories come in as int64 codes `categories` `[N, T, K]` (`support_categories` of the support),
-whose meaning the metadata `categories` has: see `raymeta.inference.export.tables`.  Texts come in
-as the numbers of their tokens, int64 `x` `[N, T]`: see `raymeta.inference.export.texts`.
+whose meaning the metadata `categories` has, and times, where the network reads them, as double
+`times` `[N, T]`: see `raymeta.inference.export.tables`.  Texts come in as the numbers of their
+tokens, int64 `x` `[N, T]`: see `raymeta.inference.export.texts`.
 
 Shape legend: N examples, T time steps, C channels, K classes, O outputs, L layers, H hidden units.
 """

@@ -48,13 +48,6 @@ def check_exportable(trained: Trained) -> None:
             "a network with training.precision bfloat16 cannot be exported: ONNX runtimes have no "
             "bfloat16 layers on CPUs, and float32 would give other answers"
         )
-    if isinstance(settings, TableTasks) and (
-        settings.missing != "refuse" or settings.time_differences
-    ):
-        raise DataError(
-            "a network that was trained with tasks.missing or tasks.time_differences cannot be "
-            "exported: filling in has no ONNX form yet"
-        )
     if trained.inputs.scaling is None and not isinstance(settings, PenTasks | SentenceTasks):
         raise DataError(
             f"a network of the source {settings.source!r} cannot be exported: its preparation has "
@@ -104,8 +97,9 @@ def input_notes(trained: Trained) -> dict[str, str]:
     """The metadata that say how the inputs are made, as JSON.
 
     `channels` are those of `x`, in their order; `categories`, where there are any, have the levels
-    of each in the order of their codes, see `raymeta.inference.export.tables`; for what there is
-    of texts, see `raymeta.inference.export.texts`.
+    of each in the order of their codes, and `times`, where the network reads times, their column
+    and whether they are dates: see `raymeta.inference.export.tables`; for what there is of texts,
+    see `raymeta.inference.export.texts`.
     """
     settings = trained.experiment.tasks
     found: dict[str, Any] = {"channels": number_channels(trained)}
@@ -113,6 +107,9 @@ def input_notes(trained: Trained) -> dict[str, str]:
         found = text_notes(trained, settings)
     if trained.inputs.levels:
         found["categories"] = {name: list(own) for name, own in trained.inputs.levels.items()}
+    if trained.inputs.is_timed:
+        named = {"column": trained.inputs.time, "are_dates": trained.inputs.times_are_dates}
+        found["times"] = named
     return {key: json.dumps(value, ensure_ascii=False) for key, value in found.items()}
 
 

@@ -48,7 +48,7 @@ def program_bytes(
         raise DataError(
             "this network cannot be written as .pt2: the preparation of its examples has no such "
             "form; networks of numbers in tables have one, without missing values, times, "
-            "categories and spectra; strokes have an ONNX form: -o FILE.onnx"
+            "categories and spectra; it has an ONNX form: -o FILE.onnx"
         )
     if spec.layer_dtype is not None:
         raise DataError(

@@ -6,6 +6,13 @@ file's metadata `categories` have for its column: `{"town": ["Oslo", "Rome", nul
 is a missing value.  Any other code, such as -1, is a level that did not occur in meta-training
 (or a missing value where the list has none): it counts as the mean of those that did.
 
+Times: where the network reads them (`tasks.time_differences`, or `tasks.missing` and a column
+`tasks.time`), the graph has the input `{prefix}times`, double `[N, T]`: the numbers of the column,
+or of dates the seconds since any moment.  The metadata `times` have the column and `are_dates`,
+`null` where nobody knows: lines between numbers are the same in all units.
+
+With `tasks.missing`, a missing number is NaN in `{prefix}x`.
+
 Shape legend: N examples, T time steps, C channels, K categories, L levels of one, D features, F
 frequencies.
 """
@@ -14,6 +21,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from raymeta.inference.export.filling import (
+    interpolated,
+    padded_by,
+    time_differences,
+    with_masks,
+)
 from raymeta.inference.export.nodes import Nodes
 from raymeta.inference.trained import Trained
 from raymeta.tasks.table_sections import Spectrum
@@ -42,7 +55,7 @@ def table_features(
         prefix: of the inputs' names.
         axis: what the axis of examples is called.
     """
-    parts = [x] if x else []
+    parts = _numbers(nodes, trained, settings, x, lengths, prefix, axis)
     if settings.categories:
         shape: list[int | str] = [axis, f"{prefix}steps", len(settings.categories)]
         codes = nodes.input(f"{prefix}categories", "int64", shape)
@@ -58,15 +71,41 @@ def table_features(
     return found, full
 
 
+def _numbers(
+    nodes: Nodes,
+    trained: Trained,
+    settings: TableTasks,
+    x: str,
+    lengths: str,
+    prefix: str,
+    axis: str,
+) -> list[str]:
+    """The features of what is no category: filled in, with differences of times."""
+    times = ""
+    if trained.inputs.is_timed:
+        times = nodes.input(f"{prefix}times", "double", [axis, f"{prefix}steps"])
+        times = nodes.op("Unsqueeze", times, nodes.constant([2], np.int64))
+    elif settings.missing != "refuse" and x:  # steps are even
+        shape = nodes.op("Shape", nodes.slice(x, 0, 1, 2))
+        counted = nodes.reshape(nodes.numbers(nodes.size(x, 1), "double"), 1, -1, 1)
+        times = nodes.op("Expand", counted, shape)
+    parts = [x] if x else []
+    if settings.missing != "refuse" and x:
+        x = padded_by(nodes, x, lengths, np.nan)
+        is_line = settings.missing == "interpolate"
+        parts = [interpolated(nodes, x, times)] if is_line else with_masks(nodes, x, times)
+    if settings.time_differences:
+        parts.append(time_differences(nodes, times))
+    return parts
+
+
 def _amplitudes(nodes: Nodes, x: str, lengths: str, spectrum: Spectrum, num_steps: int) -> str:
     """`raymeta.tasks.preparation.spectrum_of`: double `[N, F / per_step, per_step * C]`.
 
     A product with waves, since few runtimes have `DFT`.
     """
+    x = padded_by(nodes, x, lengths, 0.0)
     steps = nodes.reshape(nodes.numbers(nodes.size(x, 1)), 1, -1)
-    last = nodes.constant([2], np.int64)
-    is_valid = nodes.op("Less", steps, nodes.reshape(lengths, -1, 1))
-    x = nodes.op("Where", nodes.op("Unsqueeze", is_valid, last), x, nodes.constant(0, np.float64))
     # The file has one turn of a wave alone, and not a wave for each frequency.
     frequencies = nodes.constant(np.arange(spectrum.frequencies)[:, None], np.int64)
     size = nodes.constant(num_steps, np.int64)
