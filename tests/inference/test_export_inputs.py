@@ -186,7 +186,7 @@ def test_the_vectors_of_an_encoder_are_inputs(
     wanted = adapted.predict_proba(asked)
     adapted.export(tmp_path / "a.onnx")
     named = notes_of(tmp_path / "a.onnx")["encoder"]
-    assert named == {"name": str(encoder), "digest": model.trained.identity.facts["encoder"]}
+    assert named == {"name": encoder.name, "digest": model.trained.identity.facts["encoder"]}
     support, queries = (model.trained.inputs.prepare(one, one) for one in (texts, asked))
     inputs = as_float(padded(queries))
     assert_close(run(tmp_path / "a.onnx", inputs)["probabilities"], wanted)

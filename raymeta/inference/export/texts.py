@@ -16,10 +16,12 @@ Shape legend: N texts, T tokens, D features.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raymeta.data.encoder import is_folder
 from raymeta.data.readers.sentences import TOKEN
 from raymeta.inference.export.nodes import Nodes
 from raymeta.inference.trained import Trained
@@ -55,7 +57,9 @@ def text_notes(trained: Trained, settings: SentenceTasks) -> dict[str, Any]:
     """What the metadata say of the preparation of texts."""
     facts, found = trained.identity.facts, {"max_tokens": settings.max_tokens}
     if settings.encoder is not None:
-        named = {"name": settings.encoder, "digest": facts["encoder"]}
-        return {**found, "encoder": named}
+        # Others do not have a folder of this machine: its own name says enough beside the digest.
+        is_own = is_folder(settings.encoder)
+        name = Path(settings.encoder).name if is_own else settings.encoder
+        return {**found, "encoder": {"name": name, "digest": facts["encoder"]}}
     vocabulary = number_of(facts["vocabulary"])
     return {**found, "tokens": TOKEN.pattern, "vocabulary": vocabulary, "unknown": UNKNOWN}
