@@ -328,6 +328,7 @@ def test_the_modules_that_know_a_library_use_it() -> None:
             assert any(is_within(name, library) for name in imports(module)), (library, module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [ROOT, ROOT.parent / "scripts"], ids=lambda tree: tree.name)
 def test_docstrings_name_what_they_are_about(tree: Path) -> None:
     riddles = [
@@ -381,6 +382,7 @@ def test_an_import_behind_another_module_is_seen() -> None:
     assert len(chains["pydantic"]) > 2
 
 
+@pytest.mark.slow
 def test_learners_load_without_pydantic_ray_and_tasks() -> None:
     script = "import sys, raymeta.meta.learners; print(*sys.modules)"
     loaded = subprocess.run(
@@ -395,6 +397,7 @@ def test_numerics_are_where_they_are_looked_for() -> None:
     assert set(NUMERICS) | {"raymeta.meta.learners.maml"} <= set(MODULES)
 
 
+@pytest.mark.slow
 def test_torch_is_imported_in_a_trials_first_step_when_the_watchdogs_clock_runs() -> None:
     script = "import sys, raymeta.trial.actor; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -83,6 +83,7 @@ def test_episodes_of_other_seeds_splits_and_indices_differ(name: str) -> None:
     assert len(seeds) == len(keys)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_episodes() -> None:
     """Workers share no memory and hash strings differently."""
     script = (

@@ -228,6 +228,7 @@ def check_before_ray(experiment: Experiment, folder: Path) -> None:
             inspect_tasks(experiment)
 
 
+@pytest.mark.slow
 def test_damaged_experiments_are_read_or_refused(tmp_path: Path) -> None:
     files = {
         name: to_yaml(load_experiment(name)).encode() if form == "written" else text
@@ -322,6 +323,7 @@ def test_odd_settings_of_tasks_are_taken_or_refused(tmp_path: Path) -> None:
     assert num_checked > 0
 
 
+@pytest.mark.slow
 def test_damaged_overrides_are_taken_or_refused(tmp_path: Path) -> None:
     overrides = {
         f"{name} {text}": text.encode()
@@ -348,6 +350,7 @@ def test_damaged_overrides_are_taken_or_refused(tmp_path: Path) -> None:
     check(overrides, 1, read)
 
 
+@pytest.mark.slow
 def test_damaged_cluster_files_are_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +373,7 @@ def test_damaged_cluster_files_are_read_or_refused(
 TABLES = ("csv", "tsv", "jsonl", "parquet", "feather", "ts", "tsf", "text", "python")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pen", "sentiment", *TABLES])
 def test_damaged_data_files_are_read_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str

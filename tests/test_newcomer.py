@@ -199,6 +199,7 @@ def test_an_experiment_file_uses_every_new_part(tree: Path) -> None:
     assert scores["first"] == 0.5  # two ways
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

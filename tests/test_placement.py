@@ -135,6 +135,7 @@ def test_the_count_equals_placing_one_worker_after_another(
             place_trials(resources, nodes)
 
 
+@pytest.mark.slow
 def test_nodes_travel_as_text() -> None:
     assert from_json(to_json([BOX, SMALL])) == [BOX, SMALL]
 

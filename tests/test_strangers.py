@@ -78,6 +78,7 @@ def listed(folder: Path) -> str:
     return shown.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["search", "models", "experiment.yaml", "sealed.jsonl"])
 def test_no_command_reads_or_writes_through_a_link_out_of_the_folder(
     folder: Path, outside: Path, name: str
@@ -108,6 +109,7 @@ def opened() -> Iterator[list[Path]]:
     is_over = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "link"),
     [("tune", "checkpoint_000001"), ("refit/tune", f"checkpoint_000000/{CHECKPOINT_NAME}")],
@@ -135,6 +137,7 @@ def test_links_in_the_folders_of_trials_are_never_followed(
     assert sorted(file.name for file in outside.iterdir()) == sorted([CHECKPOINT_NAME, "secret"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.yaml", "models", ".lock"])
 @pytest.mark.parametrize("kind", ["circle", "pipe"])
 def test_circles_and_pipes_are_refused_by_name(folder: Path, name: str, kind: str) -> None:
@@ -171,6 +174,7 @@ search: {space: {maml.inner_lr: {low: 0.1, high: 0.3}}}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", ["", "own.py", "own", "1"])
 def test_no_command_runs_the_code_of_a_strangers_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
@@ -197,6 +201,7 @@ def test_no_command_runs_the_code_of_a_strangers_run(
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_evaluating_a_strangers_run_tells_no_server_and_writes_nothing_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +229,7 @@ def test_evaluating_a_strangers_run_tells_no_server_and_writes_nothing_outside(
 BOMB = b"[" + b"[]," * 5_000_000 + b"[]]"  # 15 MB that stand for half a GB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "read"),
     [
@@ -260,6 +266,7 @@ def test_a_record_of_trials_takes_neither_time_nor_memory(folder: Path) -> None:
         logged_trials(Run(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -326,6 +333,7 @@ def test_too_little_memory_is_one_message(monkeypatch: pytest.MonkeyPatch) -> No
     assert end.value.code == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_a_stranger_does_not_hide_others_in_the_list(folder: Path, outside: Path) -> None:
     finished_run(folder.parent, name="two")
     put(folder / "results.json", outside / "secret")
@@ -358,6 +366,7 @@ class TheirJobs:
         return job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["list", "watch", "status", "logs"])
 def test_no_text_of_a_stranger_commands_the_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, command: str

@@ -205,6 +205,7 @@ def test_several_trainings_are_not_several_domains() -> None:
     assert not units.are_enough
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainings", [3, 5])
 def test_intervals_over_trainings_hold_the_true_mean_in_95_of_100_samples(trainings: int) -> None:
     rng, held = np.random.default_rng(trainings), 0

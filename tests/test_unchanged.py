@@ -219,6 +219,7 @@ def test_meta_gradient_is_that_of_version_0_1(
     assert_same(gradient(case, dtype), recorded[case], TOLERANCES[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("either_backend")
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_ten_meta_steps_are_those_of_version_0_1(name: str, recorded: dict[str, Numbers]) -> None:

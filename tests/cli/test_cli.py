@@ -127,6 +127,7 @@ def test_usage_mistake_exits_nonzero(run_cli):
     assert run_cli("tune", "pen", "--no-such-option")[0] != 0
 
 
+@pytest.mark.slow
 def test_runs_folder_that_is_a_file_is_refused(run_cli, tmp_path):
     blocker = write(tmp_path / "file", "")
     code, _, error = run_cli("train", "sinusoid", *TINY, "--runs-dir", blocker)

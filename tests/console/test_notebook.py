@@ -73,6 +73,7 @@ def driver(tmp_path: Path) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
         yield run, process
 
 
+@pytest.mark.slow
 def test_a_run_of_another_process_is_shown_live_and_ends_with_its_report(
     kernel: Kernel, driver: tuple[Run, subprocess.Popen[str]]
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_run_of_another_process_is_shown_live_and_ends_with_its_report(
     assert "the tuned network has an accuracy of" in result
 
 
+@pytest.mark.slow
 def test_a_search_that_a_notebook_starts_shows_its_trials_without_being_asked(
     kernel: Kernel, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_columns_stay_aligned_where_signs_are_spelled_out():
     assert first.index("here") == second.index("here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["tune", "--help"], ["list"], ["tune", "pén…"]])
 def test_commands_work_on_an_ascii_terminal(tmp_path, arguments):
     done = subprocess.run(

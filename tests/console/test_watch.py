@@ -91,6 +91,7 @@ class Watching(threading.Thread):
         pytest.fail(f"{text!r} is not in {self.output.getvalue()!r}")
 
 
+@pytest.mark.slow
 def test_what_another_process_does_is_shown_until_its_results(
     run: Run, driver: subprocess.Popen[str]
 ) -> None:
@@ -119,6 +120,7 @@ def test_what_another_process_does_is_shown_until_its_results(
     assert watching.is_finished is True
 
 
+@pytest.mark.slow
 def test_watching_ends_when_the_process_of_the_run_is_gone(
     run: Run, driver: subprocess.Popen[str]
 ) -> None:
@@ -132,6 +134,7 @@ def test_watching_ends_when_the_process_of_the_run_is_gone(
     assert run.is_locked is False
 
 
+@pytest.mark.slow
 def test_in_a_bucket_watching_ends_when_nothing_new_comes_for_long(bucket: str) -> None:
     run = Run.create(path_at(bucket) / "runs", load_experiment("pen-maml"), "watched")
     assert run.is_locked is None

@@ -43,6 +43,7 @@ def split(vectors: np.ndarray, tokens: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(vectors, np.cumsum([len(ids) for ids in tokens])[:-1])
 
 
+@pytest.mark.slow
 def test_vectors_do_not_depend_on_other_texts_in_the_batch(original: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder = Encoder(str(original), MAX_TOKENS)
@@ -213,6 +214,7 @@ def ask_hub(home: Path, name: str, port: int) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_a_hub_name_in_the_local_cache_needs_no_network(original: Path, tmp_path: Path) -> None:
     model = tmp_path / "hub" / "models--me--tiny"
     shutil.copytree(original, model / "snapshots" / "abc")
@@ -227,6 +229,7 @@ def test_a_hub_name_in_the_local_cache_needs_no_network(original: Path, tmp_path
             hub.accept()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("original")  # skips without the extra
 def test_a_hub_name_without_network_is_refused_with_the_remedy(tmp_path: Path) -> None:
     failed = ask_hub(tmp_path, "me/absent", port=9)

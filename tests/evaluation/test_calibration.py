@@ -98,6 +98,7 @@ def network_of(seed: int, most: int | None = None) -> Network:
     return Network(tasks, recipe, initial_meta_params(recipe, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_sets_cover_the_classes_of_many_new_persons() -> None:
     found, sizes, num_worlds = [], [], 20
     for seed in range(num_worlds):

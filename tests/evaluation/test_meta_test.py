@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 ADAPTING = ["tuned", "unadapted", "default", "random", "joint"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "others"),
     [
@@ -101,6 +102,7 @@ def test_a_further_training_without_finite_outputs_is_refused(untrained):
         meta_test(own, {}, label="tuned network", num_episodes=5, further=[further])
 
 
+@pytest.mark.slow
 def test_a_control_that_was_trained_for_fewer_steps_says_so(untrained):
     own, control = untrained("pen-maml", "training.meta_steps=6"), untrained("pen-maml")
     judged = meta_test(own, {"default": control}, label="tuned", num_episodes=2)

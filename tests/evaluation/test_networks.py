@@ -101,6 +101,7 @@ def run_of(kept: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Run]:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sentiment", "pen"])
 def test_a_run_is_evaluated_wherever_its_folder_and_data_are_moved(run_of, name):
     run = run_of(name)
@@ -193,6 +194,7 @@ def test_an_edited_best_yaml_is_refused_naming_the_key(run_of, before, after, na
     assert "tuned.safetensors" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["tuned", "default", "joint"])
 @pytest.mark.parametrize("overrides", [["seed=3"], []], ids=["other seed", "same experiment"])
 def test_the_model_file_of_another_run_is_refused_by_name(run_of, tmp_path, role, overrides):
@@ -241,6 +243,7 @@ def refitted(folder: Path, control_steps: int) -> Run:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control_steps", [3, 6])
 def test_every_training_of_a_refit_opens_with_its_own_identity(tmp_path, control_steps):
     run = refitted(tmp_path, control_steps)

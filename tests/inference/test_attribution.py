@@ -123,6 +123,7 @@ def test_every_source_has_a_task_here() -> None:
         assert len(x) == len(y) == 4, source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["table", "sinusoid", "sentiment"])
 def test_several_networks_are_averaged_as_their_answers_are(run_of: RunOf, source: str) -> None:
     learner = "cavia" if source == "sinusoid" else "maml"
@@ -286,6 +287,7 @@ def test_prototypes_name_the_nearest_support_example(run_of: RunOf, distance: st
     assert others.attribute(x, num_nodes=1).nearest is None
 
 
+@pytest.mark.slow
 def test_random_weights_give_another_map(run_of: RunOf) -> None:
     """The sanity check of Adebayo et al. 2018: maps depend on the weights, not on x alone."""
     adapted = adapted_of(raymeta.load(str(run_of("pen", "learner=maml").path)), "pen")

@@ -166,6 +166,7 @@ def test_a_used_network_answers_as_in_the_meta_test(
     assert_answers(raymeta.load_adapted(tmp_path / "mine.raymeta"), episode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "learner"), [("table", "prototypes"), ("sinusoid", "cavia"), ("table", "maml")]
 )

@@ -27,6 +27,7 @@ EXCEPTIONS = {"check_classifier_data_not_an_array": FRAMES}
 REGRESSOR_EXCEPTIONS = {"check_regressor_data_not_an_array": FRAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -41,6 +42,7 @@ def test_scikit_learns_own_checks_hold(run_of: RunOf) -> None:
     assert sum(r["status"] == "passed" for r in results) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

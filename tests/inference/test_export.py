@@ -108,6 +108,7 @@ def test_every_learner_is_exported_adapted_and_adapts_itself(
     assert found["prediction"].tolist() == wanted.argmax(axis=1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize(
     ("pooling", "more"),
@@ -190,6 +191,7 @@ def test_a_regression_is_exported(run_of: RunOf, tmp_path: Path, settings: list[
     assert_close(run(tmp_path / "m.onnx", inputs)["prediction"], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

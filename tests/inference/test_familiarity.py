@@ -83,6 +83,7 @@ def shuffled(x: np.ndarray) -> np.ndarray:
     return x[RNG.permutation(len(x))]
 
 
+@pytest.mark.slow
 def test_new_speakers_are_ordinary_and_other_signals_are_not(vowels: Run) -> None:
     model = raymeta.load(str(vowels.path))
     found = share_unlike(model, supports(vowels))

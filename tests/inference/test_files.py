@@ -44,6 +44,7 @@ def adapted(run_of: RunOf) -> Adapted:
     return raymeta.load(str(run_of("table", "learner=prototypes").path)).adapt(X, Y)
 
 
+@pytest.mark.slow
 def test_a_run_is_used_without_its_data_and_without_ray(moved: Run, adapted: Adapted) -> None:
     found = raymeta.load(str(moved.path)).adapt(X, Y)
     np.testing.assert_array_equal(found.predict_proba(X), adapted.predict_proba(X))

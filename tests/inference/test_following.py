@@ -180,6 +180,7 @@ def following_process(file: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_the_command_answers_while_the_stream_is_open_and_ends_with_it(
     following_process: subprocess.Popen[str], adapted: Adapted
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_command_answers_while_the_stream_is_open_and_ends_with_it(
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_the_command_without_a_traceback(
     following_process: subprocess.Popen[str], adapted: Adapted
 ) -> None:

@@ -58,6 +58,7 @@ def history(days: int = 30, shops: int = 3, seed: int = 7) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_a_forecast_is_the_answer_of_the_meta_test(run: Run, forecaster: Forecaster) -> None:
     """Compares with the ensemble's answers to the past of each meta-test episode."""
     experiment = run.experiment()
@@ -167,6 +168,7 @@ def test_unusable_arrays_are_refused(forecaster: Forecaster, x: Any) -> None:
         forecaster.forecast(x)
 
 
+@pytest.mark.slow
 def test_intervals_come_from_meta_validation(run: Run, forecaster: Forecaster) -> None:
     with pytest.raises(DataError, match="`raymeta evaluate RUN` does so"):
         forecaster.forecast(history(), coverage=0.7)
@@ -198,6 +200,7 @@ def test_intervals_come_from_meta_validation(run: Run, forecaster: Forecaster) -
         Path(str(run.path), ERRORS_FILE).unlink()
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_python_returns(
     run: Run, forecaster: Forecaster, run_cli: Cli
 ) -> None:
@@ -224,6 +227,7 @@ def test_networks_open_by_the_function_that_uses_them(run: Run, run_of: RunOf) -
         raymeta.load_forecaster(str(other.path))
 
 
+@pytest.mark.slow
 def test_quantiles_are_outputs_of_their_own(tmp_path: Path, run_cli: Cli) -> None:
     """Quantiles are the network's outputs, in the series' own units; intervals go on beside."""
     levels = [0.1, 0.5, 0.75]

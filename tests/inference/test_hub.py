@@ -85,6 +85,7 @@ def examples(kind: str) -> tuple[list[Any], list[Any], list[Any]]:
     return drawn(6), ["c", "a", "b", "a", "c", "b"], drawn(5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::raymeta.errors.DataWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -118,6 +119,7 @@ def test_a_folder_answers_as_its_run_to_the_last_bit(
             np.testing.assert_array_equal(shared.predict_proba(x), own.predict_proba(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

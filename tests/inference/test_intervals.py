@@ -55,6 +55,7 @@ def covered(model: Model, run: Run, coverage: float) -> tuple[float, np.ndarray]
     return float(np.mean(found)), np.concatenate(widths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["alpaca", "maml"])
 def test_intervals_cover_new_waves_as_often_as_they_say(tmp_path: Path, learner: str) -> None:
     seeds = 2 if learner == "alpaca" else 1

@@ -58,6 +58,7 @@ def queries() -> pd.DataFrame:
     return table[table["visit"] >= "p0v3"].drop(columns="dose")
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_meta_test_in_own_units(run: Run, model: Model) -> None:
     tasks = load_tasks(run.experiment())
     scale, recipe = tasks.target_scale, model.trained.recipe
@@ -115,6 +116,7 @@ def in_grams(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(dose=1000 * table["dose"] + 7)
 
 
+@pytest.mark.slow
 def test_every_output_is_in_the_units_of_the_target(run: Run, model: Model, tmp_path: Path) -> None:
     """Other units of the target give the same answers in those units."""
     learner = f"learner={run.experiment().learner}"

@@ -40,6 +40,7 @@ def assert_alike(run_of: RunOf, file: Path, *settings: str, seeds: int = 1) -> N
         np.testing.assert_allclose(program(*padded(queries)), wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
@@ -70,6 +71,7 @@ def test_every_adapted_network_answers_alike(
     assert_alike(run_of, tmp_path / "a.pt2", "learner=prototypes", *settings, both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner", [("learner=maml",), ("learner=prototypes", "prototypes.distance=cosine")], ids=str
 )
@@ -79,6 +81,7 @@ def test_learners_with_an_affine_head_are_written(
     assert_alike(run_of, tmp_path / "a.pt2", *learner, "training.precision=float32", seeds=2)
 
 
+@pytest.mark.slow
 def test_numbers_are_written(run_of: RunOf, tmp_path: Path) -> None:
     adapted = raymeta.load(run_of("sinusoid", "learner=alpaca").path).adapt(
         RNG.uniform(-5, 5, (10, 1, 1)), RNG.normal(size=10)
@@ -91,6 +94,7 @@ def test_numbers_are_written(run_of: RunOf, tmp_path: Path) -> None:
     np.testing.assert_allclose(found[:, 0], adapted.predict(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_plain_torch_runs_a_file_without_raymeta(
     run_of: RunOf, tmp_path: Path, run_cli: Cli
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_mistake_gives_one_message_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_adapt_and_predict_work_in_a_pipe_of_processes(
     run_of: RunOf, support: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -347,6 +347,7 @@ def test_clipping_has_a_finite_derivative_even_at_zero(scale):
             assert_same(derivative, torch.ones_like(derivative))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(cuts=st.sets(st.integers(1, 4)), inner_clip=st.sampled_from([None, 0.2]))
 def test_shards_of_any_size_add_up_to_the_whole(cuts, inner_clip):

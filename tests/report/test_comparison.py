@@ -69,6 +69,7 @@ def test_other_episodes_are_not_paired() -> None:
     assert "different episodes" in lead.note
 
 
+@pytest.mark.slow
 def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:
     finished_run(tmp_path, name="one", seed=0)
     finished_run(tmp_path, name="two", seed=1)
@@ -86,6 +87,7 @@ def test_runs_are_compared_from_their_folders(tmp_path: Path) -> None:
     assert "Ahead of one by" in page
 
 
+@pytest.mark.slow
 def test_a_run_without_scores_is_listed_and_says_how_to_get_them(tmp_path: Path) -> None:
     finished_run(tmp_path, name="one")
     other = finished_run(tmp_path, name="two", seed=1)

@@ -64,6 +64,7 @@ def text_of(page: str) -> str:
     return re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_all_sections_are_there_and_the_answer_comes_first(page: str) -> None:
     text = text_of(page)
     places = [text.index(f">{title}</h2>") for title in SECTIONS]
@@ -97,6 +98,7 @@ def test_a_run_without_drawings_says_how_to_get_them(tmp_path: Path) -> None:
     assert "kept none; `raymeta evaluate one` records them" in text
 
 
+@pytest.mark.slow
 def test_the_page_says_how_far_answers_can_be_trusted(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     assert "How sure it is" not in text_of(report_page(read_facts(run)))

@@ -55,6 +55,7 @@ def search(space: Space, method: Method, count: int) -> list[Point]:
     return points
 
 
+@pytest.mark.slow
 @every_space
 def test_random_points_meet_tight_constraints(name: str) -> None:
     points = search(SPACES[name], "random", 8)

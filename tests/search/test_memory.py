@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from raymeta.experiment.file import with_values
 from raymeta.search.memory import MemoryLimit
 from raymeta.training.trainer import estimate_memory
@@ -10,6 +12,7 @@ from tests.search.helpers import tiny_experiment
 SIZE = "search.space.model.hidden_size={low: 8, high: 2048, log: true}"
 
 
+@pytest.mark.slow
 def test_a_point_above_the_limit_is_refused_with_both_sizes() -> None:
     needed = estimate_memory(with_values(tiny_experiment(SIZE), {"model.hidden_size": 512}))
     experiment = tiny_experiment(SIZE, "training.memory_gb=0.02")

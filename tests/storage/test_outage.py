@@ -45,6 +45,7 @@ def take_away(share: Path, seconds: float) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_share_that_is_away_is_waited_for_and_said_once(tmp_path: Path, folder: Path) -> None:
     said: list[str] = []
     watch = StorageWatch(folder, "file", said.append)
@@ -59,6 +60,7 @@ def test_a_share_that_is_away_is_waited_for_and_said_once(tmp_path: Path, folder
     assert "waiting 300 s at most" in once
 
 
+@pytest.mark.slow
 def test_storage_that_stays_away_is_given_up_with_the_remedy(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

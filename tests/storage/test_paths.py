@@ -167,6 +167,7 @@ def test_a_search_on_data_in_a_bucket_is_kept_there_and_found_again(bucket: str)
         api.tune("pen-maml", overrides=overrides, runs_dir=root, name="first")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["list", "evaluate", "explain", "tune"])
 def test_a_storage_that_cannot_be_reached_is_one_message(
     command: str, monkeypatch: pytest.MonkeyPatch
@@ -177,6 +178,7 @@ def test_a_storage_that_cannot_be_reached_is_one_message(
     assert_unreachable(address, command, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["list", "evaluate", "explain", "tune"])
 def test_a_storage_that_never_answers_is_one_message_in_time(
     command: str, monkeypatch: pytest.MonkeyPatch

@@ -181,6 +181,7 @@ def promoted(weeks: int = 8) -> pd.DataFrame:
     return frame
 
 
+@pytest.mark.slow
 def test_a_known_feature_that_decides_the_future_is_learned(experiment: Load) -> None:
     """Without its values to come the error is many times as large."""
     changes = {"season": 1, "num_shots": 1, "num_queries": 2, "context": 12, "horizon": 2}
@@ -400,6 +401,7 @@ def test_quantiles_change_the_problem_and_no_episode(experiment: Load) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_quantiles_of_a_known_distribution(experiment: Load) -> None:
     """Steps are independent and normal: the past tells nothing but the scale."""
     frame = sales(num_shops=24, days=60)

@@ -314,6 +314,7 @@ def forecast_on(folder: Path, frame: pd.DataFrame, *overrides: str) -> Any:
     return load_experiment(str(folder / "sales.yaml"), list(overrides))
 
 
+@pytest.mark.slow
 def test_a_forecast_goes_by_the_category_that_decides_it(tmp_path: Path) -> None:
     mase = []
     for overrides in ([], ["tasks.categories=[]"]):

@@ -79,6 +79,7 @@ def write(frame: pd.DataFrame, folder: Path, form: str) -> None:
     os.utime(file, (at, at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25, deadline=None)
 @given(case=tables())

@@ -186,6 +186,7 @@ def test_other_settings_and_data_have_files_of_their_own(load: Load, cache: Path
     assert found[0].fingerprint != found[-1].fingerprint
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_made_anew(
     load: Load, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

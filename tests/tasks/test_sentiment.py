@@ -126,6 +126,7 @@ def test_split_seed_deals_the_sentences_and_seed_does_not(tmp_path: Path) -> Non
     assert val[0] == val[1] != val[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test_domain", SHIPPED)
 def test_no_shipped_sentence_is_in_two_splits(test_domain: str) -> None:
     tasks = load(None, test_domain=test_domain, max_tokens=512, num_queries=50)

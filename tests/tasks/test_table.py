@@ -95,6 +95,7 @@ def load(tmp_path: Path) -> Load:
     return load
 
 
+@pytest.mark.slow
 def test_episodes_show_the_rows_of_the_table(load: Load) -> None:
     table = gestures()
     tasks = load(table)
@@ -618,6 +619,7 @@ def test_the_shipped_vowels_are_whole_and_named_with_their_licence() -> None:
     assert class_mean_scores(load_tasks(experiment), "test", 100).mean() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folder", "sequences", "rows", "most_bytes"),
     [

@@ -32,6 +32,7 @@ def experiment_with(name: str, *overrides: str) -> Experiment:
     )
 
 
+@pytest.mark.slow
 @every_learner
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str) -> None:
     whole, before, after = (build_trainer(experiment_with(name)) for _ in range(3))

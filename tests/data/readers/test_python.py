@@ -46,6 +46,7 @@ def returned(folder: Path, code: str, *, function: str = "load", options: str = 
         return PythonReader(function, options)(file)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_guide_runs_from_its_file_to_the_meta_test(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_workers_in_other_folders_get_the_table(
         stop_ray()
 
 
+@pytest.mark.slow
 def test_the_command_line_says_how_to_allow_the_code(example: Path) -> None:
     command = [sys.executable, "-m", "raymeta", "inspect", str(example)]
     environment = {k: v for k, v in os.environ.items() if k != ALLOW_CODE}

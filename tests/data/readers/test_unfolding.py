@@ -86,6 +86,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_that_unfolds_to_gigabytes_is_refused_in_little_memory(
     tmp_path: Path, name: str

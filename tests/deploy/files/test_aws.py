@@ -98,12 +98,14 @@ def profiles() -> set[str]:
     return {profile["InstanceProfileName"] for profile in found}
 
 
+@pytest.mark.slow
 def test_the_file_is_in_order_with_what_the_account_gave(path: Path) -> None:
     cluster = load_cluster(path)
     assert cluster.warnings == ()
     assert str(cluster.runs_dir).startswith("s3://")
 
 
+@pytest.mark.slow
 def test_ray_makes_no_role_and_no_security_group_of_its_own(config: dict[str, Any]) -> None:
     assert profiles() == {"raymeta-head", "raymeta-worker"}
     groups = boto3.client("ec2", REGION).describe_security_groups()["SecurityGroups"]
@@ -173,6 +175,7 @@ def test_workers_are_spot_machines_with_the_workers_profile(
     assert [group["GroupId"] for group in worker["SecurityGroups"]] == [account["SecurityGroup"]]
 
 
+@pytest.mark.slow
 def test_the_stated_resources_of_a_gpu_machine_are_those_ray_finds(config: dict[str, Any]) -> None:
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider  # noqa: PLC0415
 

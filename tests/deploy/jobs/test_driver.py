@@ -99,6 +99,7 @@ for second in $(seq 600); do sleep 0.1; done
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_to_the_run_which_is_waited_for(
     tmp_path: Path, number: signal.Signals

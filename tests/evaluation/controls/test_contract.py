@@ -56,6 +56,7 @@ def networks_for(control: Control, own: Network) -> dict[str, Network]:
     return {control.name: dataclasses.replace(own, params=params)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "control"), PAIRS, ids=named)
 def test_a_control_scores_every_episode_of_the_tasks_it_serves(
     name, control, untrained, contest_of
@@ -75,6 +76,7 @@ def test_a_control_scores_every_episode_of_the_tasks_it_serves(
     assert again.detail == judgement.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "control"), UNTRAINED, ids=named)
 def test_scores_do_not_depend_on_how_many_episodes_follow(name, control, untrained, contest_of):
     own = untrained(*name.split())

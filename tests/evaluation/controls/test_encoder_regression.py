@@ -61,11 +61,13 @@ def judged(tasks: TaskDistribution, untrained: Untrained) -> Judgement:
     return EncoderRegression().judge(Contest(own, torch.zeros(20, 10, 1), {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
 def test_pooled_vectors_that_tell_the_classes_apart_are_learned(untrained, named):
     assert judged(clouds(named=named), untrained).scores.tolist() == [[1.0] * 10] * 20
 
 
+@pytest.mark.slow
 def test_it_does_not_adapt_to_the_support_of_the_meta_test(untrained):
     scores = judged(clouds(shift=100.0), untrained).scores
     assert scores.tolist() == [[0.0] * 5 + [1.0] * 5] * 20
@@ -76,6 +78,7 @@ def test_labels_must_mean_the_same_in_every_task():
     assert not EncoderRegression().serves(clouds(fixed_labels=False))
 
 
+@pytest.mark.slow
 def test_the_meta_test_with_an_encoder_has_its_control_in_place_of_words(
     untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,12 +132,14 @@ def waves(num_steps: int = 60, poison: float | None = None) -> TaskDistribution:
     )
 
 
+@pytest.mark.slow
 def test_frequencies_are_distinguished_at_any_phase(contest_of_tasks):
     scores = MiniRocketRidge().judge(contest_of_tasks(waves(), 50)).scores
     assert scores.mean() > 0.95
     assert class_mean_scores(waves(), "test", 50).mean() < 0.75
 
 
+@pytest.mark.slow
 def test_steps_past_the_end_of_a_sequence_are_never_read():
     grams = []
     for poison in (0.0, 1e3):

@@ -117,6 +117,7 @@ def test_scores_do_not_depend_on_how_many_pairs_are_aligned_at_once(monkeypatch)
     assert torch.equal(dtw_scores(bumps(), "test", 20, 0.25), at_once)
 
 
+@pytest.mark.slow
 def test_pen_is_recognised_as_well_as_a_separate_program_found(untrained, contest_of):
     # A loop over aeon-like squared distances gave 0.819 on the 600 episodes of the default deal.
     own = untrained("pen-maml", "evaluation.adaptation_steps=1", "model.hidden_size=1")

@@ -98,6 +98,7 @@ SOLVERS: dict[int, Solver] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("regression", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
@@ -117,6 +118,7 @@ def test_the_meta_gradient_is_that_of_dense_hessians(
         torch.testing.assert_close(found, sums, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_at_the_end_of_adaptation_it_is_the_gradient_by_the_start() -> None:
     network = ReferenceNetwork(**asdict(SPEC))
     params, episodes = random_params(network), random_episodes(network, 1)
@@ -167,6 +169,7 @@ def test_a_direction_of_negative_curvature_ends_an_episodes_solution() -> None:
     torch.testing.assert_close(found[2], first)  # after the step that still had a curvature
 
 
+@pytest.mark.slow
 def test_implicit_maml_learns_sine_waves() -> None:
     experiment = load_experiment(
         "sinusoid",

@@ -88,18 +88,21 @@ def run_contract(folder: Path, *, refuses: str = "{}", broken: str = "") -> tupl
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_a_learner_of_one_class_and_one_line_meets_the_contract(tmp_path: Path) -> None:
     status, output = run_contract(tmp_path)
     assert status == 0, output[-3000:]
     assert "passed" in output
 
 
+@pytest.mark.slow
 def test_a_learner_that_refuses_a_problem_is_held_to_the_others(tmp_path: Path) -> None:
     reason = '{"regression": "it counts right answers only"}'
     status, output = run_contract(tmp_path, refuses=reason)
     assert status == 0, output[-3000:]
 
 
+@pytest.mark.slow
 def test_the_contract_notices_a_mean_in_place_of_a_sum(tmp_path: Path) -> None:
     status, output = run_contract(tmp_path, broken="/ len(query.y)")
     assert status == 1

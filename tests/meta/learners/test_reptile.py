@@ -108,6 +108,7 @@ def test_joined_sets_keep_every_example_and_its_length(
     assert (without.lengths is None) == (first == second)
 
 
+@pytest.mark.slow
 def test_reptile_learns_sine_waves() -> None:
     experiment = load_experiment(
         "sinusoid",

@@ -17,6 +17,7 @@ from raymeta.nn.native import library
 PROGRAM = Path(__file__).with_name("misfits.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", get_args(Cell))
 @pytest.mark.parametrize("native", ["1", "0"], ids=["native", "torch"])
 def test_every_argument_that_does_not_fit_is_refused(cell: Cell, native: str) -> None:
@@ -37,6 +38,7 @@ def test_every_argument_that_does_not_fit_is_refused(cell: Cell, native: str) ->
     assert all(len(message) < 500 for _, message in results.values())
 
 
+@pytest.mark.slow
 def test_a_refusal_names_the_expected_and_the_given_input() -> None:
     program = (
         "import torch; from raymeta.nn.networks import *\n"

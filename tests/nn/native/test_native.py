@@ -40,6 +40,7 @@ def cached(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "raymeta").glob("*"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_scans_are_built_once_and_found_again(tmp_path):
     first = run(tmp_path)
@@ -52,6 +53,7 @@ def test_scans_are_built_once_and_found_again(tmp_path):
     assert built.stat().st_mtime_ns == when
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path):
     both = [
@@ -69,6 +71,7 @@ def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path):
     assert len(cached(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_results_are_the_same(tmp_path):
     usual = run(tmp_path).stdout.split()[1]
     without = run(tmp_path, CXX="no-such-compiler", PATH=str(tmp_path))
@@ -77,6 +80,7 @@ def test_without_a_compiler_the_results_are_the_same(tmp_path):
     assert float(without.stdout.split()[1]) == pytest.approx(float(usual), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_reported_and_done_without(tmp_path):
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo 'is broken' >&2; exit 1; }\n")
@@ -87,11 +91,13 @@ def test_a_compiler_that_fails_is_reported_and_done_without(tmp_path):
     assert cached(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_environment_can_switch_the_scans_off(tmp_path):
     assert run(tmp_path, RAYMETA_NATIVE="0").stdout.startswith("False")
     assert cached(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
