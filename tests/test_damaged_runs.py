@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from raymeta.search.progress import TrialEvent
 from raymeta.search.records import TrialRecord
 from raymeta.search.results import TrialSummary, checkpoints, read_trials
 from raymeta.search.trial_log import TrialLog, logged_trials
-from raymeta.search.tuner import run_search
+from raymeta.search.tuner import is_damaged, run_search
 from raymeta.storage.paths import path_at
 from raymeta.training.checkpoint import read_state
 from tests.search.helpers import assert_same_bits, local_ray, search, tiny_experiment
@@ -162,15 +163,21 @@ TRIAL_FILES = ("params.json", "params.pkl", "result.json", "progress.csv")
 # ------------------------------------------------------------------- Tune's files
 
 
-@every_damage
-@pytest.mark.parametrize("pattern", STATE_FILES)
+@pytest.mark.parametrize("shift", range(len(DAMAGE)))
 def test_damaged_state_of_tune_loses_no_finished_trial(
-    interrupted: Interrupted, tmp_path: Path, pattern: str, damage: str
+    interrupted: Interrupted, tmp_path: Path, shift: int
 ) -> None:
+    """Over the shifts, each file has each damage."""
     run = interrupted.copy(tmp_path)
-    file = the_file(run, pattern)
-    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    for pattern, damage in zip(STATE_FILES, shifted(shift), strict=False):
+        file = the_file(run, pattern)
+        file.write_bytes(damage(file.read_bytes()))
     assert_goes_on(interrupted, run)
+
+
+def shifted(shift: int) -> Iterator[Callable[[bytes], bytes]]:
+    """All kinds of damage in turn, for ever, from one on."""
+    return islice(cycle(DAMAGE.values()), shift, None)
 
 
 def test_missing_state_of_tune_loses_no_finished_trial(
@@ -182,13 +189,15 @@ def test_missing_state_of_tune_loses_no_finished_trial(
     assert_goes_on(interrupted, run)
 
 
-@pytest.mark.parametrize("name", TRIAL_FILES)
-def test_a_damaged_file_of_a_trial_loses_no_finished_trial(
-    interrupted: Interrupted, tmp_path: Path, name: str
+@pytest.mark.parametrize("shift", range(len(DAMAGE)))
+def test_damaged_files_of_trials_lose_no_finished_trial(
+    interrupted: Interrupted, tmp_path: Path, shift: int
 ) -> None:
+    """Over the shifts, each file of each trial has each damage."""
     run = interrupted.copy(tmp_path)
-    for trial_id, damage in zip(interrupted.records, DAMAGE.values(), strict=True):
-        file = the_file(run, f"tune/{trial_id}/{name}")
+    files = [f"tune/{trial_id}/{name}" for name in TRIAL_FILES for trial_id in interrupted.records]
+    for pattern, damage in zip(files, shifted(shift), strict=False):
+        file = the_file(run, pattern)
         file.write_bytes(damage(file.read_bytes()))
     assert_goes_on(interrupted, run)
 
@@ -317,14 +326,17 @@ def test_a_trial_without_a_whole_checkpoint_begins_anew(
     assert journal.steps[interrupted.unfinished] == [3, 6, 9, 12]
 
 
-@every_damage
 def test_the_best_trial_goes_on_if_its_last_checkpoint_is_damaged(
-    interrupted: Interrupted, tmp_path: Path, damage: str
+    interrupted: Interrupted, tmp_path: Path
 ) -> None:
     run, journal = interrupted.copy(tmp_path), Journal()
     for trial_id in interrupted.finished:
         last = Path(str(checkpoints(run, trial_id)[0]))
-        last.write_bytes(DAMAGE[damage](last.read_bytes()))
+        whole = last.read_bytes()
+        assert not is_damaged(run, trial_id, [])
+        for damage in DAMAGE.values():
+            last.write_bytes(damage(whole))
+            assert is_damaged(run, trial_id, [])
     trials = search(interrupted.experiment, run, journal)
     assert {trial.record.status for trial in trials} == {"completed"}
     assert read_trials(run).keys() == interrupted.records.keys()
