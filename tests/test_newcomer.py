@@ -74,7 +74,7 @@ from ax.analysis.plotly.plotly_analysis import create_plotly_analysis_card
 
 
 def sizes(search):
-    """How many values each parameter has in the space."""
+    """Shows how long the names of the parameters are."""
     names = [parameter.name for parameter in search.space.parameters]
     table = pd.DataFrame({"key": names, "length": [len(name) for name in names]})
     figure = px.bar(table, x="key", y="length")

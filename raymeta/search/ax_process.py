@@ -16,9 +16,9 @@ from raymeta.search.settings import SearchSettings
 from raymeta.search.space import Space
 
 _MAX_LOSSES = 3  # losses of the process in a row that end the search
-# A process that hangs answers never, and Ray does not notice it.  So an answer is due within a
-# multiple of the longest so far, which grows with the trials, and at least the time that the first
-# one takes on a machine with far too much to do.
+# A process that hangs never answers, and Ray does not notice it.  So an answer is due within a
+# multiple of the longest so far, which grows with the trials; the least of it is what the first one
+# takes on a machine with far too much to do.
 _LEAST_DEADLINE_S, _DEADLINE_MULTIPLE = 600.0, 10
 
 _log = logging.getLogger(__name__)

@@ -65,24 +65,27 @@ class MetaTrial(tune.Trainable):
 
     def _workers(self) -> WorkerGroup:
         """The workers, which have started this trial's configuration."""
-        from raymeta.trial.workers import WorkerGroup
-
-        config, self._to_start = self._to_start, None
-        if config is not None:
-            base = Experiment.model_validate(config["experiment"])
-            if self._group is None:
-                folder = config.get(RUN_FOLDER)
-                self._watch = folder and StorageWatch(path_at(folder), "experiment.yaml")
-                self._group = WorkerGroup(base.resources)
-            self._experiment = with_values(base, own_values(config))
-            self._group.call("start", self._experiment.model_dump())
-            self._note = ""  # sent with the next result
-            if CONTINUED in config:
-                self._continue_from(config[CONTINUED]["checkpoints"])
+        if self._to_start is not None:
+            self._start(self._to_start)
+            self._to_start = None
         assert self._group is not None
         return self._group
 
-    def _continue_from(self, files: Sequence[str]) -> None:
+    def _start(self, config: dict[str, Any]) -> None:
+        from raymeta.trial.workers import WorkerGroup
+
+        base = Experiment.model_validate(config["experiment"])
+        self._experiment = with_values(base, own_values(config))
+        if self._group is None:
+            folder = config.get(RUN_FOLDER)
+            self._watch = folder and StorageWatch(path_at(folder), "experiment.yaml")
+            self._group = WorkerGroup(base.resources)
+        self._group.call("start", self._experiment.model_dump())
+        self._note = ""  # sent with the next result
+        if CONTINUED in config:
+            self._continue_from(self._group, config[CONTINUED]["checkpoints"])
+
+    def _continue_from(self, workers: WorkerGroup, files: Sequence[str]) -> None:
         """Continues from the first undamaged checkpoint file, or from step 0 without one."""
         from raymeta.training.checkpoint import parse
 
@@ -94,7 +97,7 @@ class MetaTrial(tune.Trainable):
             except (OSError, RunError) as error:
                 damage = damage or str(error)
                 continue
-            self._workers().call("restore", state)
+            workers.call("restore", state)
             self._note = damage and f"{damage}; the trial goes on from {file}"
             return
         self._note = damage and f"{damage}; the trial begins anew"

@@ -115,18 +115,11 @@ class Limited(Reported):
         return {SCORE: x, "acc%": 1 - x, "done": True}
 
 
-class Numbered(Reported):
+class Numbered(Fated):
     """Scores its first number less 1 / epoch, and ends as its place among the trials says.
 
     A score is an array of one element, as many libraries report it.
     """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._config, self._epoch = config, 0
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
 
     def step(self) -> dict[str, Any]:
         self._epoch += 1

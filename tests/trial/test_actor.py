@@ -17,6 +17,7 @@ from ray import tune
 from ray.train._internal.session import _TrainingResult
 from safetensors.torch import load
 
+from raymeta.errors import ExperimentError
 from raymeta.experiment.file import load_experiment
 from raymeta.experiment.resources import Resources
 from raymeta.experiment.schema import STEP_METRIC
@@ -171,6 +172,15 @@ def test_a_lost_worker_is_an_error_and_ends_the_others() -> None:
     for actor in actors:
         with pytest.raises(ray.exceptions.RayActorError):
             call_until_gone(actor)
+
+
+def test_a_configuration_that_cannot_start_is_never_taken_for_one_that_has() -> None:
+    with new_trial(tiny_experiment(), **{"model.hidden_size": 0}) as trial:
+        for _ in range(2):
+            with pytest.raises(ExperimentError, match="hidden_size"):
+                trial.train()
+        assert trial.reset(trial_config(tiny_experiment()))
+        assert trial.train()[STEP_METRIC] == 3
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

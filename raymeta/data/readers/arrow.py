@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 
 from raymeta.data.readers.archives import ARCHIVES
 from raymeta.data.readers.unfolding import (
+    ARROW_FILE,
     Unfolding,
     arrow_stream,
     open_parquet,
@@ -157,10 +158,10 @@ def _parquet(path: AnyPath, _: str) -> _Opened:
 
 def _arrow(path: AnyPath, suffix: str) -> _Opened:
     content = read_regular(path, most=TABLE_BYTES)
-    stream = arrow_stream(content)
     # Hugging Face's save_to_disk writes streams, also under the name .arrow.
-    if stream is content and suffix != "arrow":
+    if suffix != "arrow" and not content.startswith(ARROW_FILE):
         raise OSError("Not an Arrow file")
+    stream = arrow_stream(content)
     return partial(stream_columns, stream), stream_schema(stream).names
 
 

@@ -24,7 +24,7 @@ _BATCH_BYTES = 64 << 20  # of values of one width, read at a time
 _PAGE_BUFFER = 1 << 20  # bytes of a Parquet file that are read at once
 _VALUE_BYTES = 8  # that a value takes at least, once it is used
 _TEXT_BYTES = 2**31 - 1  # of a column: Arrow's texts have offsets of 32 bits
-_ARROW_FILE = b"ARROW1"
+ARROW_FILE = b"ARROW1"  # what an Arrow file begins with, and a stream does not
 _FILE_START = 8  # behind which an Arrow file is a stream, with an index at its end
 
 
@@ -150,12 +150,13 @@ def _page_bytes(metadata: pq.FileMetaData, name: str) -> int:
     )
 
 
-def arrow_stream(content: bytes) -> bytes:
-    """The stream in the content of an Arrow file or stream; Feather files are Arrow files."""
-    return content[_FILE_START:] if content.startswith(_ARROW_FILE) else content
+def arrow_stream(content: bytes) -> pa.Buffer:
+    """The stream in the content of an Arrow file or stream, not copied; Feather files are such."""
+    buffer = pa.py_buffer(content)
+    return buffer.slice(_FILE_START) if content.startswith(ARROW_FILE) else buffer
 
 
-def stream_schema(content: bytes) -> pa.Schema:
+def stream_schema(content: pa.Buffer) -> pa.Schema:
     """The schema of an Arrow stream.
 
     Raises:
@@ -165,7 +166,7 @@ def stream_schema(content: bytes) -> pa.Schema:
         return stream.schema
 
 
-def stream_columns(content: bytes, wanted: Sequence[str]) -> pa.Table:
+def stream_columns(content: pa.Buffer, wanted: Sequence[str]) -> pa.Table:
     """Reads columns of an Arrow stream, a batch at a time.
 
     Raises:
@@ -186,7 +187,7 @@ def stream_columns(content: bytes, wanted: Sequence[str]) -> pa.Table:
     return found.table(pa.schema([schema.field(name) for name in wanted]))
 
 
-def _checked_batches(content: bytes) -> Iterator[None]:
+def _checked_batches(content: pa.Buffer) -> Iterator[None]:
     """Yields before each batch of a stream, whose size, and its dictionaries', is then known.
 
     Raises:
